@@ -1,0 +1,80 @@
+"""``peftlab VERB …``: thin; a verb's module is imported only when that verb is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from peftlab import __version__
+from peftlab.errors import PeftlabError, nearest
+
+STARTED = time.time()
+"""When this process began its work (seconds since the epoch), for the record's start-to-first-step time."""
+
+VERBS = {
+    "train": "fine-tune: compose a config from groups and key=value, run it, leave a record",
+    "evaluate": "test a finished run again, on its own data or on other data",
+    "predict": "label texts with a finished run",
+    "methods": "list the PEFT methods, or explain one",
+    "check": "compose and check a config or a sweep; run nothing",
+}
+
+USAGE = """peftlab {version}: a laboratory for parameter-efficient fine-tuning
+
+usage: peftlab VERB [arguments]
+
+{verbs}
+
+peftlab VERB --help explains a verb.    PEFTLAB_DEBUG=1 shows tracebacks."""
+
+
+def usage() -> str:
+    """What ``peftlab --help`` prints."""
+    return USAGE.format(
+        version=__version__, verbs="\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        exit status: 0 done, 1 a run failed, 2 something given cannot be used, 130 interrupted.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if given else 2
+    if given[0] in ("-V", "--version"):
+        print(f"peftlab {__version__}")
+        return 0
+    verb, rest = given[0], given[1:]
+    if verb not in VERBS:
+        print(
+            f"peftlab: unknown verb '{verb}'.{nearest(verb, VERBS)} The verbs are: {', '.join(VERBS)}.",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        status: int = importlib.import_module(f"peftlab.verbs.{verb}").main(rest)
+        return status
+    except PeftlabError as error:
+        return _report(verb, error)
+    except KeyboardInterrupt:
+        print(f"peftlab {verb}: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe (head) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _report(verb: str, error: PeftlabError) -> int:
+    if os.environ.get("PEFTLAB_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"peftlab {verb}: {error}", file=sys.stderr)
+    return 2

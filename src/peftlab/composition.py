@@ -1,0 +1,135 @@
+"""Hydra as peftlab uses it: composing, and its errors in peftlab's words."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra import main as hydra_main
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from peftlab.config import GROUPS, RunConfig, check, config_folder
+from peftlab.errors import ConfigError, listed, nearest
+
+SELECTORS = ("experiment", "debug")
+"""Groups that choose a recipe over the others and are not part of a run themselves."""
+
+
+def run_as_hydra_application(arguments: Sequence[str], task: Callable[[DictConfig], None]) -> None:
+    """Hand ``arguments`` to Hydra, which composes the config and calls ``task`` (or the launcher, for ``-m``)."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
+    whole_argv = sys.argv[:]
+
+    def restored(config: DictConfig) -> None:
+        # Lightning starts the other ranks of a DDP run by calling sys.argv again: it needs the verb.
+        sys.argv[:] = whole_argv
+        task(config)
+
+    sys.argv[:] = ["peftlab train", *arguments]
+    application = hydra_main(version_base="1.3", config_path=str(config_folder()), config_name="train")(
+        restored
+    )
+    try:
+        with _errors_in_words(arguments):
+            application()
+    finally:
+        sys.argv[:] = whole_argv
+
+
+def composed(
+    overrides: Sequence[str], *, config_dir: str | None = None, config_name: str = "train"
+) -> DictConfig:
+    """The config that ``overrides`` compose to, with the ``hydra`` node, which HydraConfig then holds too."""
+    with _errors_in_words(overrides):
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(config_folder()), version_base="1.3", job_name="peftlab train"):
+            # Hydra's own -cd flag is a search path entry in front of the others.
+            extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+            config = compose(config_name, overrides=[*overrides, *extra], return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+    return config
+
+
+def checked(overrides: Sequence[str], *, real: bool = False) -> RunConfig:
+    """Compose ``overrides`` and check the result."""
+    return check(composed(overrides), real=real)
+
+
+@contextmanager
+def _errors_in_words(arguments: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except OverrideParseException as error:
+        raise ConfigError(_about_syntax(error)) from error
+    except MissingConfigException as error:
+        raise ConfigError(_about_missing(error, arguments)) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{mark.name}, line {mark.line + 1}" if mark else "a config file"
+        raise ConfigError(f"{place}: not valid YAML: {error.problem}.") from error
+    except HydraException as error:
+        raise ConfigError(_about_composition(error)) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
+
+
+def _about_syntax(error: OverrideParseException) -> str:
+    given = error.override
+    return (
+        f"cannot read '{given}': write key=value, without spaces around '='; quote values that hold "
+        f"brackets, commas or '=' as 'key=\"…\"'. ({str(error).splitlines()[0]})"
+    )
+
+
+def _about_missing(error: MissingConfigException, arguments: Sequence[str]) -> str:
+    """A group option, or a config named with --config-name, for which there is no file."""
+    wanted = error.missing_cfg_file or ""
+    group, _, option = wanted.rpartition("/")
+    if not group:
+        return f"there is no config '{wanted}'. {str(error).splitlines()[0]}"
+    options = sorted(error.options or [path.stem for path in (config_folder() / group).glob("*.yaml")])
+    given = next((a for a in arguments if re.match(rf"\+?{re.escape(group)}=", a)), None)
+    return (
+        f"unknown option {given or f'{group}={option}'}.{nearest(option, options)} "
+        f"The options of '{group}' are: {listed(options)}."
+    )
+
+
+def _about_composition(error: HydraException) -> str:
+    """An override of a key or group that does not exist, most often a typo."""
+    text = str(error)
+    cause = error.__cause__
+    match = re.search(r"Could not override '([^']+)'", text)
+    if match is None:
+        return " ".join(text.split())
+    key = match.group(1)
+    parent = getattr(cause, "parent_node", None)
+    group, _, name = key.rpartition(".")
+    if isinstance(parent, DictConfig):
+        full_key = getattr(cause, "full_key", None) or key
+        group, _, name = str(full_key).rpartition(".")
+        allowed = [str(child) for child in parent if child not in ("_target_", "hydra")]
+        allowed += [] if group else SELECTORS
+        where = f"keys of '{group}'" if group else "top-level keys and groups"
+        return f"unknown key '{full_key}'.{nearest(name, allowed)} The {where} are: {listed(set(allowed))}."
+    if cause is not None and key not in GROUPS:
+        return f"{key}: {str(cause).splitlines()[0]}"
+    top = [*RunConfig.__dataclass_fields__, *SELECTORS]
+    return f"unknown key or group '{key}'.{nearest(key, top)} There are: {listed(top)}."
+
+
+def parse(overrides: Sequence[str]) -> None:
+    """Raise ConfigError for the first override that is not of the form key=value."""
+    with _errors_in_words(overrides):
+        OverridesParser.create().parse_overrides(list(overrides))

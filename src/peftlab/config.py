@@ -1,0 +1,194 @@
+"""A run's config: its typed schema, composing it with Hydra, and checking it before anything heavy loads.
+
+Values come from ``conf/`` (and ``--config-dir``), composed by Hydra; the schema is the dataclasses that
+each group's ``_target_`` names. A mistake is one :class:`~peftlab.errors.ConfigError` that names the key,
+the file it stands in, what is allowed and the nearest name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field
+
+from peftlab.backbones.config import BackboneConfig
+from peftlab.data.base import DataSet
+from peftlab.errors import ConfigError
+from peftlab.fields import NonNegativeInt, bookkeeping
+from peftlab.peft.base import PEFTStrategy
+from peftlab.schema import BadValue, UnknownKey, check_keys, config_class, import_class, validate
+from peftlab.training.config import LoggerConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
+
+GROUPS: dict[str, type] = {
+    "data": DataSet,
+    "backbone": BackboneConfig,
+    "peft": PEFTStrategy,
+    "optim": OptimizerConfig,
+    "schedule": ScheduleConfig,
+    "logger": LoggerConfig,
+}
+"""Groups whose ``_target_`` names the dataclass, and what that dataclass must be."""
+
+
+def config_folder() -> Path:
+    """The folder of shipped YAML files: inside an installed wheel, or beside ``src`` in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parents[1] / "conf"
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Everything a run is made of; each group is the validated dataclass its ``_target_`` names."""
+
+    name: str = field(metadata={"bookkeeping": True})
+    """The experiment's name: runs of one name share the folder ``<output_dir>/<name>``."""
+    seed: NonNegativeInt
+    """Seeds initialisation, data order and dropout, each through a stream of its own."""
+    output_dir: str = bookkeeping("outputs")
+    force: bool = bookkeeping(False)
+    """Run again even if the result is there already; the old result is replaced when the new one is ready."""
+    data: DataSet
+    backbone: BackboneConfig
+    peft: PEFTStrategy
+    optim: OptimizerConfig
+    schedule: ScheduleConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig = field(metadata={"bookkeeping": True})
+
+    def plain(self) -> dict[str, Any]:
+        """Plain containers, ``_target_`` included: what config.yaml and the record hold."""
+        values: dict[str, Any] = {}
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if name in GROUPS:
+                cls = type(value)
+                values[name] = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **asdict(value)}
+            else:
+                values[name] = asdict(value) if name == "trainer" else value
+        return values
+
+
+@dataclass(kw_only=True)
+class _TopLevel:
+    """The fields of :class:`RunConfig` that are not groups."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=,-]*$", max_length=120)]
+    seed: NonNegativeInt
+    output_dir: str = "outputs"
+    force: bool = False
+
+
+def from_plain(values: dict[str, Any], *, real: bool) -> RunConfig:
+    """Check plain ``values`` against the schema.
+
+    Args:
+        values: what :meth:`RunConfig.plain` returns, or a composed config as containers.
+        real: import the classes for use; else read them only, without importing torch.
+
+    Raises:
+        ConfigError: naming every key that does not fit.
+    """
+    check_keys(values, RunConfig, "")
+    top = {name: value for name, value in values.items() if name not in GROUPS and name != "trainer"}
+    parts: dict[str, Any] = asdict(validate(top, _TopLevel, ""))
+    for group, base in GROUPS.items():
+        parts[group] = validate_group(group, values.get(group), base, real=real)
+    parts["trainer"] = validate(_as_mapping("trainer", values.get("trainer")), TrainerConfig, "trainer")
+    return RunConfig(**parts)
+
+
+def validate_group(group: str, given: Any, base: type, *, real: bool) -> Any:
+    """The instance of ``base`` that one group's values describe."""
+    given = _as_mapping(group, given)
+    target = given.get("_target_")
+    key = f"{group}._target_"
+    if not isinstance(target, str):
+        raise ConfigError(
+            f"{key} is missing: it names the dataclass of the group, for example one of conf/{group}/*.yaml."
+        )
+    cls = import_class(target, key) if real else config_class(target, key)
+    if not issubclass(cls, base):
+        raise ConfigError(
+            f"{key}={target}: it must be a {base.__module__}.{base.__qualname__}, which this is not."
+        )
+    return validate(given, cls, group)
+
+
+def _as_mapping(group: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise ConfigError(
+            f"'{group}' must be chosen (for example {group}=<file in conf/{group}>), got {given!r}."
+        )
+    return given
+
+
+def check(composed: DictConfig, *, real: bool = False) -> RunConfig:
+    """Resolve and validate what Hydra composed, naming the file a mistake stands in."""
+    composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    for group in ("experiment", "debug"):  # selectors of files, not part of a run
+        composed.pop(group, None)
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or "")
+        raise ConfigError(f"{key or 'config'}: {str(error).splitlines()[0]}{_where(key)}") from error
+    assert isinstance(values, dict)
+    try:
+        return from_plain({str(key): value for key, value in values.items()}, real=real)
+    except UnknownKey as error:
+        raise ConfigError(f"{error}{_where(error.key)}") from error
+    except BadValue as error:
+        lines = str(error).splitlines()
+        raise ConfigError(
+            "\n".join(line + _where(key) for line, key in zip(lines, error.keys, strict=True))
+            if len(lines) == len(error.keys)
+            else str(error)
+        ) from error
+
+
+def _where(key: str) -> str:
+    """`` (in <file>)`` or `` (on the command line)`` for the place that set ``key``, if it can be told."""
+    if not key or not HydraConfig.initialized():
+        return ""
+    hydra = HydraConfig.get()
+    # unresolved: the mistake may be an interpolation in one of them
+    overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    for override in reversed(cast(list[str], overrides)):
+        if re.match(rf"[+~]*{re.escape(key)}(@|=|$|\.)", override):
+            return f" (on the command line: {override})"
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    files = [f"{group}/{option}.yaml" for group, option in hydra.runtime.choices.items() if option]
+    files.append(f"{hydra.job.config_name}.yaml")
+    group, _, inner = key.partition(".")
+    # Other files (an experiment) are merged over the group's own, so they are asked first.
+    for name in sorted(files, key=lambda name: name.startswith(f"{group}/")):
+        path_in_file = inner if name.startswith(f"{group}/") else key
+        for folder in folders:
+            if _has(_read_yaml(folder / name), path_in_file.split(".")):
+                return f" (in {folder / name})"
+    return ""
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _has(content: Any, keys: Sequence[str]) -> bool:
+    for key in keys:
+        if not isinstance(content, dict) or key not in content:
+            return False
+        content = content[key]
+    return True

@@ -1,0 +1,46 @@
+"""Errors a user can cause, each saying what was given, what is allowed and what to do.
+
+The command line turns any :class:`PeftlabError` into its message on stderr and exit status 2;
+``PEFTLAB_DEBUG=1`` shows the traceback as well.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PeftlabError(ValueError):
+    """Something the user gave cannot be used; the message says how to mend it."""
+
+
+class ConfigError(PeftlabError):
+    """A configuration that cannot be composed or does not fit the schema."""
+
+
+class DataError(PeftlabError):
+    """A data file, package or hub data set that cannot be read as labelled texts."""
+
+
+class BackboneError(PeftlabError):
+    """A backbone that cannot be found, built or trusted."""
+
+
+class RunError(PeftlabError):
+    """A run folder that is missing, unfinished, damaged or in use."""
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """`` Did you mean 'rank'?`` for the candidate closest to ``name``, or an empty string."""
+    close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def listed(names: Iterable[str], limit: int = 40) -> str:
+    """``a, b, c`` sorted; beyond ``limit`` names the rest is counted."""
+    ordered = sorted(names)
+    if not ordered:
+        return "(none)"
+    if len(ordered) <= limit:
+        return ", ".join(ordered)
+    return ", ".join(ordered[:limit]) + f", … ({len(ordered) - limit} more)"

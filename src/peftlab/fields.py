@@ -1,0 +1,37 @@
+"""The vocabulary of config fields: ranges that are checked, and the marker of what is not hashed.
+
+Every group of the config is a plain dataclass; these annotations make its fields say what they
+allow, for example ``rank: PositiveInt = 8``. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+
+def bookkeeping(default: Any) -> Any:
+    """A dataclass field that cannot change a run's numbers, and so is left out of the run's identity."""
+    return field(default=default, metadata={"bookkeeping": True})
+
+
+def _reject_bool(value: Any) -> Any:
+    # bool is an int to Python; `peft.rank=true` is a mistake, not a rank of 1.
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true/false")
+    return value
+
+
+_number = BeforeValidator(_reject_bool)
+
+PositiveInt = Annotated[int, Field(ge=1), _number]
+NonNegativeInt = Annotated[int, Field(ge=0), _number]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False), _number]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False), _number]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False), _number]
+Probability = Annotated[float, Field(ge=0, lt=1), _number]
+"""A dropout probability: 0 <= p < 1."""
+Fraction = Annotated[float, Field(gt=0, lt=1), _number]
+"""A share of something that must leave something on both sides: 0 < f < 1."""

@@ -1,0 +1,137 @@
+"""Every mistake ends with one message that names the key, what is allowed and the nearest name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Peftlab
+
+# (what is typed after `peftlab train`, what the message must say)
+WRONG: list[tuple[list[str], list[str]]] = [
+    (["peft.rnak=4"], ["peft.rnak", "Did you mean 'rank'?", "alpha, alpha_pattern"]),
+    (["optim.lrr=1"], ["optim.lrr", "Did you mean 'lr'?"]),
+    (["sede=1"], ["'sede'", "Did you mean 'seed'?"]),
+    (["+sede=1"], ["'sede'", "Did you mean 'seed'?", "on the command line"]),
+    (["+peft.rnk=1"], ["peft.rnk", "Did you mean 'rank'?"]),
+    (["trainer.max_epoch=1"], ["trainer.max_epoch", "Did you mean 'max_epochs'?"]),
+    (["peft=lroa"], ["peft=lroa", "Did you mean 'lora'?", "full, head, lora"]),
+    (["optim=adam"], ["optim=adam", "Did you mean 'adamw'?"]),
+    (["logger=wanb"], ["logger=wanb", "Did you mean 'wandb'?"]),
+    (["data=imbd"], ["data=imbd", "Did you mean 'imdb'?"]),
+    (["exeriment=first_run"], ["exeriment", "Did you mean 'experiment'?"]),
+    (["experiment=frist_run"], ["experiment=frist_run", "Did you mean 'first_run'?"]),
+    (["peft.rank=0"], ["peft.rank=0", "at least 1"]),
+    (["peft.rank=abc"], ["peft.rank='abc'", "whole number"]),
+    (["peft.rank=true"], ["peft.rank=True", "not true/false"]),
+    (["peft.rank=2.5"], ["peft.rank=2.5", "whole number"]),
+    (["peft.dropout=1.5"], ["peft.dropout=1.5", "less than 1"]),
+    (["peft.alpha=-1"], ["peft.alpha=-1", "greater than 0"]),
+    (["peft.targets=[]"], ["peft.targets is empty"]),
+    (["peft.targets=query"], ["peft.targets='query'", "it must be a list"]),
+    (["optim.lr=nan"], ["optim.lr=nan", "finite"]),
+    (["optim.lr=0"], ["optim.lr=0", "greater than 0"]),
+    (["optim=sgd", "optim.nesterov=true"], ["optim.nesterov=true needs optim.momentum"]),
+    (["data.val_fraction=1.0"], ["data.val_fraction=1.0", "less than 1"]),
+    (["data.limit_train=0"], ["data.limit_train=0", "at least 1"]),
+    (["trainer.precision=fp17"], ["trainer.precision='fp17'", "bf16-mixed"]),
+    (["trainer.devices=0"], ["trainer.devices=0", "at least 1"]),
+    (["trainer.monitor=acuracy"], ["trainer.monitor='acuracy'", "Did you mean 'accuracy'?"]),
+    (["seed=-1"], ["seed=-1", "at least 0"]),
+    (["name=../../x"], ["name='../../x'", "must match"]),
+    (["backbone.quantize=int4"], ["backbone.quantize='int4'", "nf4"]),
+    (["backbone.name_or_path=x"], ["exactly one of", "backbone.name_or_path"]),
+    (["schedule._target_=foo.Bar"], ["schedule._target_=foo.Bar", "no module 'foo'"]),
+    (["peft._target_=peftlab.peft.lroa.LoRA"], ["peftlab.peft.lroa", "Did you mean 'lora'?"]),
+    (["peft._target_=peftlab.peft.lora.LoRa"], ["no class 'LoRa'", "Did you mean 'LoRA'?"]),
+    (["peft._target_=peftlab.training.optim.SGD"], ["must be a peftlab.peft.base.PEFTStrategy"]),
+    (["optim.lr=${peft.learning_rate}"], ["optim.lr", "peft.learning_rate", "not found"]),
+    (["peft.rank", "4"], ["cannot read 'peft.rank'", "key=value"]),
+    (["peft.targets=[query,"], ["cannot read", "quote"]),
+    (["data=imdb", "data.source=local"], ["data.path"]),
+    (["data=imdb", "data.source=local", "data.path=nowhere"], ["data.path", "nowhere"]),
+    (["--config-dir", "nowhere"], ["nowhere"]),
+    (["--config-name", "trian"], ["trian"]),
+]
+
+
+@pytest.mark.parametrize(("typed", "said"), WRONG, ids=[" ".join(typed) for typed, _ in WRONG])
+def test_wrong_input(peftlab: Peftlab, typed: list[str], said: list[str], scratch: Path) -> None:
+    result = peftlab("train", *typed)
+    assert result.status == 2
+    for part in said:
+        assert part in result.err
+    assert "Traceback" not in result.err
+    assert not (scratch / "outputs").exists(), "nothing may be left behind"
+
+
+def test_a_typo_in_a_yaml_file_names_the_file(peftlab: Peftlab, scratch: Path) -> None:
+    folder = scratch / "mine" / "peft"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("_target_: peftlab.peft.lora.LoRA\nrnak: 4\n")
+    result = peftlab("train", "--config-dir", scratch / "mine", "peft=mine")
+    assert result.status == 2
+    assert "peft.rnak" in result.err
+    assert "Did you mean 'rank'?" in result.err
+    assert str(folder / "mine.yaml") in result.err
+
+
+def test_a_bad_value_in_an_experiment_file_names_the_file(peftlab: Peftlab, scratch: Path) -> None:
+    folder = scratch / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\npeft:\n  rank: -3\n")
+    result = peftlab("train", "-cd", scratch / "mine", "experiment=mine")
+    assert result.status == 2
+    assert "peft.rank=-3" in result.err
+    assert str(folder / "mine.yaml") in result.err
+
+
+def test_invalid_yaml_names_file_and_line(peftlab: Peftlab, scratch: Path) -> None:
+    folder = scratch / "mine" / "optim"
+    folder.mkdir(parents=True)
+    (folder / "broken.yaml").write_text("lr: 1\n  weight_decay: : 2\n")
+    result = peftlab("train", "--config-dir", scratch / "mine", "optim=broken")
+    assert result.status == 2
+    assert "broken.yaml, line 2" in result.err
+
+
+def test_several_bad_values_are_all_named(peftlab: Peftlab) -> None:
+    result = peftlab("train", "peft.rank=0", "peft.dropout=2")
+    assert "peft.rank=0" in result.err
+    assert "peft.dropout=2" in result.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["trian"], ["methods", "lroa"], ["evaluate", "nowhere"], ["predict", "nowhere"]]
+)
+def test_wrong_verbs_and_folders(peftlab: Peftlab, arguments: list[str]) -> None:
+    result = peftlab(*arguments)
+    assert result.status == 2
+    assert arguments[-1] in result.err
+
+
+def test_debug_shows_the_traceback(peftlab: Peftlab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEFTLAB_DEBUG", "1")
+    assert "Traceback" in peftlab("train", "peft.rank=0").err
+
+
+def test_a_mistake_is_found_without_importing_torch() -> None:
+    """That is what keeps the answer under the three seconds a person waits gladly."""
+    code = (
+        "import sys; from peftlab.cli import main; status = main(['train', 'peft.rank=0']);"
+        "heavy = {'torch', 'lightning', 'transformers', 'datasets', 'bitsandbytes'} & set(sys.modules);"
+        "print(status, sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 []"
+    assert "peft.rank=0" in done.stderr
+
+
+def test_a_sweep_is_checked_before_its_first_job(peftlab: Peftlab, scratch: Path) -> None:
+    result = peftlab("train", "-m", "peft.rank=1,2,0")
+    assert result.status == 2
+    assert "job 2 (peft.rank=0)" in result.err
+    assert not list(scratch.glob("outputs/*/*/record.json"))

@@ -1,0 +1,68 @@
+"""Every shipped YAML composes, says all fields of its dataclass, and shows the command that uses it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from peftlab.composition import checked
+from peftlab.config import GROUPS, config_folder
+from peftlab.schema import import_class
+from peftlab.training.config import TrainerConfig
+from tests.conftest import Peftlab
+
+FILES = sorted(path.relative_to(config_folder()) for path in config_folder().glob("*/*.yaml"))
+REQUIRED = {"text_files": ["data.path=reviews.jsonl"], "llama": ["backbone.name_or_path=some/llama"]}
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_it_composes(path: Path, reviews: Path) -> None:
+    config = checked([f"{path.parent}={path.stem}", *REQUIRED.get(path.stem, [])])
+    assert config.name
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if str(p.parent) in GROUPS], ids=str)
+def test_it_says_every_field(path: Path) -> None:
+    content = yaml.safe_load((config_folder() / path).read_text())
+    cls = import_class(content["_target_"], str(path))
+    assert issubclass(cls, GROUPS[str(path.parent)])
+    assert set(content) - {"_target_"} == {field.name for field in dataclasses.fields(cls)}
+
+
+def test_the_trainer_file_says_every_field_with_its_default() -> None:
+    content = yaml.safe_load((config_folder() / "trainer/default.yaml").read_text())
+    assert content == dataclasses.asdict(TrainerConfig())
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_it_shows_the_command_that_uses_it(path: Path) -> None:
+    text = (config_folder() / path).read_text()
+    assert text.startswith("#")
+    assert f"{path.parent}={path.stem}" in text
+
+
+def test_train_yaml_is_short() -> None:
+    assert len((config_folder() / "train.yaml").read_text().splitlines()) <= 30
+
+
+def test_hydra_flags_work(peftlab: Peftlab) -> None:
+    shown = peftlab("train", "peft.rank=3", "--cfg", "job")
+    assert shown.status == 0
+    assert yaml.safe_load(shown.out)["peft"]["rank"] == 3
+    explained = peftlab("train", "--help")
+    assert explained.status == 0
+    for word in ("the PEFT method", "peft: full, head, lora", "rank: 8"):
+        assert word in explained.out
+
+
+def test_check_prints_key_and_folder(peftlab: Peftlab) -> None:
+    result = peftlab("check", "peft.rank=3")
+    assert result.status == 0
+    values = yaml.safe_load(result.out)
+    assert values["peft"]["rank"] == 3
+    assert "outputs/imdb_packaged-minilm-lora/" in result.out
+    sweep = peftlab("check", "-m", "peft.rank=1,2", "seed=0,1,1")
+    assert sweep.out.splitlines()[-1] == "6 jobs, 4 different runs, 2 duplicates"

@@ -1,0 +1,83 @@
+"""Shared fixtures: a scratch folder and cache for each test, a small learnable data set, the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test works in an empty folder with a cache of its own."""
+    monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / ".cache"))
+    monkeypatch.delenv("PEFTLAB_DEBUG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@dataclass
+class Result:
+    """What one call of the command line did."""
+
+    status: int
+    out: str
+    err: str
+
+
+Peftlab = Callable[..., Result]
+
+
+@pytest.fixture
+def peftlab(capfd: pytest.CaptureFixture[str]) -> Peftlab:
+    """Call ``peftlab VERB …`` in this process."""
+    from peftlab.cli import main
+
+    def call(*arguments: str) -> Result:
+        capfd.readouterr()
+        try:
+            status = main([str(a) for a in arguments])
+        except SystemExit as error:  # argparse and Hydra leave in this way
+            status = int(error.code or 0)
+        captured = capfd.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    return call
+
+
+GOOD = ["a fine and moving film", "great acting", "wonderful story", "I loved it", "superb and funny"]
+BAD = ["a dull and empty film", "awful acting", "terrible story", "I hated it", "boring and long"]
+
+
+@pytest.fixture
+def reviews(scratch: Path) -> Path:
+    """120 short labelled texts, easy to learn, of differing lengths, in reviews.jsonl."""
+    generator = random.Random(7)
+    path = scratch / "reviews.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(120):
+            label = number % 2
+            words = " ".join(generator.choice((BAD, GOOD)[label]) for _ in range(generator.randint(1, 4)))
+            file.write(json.dumps({"text": f"{words} {number}", "label": ("bad", "good")[label]}) + "\n")
+    return path
+
+
+TINY = ("backbone=tiny", "logger=none", "data=text_files", "data.max_length=48", "data.batch_size=8")
+"""A run of a second: a random two-layer BERT on bytes."""
+
+
+def run_folder(name: str = "*") -> Path:
+    """The one run folder below outputs/<name>."""
+    (record,) = Path("outputs").glob(f"{name}/*/record.json")
+    return record.parent
