@@ -1,0 +1,99 @@
+"""What every data set offers: labelled splits, with their provenance.
+
+A data set is a dataclass whose fields are its config (``conf/data/<name>.yaml``); :meth:`DataSet.load`
+turns it into :class:`Splits`. Tokenising and batching are the same for all of them
+(:mod:`peftlab.data.tokens`, :mod:`peftlab.data.module`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peftlab.fields import Fraction, NonNegativeInt, PositiveInt, bookkeeping
+
+
+@dataclass(frozen=True)
+class Texts:
+    """One split: ``texts[i]`` carries the class index ``labels[i]``."""
+
+    texts: list[str]
+    labels: list[int]
+
+    def __post_init__(self) -> None:
+        assert len(self.texts) == len(self.labels)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: list[int]) -> Texts:
+        """The split made of ``rows``, in that order."""
+        return Texts([self.texts[i] for i in rows], [self.labels[i] for i in rows])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits of a data set.
+
+    ``test_kind`` says what the test rows are, for example ``"official test"`` or
+    ``"hold-out of the official train split"``; reports print it beside every test figure.
+    ``train_kind`` says the same of the training rows, for example ``"official train"`` or
+    ``"subset of train (train_subset.parquet, 18,615 rows)"``.
+    ``provenance`` goes into the run's record as it is (plain containers only); its keys ``source``
+    and ``rows`` (rows of each split as used) are always there.
+    """
+
+    train: Texts
+    validation: Texts
+    test: Texts
+    label_names: tuple[str, ...]
+    test_kind: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+    train_kind: str = "train"
+
+
+@dataclass(kw_only=True)
+class DataSet(ABC):
+    """Config shared by all data sets; a subclass adds where its texts come from."""
+
+    max_length: PositiveInt = 256
+    """Tokens kept of each text, special tokens included; the rest is cut off."""
+    batch_size: PositiveInt = 32
+    """Texts a training step and process."""
+    eval_batch_size: PositiveInt = 64
+    """Texts an evaluation step and process."""
+    limit_train: PositiveInt | None = None
+    """Use only this many training rows, drawn stratified by ``split_seed``."""
+    limit_val: PositiveInt | None = None
+    """Use only this many validation rows."""
+    limit_test: PositiveInt | None = None
+    """Use only this many test rows (the record then says so)."""
+    val_fraction: Fraction = 0.1
+    """Share of the training rows held out for validation, stratified by label."""
+    split_seed: NonNegativeInt = 0
+    """Decides which rows are validation, hold-out and limited subsets. Apart from the run's ``seed``,
+    so that runs with different seeds are compared on the same rows."""
+    order_seed: NonNegativeInt | None = None
+    """Decides the order of the training batches; null: the run's ``seed``."""
+    group_by_length: bool = True
+    """Put texts of similar length into one batch (less padding); batches still come in random order."""
+    num_workers: NonNegativeInt = bookkeeping(0)
+    """Loader processes. Does not change the numbers."""
+
+    @abstractmethod
+    def load(self) -> Splits:
+        """Read, check and split the texts.
+
+        Raises:
+            DataError: naming the file and row of what cannot be used.
+        """
+
+    def files(self) -> dict[str, list[Path]]:
+        """The local files this config reads, by split; their content goes into the run's identity.
+
+        Raises:
+            DataError: if one of them is missing.
+        """
+        return {}

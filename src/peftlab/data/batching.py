@@ -1,0 +1,158 @@
+"""Which rows form a batch, in which order, and how a batch is padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from peftlab.errors import DataError
+from peftlab.seeding import derive_seed
+
+BATCHES_IN_CHUNK = 50
+"""Batches sorted by length together: enough to save padding, few enough to keep the order random."""
+
+
+def pad(rows: Sequence[Sequence[int] | npt.NDArray[np.int32]], pad_id: int) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask``, both (B, T) int64, padded on the right to the longest row."""
+    width = max(len(row) for row in rows)
+    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)  # (B, T)
+    attention_mask = np.zeros((len(rows), width), dtype=np.int64)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)] = row
+        attention_mask[i, : len(row)] = 1
+    return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
+
+
+class Collate:
+    """Rows of :class:`~peftlab.data.tokens.TokenizedTexts` to one padded batch with ``labels`` (B,) int64."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """One batch of ``rows``."""
+        batch = pad([row["input_ids"] for row in rows], self.pad_id)
+        batch["labels"] = torch.tensor([row["label"] for row in rows], dtype=torch.int64)
+        return batch
+
+
+def collate(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+    """The ``collate_fn`` of a loader (a class instance, so that loader processes can be spawned)."""
+    return Collate(pad_id)
+
+
+class LengthGroupedBatchSampler(Sampler[list[int]]):
+    """Training batches whose order is a pure function of ``(seed, epoch)``.
+
+    A random permutation of all rows is cut into chunks of 50 batches, each chunk is sorted by length and
+    cut into batches, and the batches are shuffled: little padding, random batches, every row once.
+
+    Across processes a batch is cut from ``batch_size * world_size`` rows and each rank takes every
+    ``world_size``-th of them, so the ranks work on equal lengths and all have the same number of batches.
+    The rows that fill no batch form a smaller one, shared out evenly (sizes differ by one at most); only if
+    they are fewer than the ranks are they left out of that epoch. Another epoch leaves out others.
+
+    Args:
+        lengths: tokens of each row, (N,).
+        batch_size: rows of a batch in this process.
+        seed: of the order.
+        group_by_length: False shuffles and cuts, nothing else.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        lengths: npt.ArrayLike,
+        batch_size: int,
+        seed: int,
+        *,
+        group_by_length: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.group_by_length = group_by_length
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        if len(self.lengths) < world_size:
+            raise DataError(
+                f"{len(self.lengths)} training rows cannot be shared by {world_size} processes. "
+                f"Use at most {len(self.lengths)} of them (trainer.devices), or more rows (data.limit_train)."
+            )
+
+    @property
+    def sampler(self) -> LengthGroupedBatchSampler:
+        """Itself: where Lightning looks for ``set_epoch`` is ``dataloader.batch_sampler.sampler``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration has."""
+        self.epoch = epoch
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """This rank's batches of ``epoch``."""
+        random = np.random.default_rng(derive_seed(self.seed, "batches", epoch))
+        rows = random.permutation(len(self.lengths))
+        together = self.batch_size * self.world_size
+        # Split off before sorting: otherwise the smaller batch would always be made of the longest texts.
+        rows, rest = np.split(rows, [len(rows) - len(rows) % together])
+        chunk = together * BATCHES_IN_CHUNK
+        chunks = [self._by_length(rows[start : start + chunk]) for start in range(0, len(rows), chunk)]
+        groups = [
+            part[start : start + together] for part in chunks for start in range(0, len(part), together)
+        ]
+        if len(rest) >= self.world_size:
+            groups.append(self._by_length(rest))
+        order = random.permutation(len(groups))
+        return [groups[i][self.rank :: self.world_size].tolist() for i in order]
+
+    def _by_length(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        if not self.group_by_length:
+            return rows
+        sorted_rows: npt.NDArray[np.int64] = rows[np.argsort(self.lengths[rows], kind="stable")]
+        return sorted_rows
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches(self.epoch))
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.lengths), self.batch_size * self.world_size)
+        return whole + (rest >= self.world_size)
+
+
+class EvaluationBatchSampler(Sampler[list[int]]):
+    """Every row exactly once, over all ranks together, in an order that never changes.
+
+    No row is repeated to make the ranks equal, since that would count it twice; ranks may therefore differ
+    by one batch. Longest texts come first, so that a batch too big for the memory fails at once.
+    """
+
+    def __init__(
+        self,
+        lengths: npt.ArrayLike,
+        batch_size: int,
+        *,
+        group_by_length: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        lengths = np.asarray(lengths)
+        order = np.argsort(-lengths, kind="stable") if group_by_length else np.arange(len(lengths))
+        self.rows: list[int] = order[rank::world_size].tolist()
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, len(self.rows), self.batch_size):
+            yield self.rows[start : start + self.batch_size]
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)

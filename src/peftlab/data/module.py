@@ -1,0 +1,167 @@
+"""Tokenised splits as loaders: the one LightningDataModule, and the same batches for prediction."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from peftlab.backbones.base import Tokenizer
+from peftlab.data.base import DataSet, Splits, Texts
+from peftlab.data.batching import EvaluationBatchSampler, LengthGroupedBatchSampler, collate, pad
+from peftlab.data.tokens import TokenizedTexts, tokenize
+from peftlab.errors import DataError
+from peftlab.seeding import derive_seed
+
+SplitName = Literal["train", "validation", "test"]
+Batch = dict[str, Tensor]
+
+
+class TextDataModule(LightningDataModule):
+    """Train, validation and test loaders over token ids.
+
+    A batch is ``input_ids`` (B, T) int64, ``attention_mask`` (B, T) int64 and ``labels`` (B,) int64, padded
+    on the right. Batches depend on the config and ``order_seed`` alone: not on ``num_workers``, and not on
+    the global random state, which loading leaves as it was. Use ``Trainer(use_distributed_sampler=False)``:
+    the samplers share the rows among the trainer's processes themselves.
+
+    Args:
+        dataset: its batch sizes, ``max_length``, ``group_by_length`` and ``num_workers`` are used.
+        splits: what ``dataset.load()`` returned.
+        tokenizer: the backbone's.
+        order_seed: decides the order of the training batches, unless ``dataset.order_seed`` does.
+    """
+
+    def __init__(self, dataset: DataSet, splits: Splits, tokenizer: Tokenizer, order_seed: int) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.splits = splits
+        self.tokenizer = tokenizer
+        self.order_seed = order_seed if dataset.order_seed is None else dataset.order_seed
+        self._tokenized: dict[SplitName, TokenizedTexts] = {}
+
+    def prepare_data(self) -> None:
+        """Tokenise all splits into the cache, in one process of each machine."""
+        for split in ("train", "validation", "test"):
+            self.tokenized(split)
+
+    def tokenized(self, split: SplitName) -> TokenizedTexts:
+        """The token ids of a split, tokenised now unless they are cached."""
+        if split not in self._tokenized:
+            texts: Texts = getattr(self.splits, split)
+            self._tokenized[split] = tokenize(texts, self.tokenizer, self.dataset.max_length, split=split)
+        return self._tokenized[split]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches in random order, another one each epoch."""
+        rows = self.tokenized("train")
+        rank, world_size = self._rank_and_world_size()
+        sampler = LengthGroupedBatchSampler(
+            rows.lengths,
+            self.dataset.batch_size,
+            self.order_seed,
+            group_by_length=self.dataset.group_by_length,
+            rank=rank,
+            world_size=world_size,
+        )
+        return self._loader(rows, sampler)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Every validation row once."""
+        return self._evaluation_loader("validation")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Every test row once."""
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: SplitName) -> DataLoader[Any]:
+        rows = self.tokenized(split)
+        rank, world_size = self._rank_and_world_size()
+        sampler = EvaluationBatchSampler(
+            rows.lengths,
+            self.dataset.eval_batch_size,
+            group_by_length=self.dataset.group_by_length,
+            rank=rank,
+            world_size=world_size,
+        )
+        return self._loader(rows, sampler)
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _loader(self, rows: TokenizedTexts, sampler: Sampler[list[int]]) -> DataLoader[Any]:
+        # A loader draws a base seed from the global generator at the start of every epoch unless it has
+        # its own; dropout would then depend on how many loaders were started before.
+        generator = torch.Generator()
+        generator.manual_seed(derive_seed(self.order_seed, "loader"))
+        return DataLoader(
+            _MapStyle(rows),
+            batch_sampler=sampler,
+            collate_fn=collate(self.tokenizer.pad_id),
+            num_workers=self.dataset.num_workers,
+            persistent_workers=self.dataset.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=generator,
+        )
+
+
+class _MapStyle(Dataset[dict[str, Any]]):
+    """Torch's view of tokenised rows."""
+
+    def __init__(self, rows: TokenizedTexts) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.rows[row]
+
+
+def predict_batches(
+    texts: Iterable[str], tokenizer: Tokenizer, *, max_length: int, batch_size: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """Row numbers (from 0) and batch, without labels, of ``texts`` in their order.
+
+    Reads ``texts`` a batch at a time, so an endless stream will do.
+
+    Raises:
+        DataError: for a text that has no tokens.
+    """
+    numbered = enumerate(texts)
+    while chunk := list(islice(numbered, batch_size)):
+        encoded = tokenizer.encode([text for _, text in chunk], max_length)
+        for (row, text), ids in zip(chunk, encoded, strict=True):
+            if not ids:
+                raise DataError(
+                    f"Text {row + 1} ({text[:60]!r}) has no tokens: there is nothing to predict from."
+                )
+        yield [row for row, _ in chunk], pad(encoded, tokenizer.pad_id)
+
+
+def peek(text: str, tokenizer: Tokenizer, *, max_length: int) -> dict[str, Any]:
+    """What the model will see of ``text``: ids, each id as text, and the attention mask."""
+    [ids] = tokenizer.encode([text], max_length)
+    return {
+        "input_ids": list(ids),
+        "tokens": [tokenizer.decode([token]) for token in ids],
+        "attention_mask": [1] * len(ids),
+    }
+
+
+def content_hash(splits: Splits) -> str:
+    """sha256 over every text, its label and the split it is in: the record's ``data.hash``."""
+    digest = hashlib.sha256()
+    for name in ("train", "validation", "test"):
+        texts: Texts = getattr(splits, name)
+        digest.update(f"{name}\0{len(texts)}\0".encode())
+        for text, label in zip(texts.texts, texts.labels, strict=True):
+            raw = text.encode("utf-8", "surrogatepass")
+            digest.update(f"{label}\0{len(raw)}\0".encode() + raw)
+    return digest.hexdigest()

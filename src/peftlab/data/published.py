@@ -1,0 +1,148 @@
+"""Published data sets with an official test split: from the hub, or from files of the same rows."""
+
+from __future__ import annotations
+
+from abc import ABC
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from peftlab.data.base import DataSet, Splits, Texts
+from peftlab.data.labels import LabelSet, to_texts
+from peftlab.data.readers import SUFFIXES, Table, read_review_tree, read_table, review_files
+from peftlab.data.splits import assemble, repeated_rows
+from peftlab.errors import DataError, listed
+from peftlab.fields import bookkeeping
+
+
+@dataclass(kw_only=True)
+class PublishedDataSet(DataSet, ABC):
+    """Official train and test splits; validation is held out of train.
+
+    A subclass says what the set is called, its labels, how the hub spells them, and its official size.
+    """
+
+    title: ClassVar[str]
+    label_names: ClassVar[tuple[str, ...]]
+    hub_label_names: ClassVar[tuple[str, ...]]
+    official_rows: ClassVar[dict[str, int]]
+    packaged: ClassVar[str]
+    """The packaged data set nearest to this one, offered when the hub cannot be reached."""
+    train_stems: ClassVar[tuple[str, ...]] = ("train",)
+    reads_review_tree: ClassVar[bool] = False
+
+    source: Literal["hub", "local"] = "hub"
+    """``hub``: download (and cache) ``hub_id``. ``local``: read the files in ``path``."""
+    path: str | None = bookkeeping(None)
+    """Folder of train.* and test.* (parquet, csv, tsv or jsonl); needs ``source=local``."""
+    hub_id: str = ""
+    """Repository on the hub."""
+    hub_revision: str | None = None
+    """Branch, tag or commit on the hub; null: its main branch. The record keeps the commit it was."""
+
+    def files(self) -> dict[str, list[Path]]:
+        """The local train and test files; none when the texts come from the hub."""
+        return dict(zip(("train", "test"), map(_files_of, self._local_splits()), strict=False))
+
+    def load(self) -> Splits:
+        """Read both official splits and hold validation out of train."""
+        train_table, test_table, provenance = self._tables()
+        labels = LabelSet(self.label_names, {name: i for i, name in enumerate(self.hub_label_names)})
+        train, test = to_texts(train_table, labels), to_texts(test_table, labels)
+        return assemble(
+            self,
+            train=train,
+            validation=None,
+            test=test,
+            label_names=self.label_names,
+            train_kind=self._kind("train", train_table, len(train)),
+            test_kind=self._kind("test", test_table, len(test)),
+            provenance={"data_set": self.title} | provenance | _repetitions(train, test),
+        )
+
+    def _tables(self) -> tuple[Table, Table, dict[str, Any]]:
+        if places := self._local_splits():
+            train_place, test_place = places
+            names = {"train": train_place.name, "test": test_place.name}
+            return _read(train_place), _read(test_place), {"source": "local files", "files": names}
+        from peftlab.data.hub import read_hub
+
+        return read_hub(self.hub_id, self.hub_revision, self.hub_label_names, packaged=self.packaged)
+
+    def _kind(self, split: str, table: Table, rows: int) -> str:
+        """What the rows are; "official" only when the count is the official one."""
+        if rows == self.official_rows[split]:
+            return f"official {split}"
+        name = Path(table.name).name if self.source == "local" else table.name
+        if split == "train":
+            return f"subset of train ({name}, {rows:,} rows)"
+        return f"test file ({rows:,} rows)"
+
+    def _local_splits(self) -> list[Path]:
+        """Train and test: two files, or two folders of the aclImdb tree; empty for the hub."""
+        if self.source == "hub":
+            if self.path is not None:
+                raise DataError(
+                    f"data.path={self.path} is only read with data.source=local, but data.source=hub. "
+                    f"Type: data.source=local data.path={self.path}"
+                )
+            return []
+        if self.path is None:
+            raise DataError(
+                "data.source=local needs data.path, the folder of the train and test files. "
+                "Type: data.source=local data.path=<folder>"
+            )
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir():
+            raise DataError(f"data.path={self.path}: there is no such folder. {self._expected()}")
+        if self.reads_review_tree and (folder / "train").is_dir() and (folder / "test").is_dir():
+            return [folder / "train", folder / "test"]
+        return [self._split_file(folder, self.train_stems), self._split_file(folder, ("test",))]
+
+    def _split_file(self, folder: Path, stems: tuple[str, ...]) -> Path:
+        for stem in stems:
+            if file := split_file(folder, stem, "data.path"):
+                return file
+        found = listed((entry.name for entry in folder.iterdir()), 12)
+        raise DataError(
+            f"data.path={self.path}: no {' or '.join(stems)} file in this folder. "
+            f"It holds: {found}. {self._expected()}"
+        )
+
+    def _expected(self) -> str:
+        train = " or ".join(self.train_stems)
+        tree = "; or the aclImdb folder with train/ and test/" if self.reads_review_tree else ""
+        return f"Expected: {train} and test, each as one of {', '.join(SUFFIXES)}{tree}."
+
+
+def split_file(folder: Path, stem: str, key: str) -> Path | None:
+    """The one file of ``folder`` called ``stem`` with a suffix we read; None if there is none.
+
+    Raises:
+        DataError: if there are several, naming ``key``, the config field that gave the folder.
+    """
+    found = [file for suffix in SUFFIXES if (file := folder / f"{stem}{suffix}").is_file()]
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise DataError(f"{key}={folder}: several {stem} files ({names}). Keep the one that is meant.")
+    return found[0] if found else None
+
+
+def _files_of(place: Path) -> list[Path]:
+    return review_files(place) if place.is_dir() else [place]
+
+
+def _read(place: Path) -> Table:
+    return read_review_tree(place) if place.is_dir() else read_table(place)
+
+
+def _repetitions(train: Texts, test: Texts) -> dict[str, Any]:
+    """A property of the published set that the record should show: texts that are there twice."""
+    in_train = {text.strip() for text in train.texts}
+    return {
+        "repeated_texts": {
+            "train_rows": len(repeated_rows(train.texts)),
+            "test_rows": len(repeated_rows(test.texts)),
+            "test_rows_also_in_train": sum(text.strip() in in_train for text in test.texts),
+        }
+    }

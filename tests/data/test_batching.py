@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import pickle
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from peftlab.data.batching import EvaluationBatchSampler, LengthGroupedBatchSampler, collate
+from peftlab.errors import DataError
+
+SKEWED = np.random.default_rng(0).lognormal(4, 1, size=1003).astype(int) + 2
+
+
+def waste(batches: list[list[int]]) -> float:
+    """Share of the positions that is padding."""
+    padded = sum(len(batch) * max(SKEWED[batch]) for batch in batches)
+    return float(1 - sum(SKEWED[batch].sum() for batch in batches) / padded)
+
+
+def test_collate_pads_on_the_right() -> None:
+    fn = pickle.loads(pickle.dumps(collate(pad_id=9)))
+    batch = fn(
+        [
+            {"input_ids": np.array([1, 2, 3], dtype=np.int32), "label": 1},
+            {"input_ids": np.array([4], dtype=np.int32), "label": 0},
+        ]
+    )
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [1, 0]
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+@pytest.mark.parametrize("group_by_length", [True, False])
+@pytest.mark.parametrize(("rows", "batch_size"), [(1003, 8), (1000, 8), (5, 8), (1, 1), (801, 2)])
+def test_every_row_once_an_epoch(rows: int, batch_size: int, group_by_length: bool) -> None:
+    sampler = LengthGroupedBatchSampler(SKEWED[:rows], batch_size, 7, group_by_length=group_by_length)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert sorted(chain(*batches)) == list(range(rows))
+        assert len(batches) == len(sampler) == -(-rows // batch_size)
+        assert sorted({len(batch) for batch in batches}, reverse=True)[0] <= batch_size
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    torch.manual_seed(1)
+    fresh, worn = (LengthGroupedBatchSampler(SKEWED, 8, seed=7) for _ in range(2))
+    for epoch in (0, 1, 5):  # a history that `fresh` does not have
+        worn.set_epoch(epoch)
+        list(worn)
+    torch.manual_seed(2)
+    fresh.set_epoch(3)
+    worn.set_epoch(3)
+    assert list(fresh) == list(worn) == fresh.batches(3)
+    assert fresh.batches(3) != fresh.batches(4)
+    assert fresh.batches(3) != LengthGroupedBatchSampler(SKEWED, 8, seed=8).batches(3)
+
+
+def test_grouping_saves_padding_and_keeps_the_order_random() -> None:
+    grouped = LengthGroupedBatchSampler(SKEWED, 8, 7)
+    plain = LengthGroupedBatchSampler(SKEWED, 8, 7, group_by_length=False)
+    assert waste(grouped.batches(0)) < 0.15 < 0.5 < waste(plain.batches(0))
+    # The length of a batch says nothing of the next one's: no drift from short to long.
+    drifts = []
+    for epoch in range(50):
+        lengths = np.log([SKEWED[batch].mean() for batch in grouped.batches(epoch)])
+        drifts.append(np.corrcoef(lengths[:-1], lengths[1:])[0, 1])
+    assert abs(np.mean(drifts)) < 0.05
+
+
+@pytest.mark.parametrize("group_by_length", [True, False])
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("rows", [1003, 1000, 960, 97, 4])
+def test_ranks_share_the_rows(rows: int, world_size: int, group_by_length: bool) -> None:
+    ranks = [
+        LengthGroupedBatchSampler(
+            SKEWED[:rows], 8, 7, group_by_length=group_by_length, rank=rank, world_size=world_size
+        )
+        for rank in range(world_size)
+    ]
+    batches = [sampler.batches(2) for sampler in ranks]
+    assert {len(part) for part in batches} == {len(ranks[0])}
+    seen = list(chain(*chain(*batches)))
+    rest = rows % (8 * world_size)
+    assert len(seen) == len(set(seen)) == rows - (rest if rest < world_size else 0)
+    for together in zip(*batches, strict=True):
+        sizes = [len(batch) for batch in together]
+        assert max(sizes) - min(sizes) <= 1
+        assert min(sizes) >= 1
+
+
+def test_rows_left_out_for_evenness_change_with_the_epoch() -> None:
+    left_out = set()
+    for epoch in range(10):
+        ranks = [LengthGroupedBatchSampler(SKEWED[:33], 4, 7, rank=r, world_size=4) for r in range(4)]
+        seen = set(chain(*(chain(*sampler.batches(epoch)) for sampler in ranks)))
+        left_out |= set(range(33)) - seen
+    assert len(left_out) > 1
+
+
+def test_fewer_rows_than_processes() -> None:
+    with pytest.raises(DataError, match=r"3 training rows cannot be shared by 4 processes"):
+        LengthGroupedBatchSampler([1, 2, 3], 8, 7, world_size=4)
+
+
+@pytest.mark.parametrize("group_by_length", [True, False])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1003, 64, 2])
+def test_evaluation_sees_every_row_exactly_once(rows: int, world_size: int, group_by_length: bool) -> None:
+    samplers = [
+        EvaluationBatchSampler(
+            SKEWED[:rows], 16, group_by_length=group_by_length, rank=r, world_size=world_size
+        )
+        for r in range(world_size)
+    ]
+    assert sorted(chain(*chain(*samplers))) == list(range(rows))
+    for sampler in samplers:
+        assert len(list(sampler)) == len(sampler)
+        assert list(sampler) == list(sampler)
+
+
+def test_evaluation_order() -> None:
+    assert list(EvaluationBatchSampler([3, 9, 5, 9], 2)) == [[1, 3], [2, 0]]
+    assert list(EvaluationBatchSampler([3, 9, 5, 9], 2, group_by_length=False)) == [[0, 1], [2, 3]]
