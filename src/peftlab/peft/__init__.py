@@ -1,0 +1,1 @@
+"""PEFT methods: one file each. ``base`` holds the protocol, ``surgery`` the shared tools."""

@@ -1,0 +1,168 @@
+"""The protocol of a PEFT method, and the registry that subclassing fills.
+
+A method is one dataclass in one file of this folder plus ``conf/peft/<method>.yaml``:
+
+    @dataclass(kw_only=True)
+    class BitFit(PEFTStrategy, name="bitfit"):
+        '''BitFit (Ben Zaken et al. 2021, arXiv:2106.10199): train the biases.'''
+
+        def inject(self, backbone, *, seed):
+            for name, parameter in backbone.model.named_parameters():
+                parameter.requires_grad_(name.endswith("bias"))
+
+Nothing else is edited: the command line, the tests and the tables walk the registry. Packages outside
+peftlab register through the entry-point group ``peftlab.methods`` (name -> module).
+
+What trains is what requires a gradient after :meth:`PEFTStrategy.inject`; it is never guessed from names.
+This module imports no torch, so that configs can be checked before anything heavy loads.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from peftlab.errors import ConfigError, PeftlabError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from peftlab.backbones.base import Backbone
+
+_REGISTRY: dict[str, type[PEFTStrategy]] = {}
+
+
+@dataclass(frozen=True)
+class Supports:
+    """What a method can do; shown by ``peftlab methods`` and walked by the conformance tests."""
+
+    mergeable: bool = False
+    """The update can be folded into the backbone's weights."""
+    quantized: bool = True
+    """Works on a backbone whose frozen weights are stored in 4 or 8 bits."""
+    encoder: bool = True
+    """Works on encoders (BERT and kin)."""
+    decoder: bool = True
+    """Works on decoders (GPT-2, Llama and kin)."""
+    identity_at_start: bool = True
+    """Before the first step the model computes what the backbone computed."""
+
+
+@dataclass(kw_only=True)
+class PEFTStrategy(ABC):
+    """A way to fine-tune: it decides what trains, and changes the backbone in place for it."""
+
+    name: ClassVar[str]
+    supports: ClassVar[Supports] = Supports()
+    count: ClassVar[str] = ""
+    """Trainable parameters without the head, as a formula for people."""
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is None:  # a shared base of several methods, not a method
+            return
+        known = _REGISTRY.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ConfigError(
+                f"two PEFT methods are called '{name}': {known.__module__}.{known.__qualname__} and "
+                f"{cls.__module__}.{cls.__qualname__}. Rename one."
+            )
+        cls.name = name
+        _REGISTRY[name] = cls
+
+    @abstractmethod
+    def inject(self, backbone: Backbone, *, seed: int) -> None:
+        """Change ``backbone.model`` in place so that exactly the method's own parameters require a gradient.
+
+        Called with every backbone parameter frozen; the head is dealt with afterwards by
+        :func:`apply`. New parameters are drawn from ``seed`` through a generator of the method's own.
+
+        Raises:
+            PeftlabError: if there is nothing to adapt, listing what there is.
+        """
+
+    def param_groups(self, module: nn.Module, lr: float) -> list[dict[str, Any]]:
+        """Optimizer groups over everything trainable; a method with several learning rates overrides this."""
+        return [{"params": [p for p in module.parameters() if p.requires_grad], "lr": lr}]
+
+    def adapter_state(self, module: nn.Module) -> dict[str, Tensor]:
+        """What training changed, by qualified name: every parameter that requires a gradient."""
+        return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+    def load_adapter_state(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Copy ``state`` into ``module``; the keys must be exactly the trainable ones.
+
+        Raises:
+            PeftlabError: naming the first missing, unknown or misshapen tensor.
+        """
+        import torch
+
+        own = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        for problem, names in (
+            ("is missing", own.keys() - state.keys()),
+            ("is not of this model", state.keys() - own.keys()),
+        ):
+            if names:
+                raise PeftlabError(
+                    f"the adapter does not fit: '{min(names)}' {problem} ({len(names)} such of {len(own)} tensors). "
+                    "It was saved for another method, backbone or number of classes."
+                )
+        for name, parameter in own.items():
+            if parameter.shape != state[name].shape:
+                raise PeftlabError(
+                    f"the adapter does not fit: '{name}' is {tuple(state[name].shape)} in the file and "
+                    f"{tuple(parameter.shape)} in the model."
+                )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+    def merge(self, backbone: Backbone) -> None:
+        """Fold the update into the backbone's weights, for inference without extra cost."""
+        raise PeftlabError(f"'{self.name}' cannot be merged into the backbone's weights.")
+
+    def unmerge(self, backbone: Backbone) -> None:
+        """Undo :meth:`merge`."""
+        raise PeftlabError(f"'{self.name}' cannot be merged into the backbone's weights.")
+
+    def on_train_step(self, backbone: Backbone, step: int, total_steps: int) -> None:  # noqa: B027
+        """Called after each optimizer step, for methods with a schedule of their own."""
+
+
+def apply(strategy: PEFTStrategy, backbone: Backbone, *, seed: int, train_head: bool = True) -> None:
+    """Freeze ``backbone``, inject ``strategy`` and set the head trainable or frozen.
+
+    Raises:
+        PeftlabError: if nothing would train, or the strategy cannot work on this backbone.
+    """
+    if backbone.provenance.get("quantize") and not strategy.supports.quantized:
+        raise PeftlabError(
+            f"peft={strategy.name} trains the backbone's own weights, which backbone.quantize="
+            f"{backbone.provenance['quantize']} stores in a form that cannot be trained. "
+            "Set backbone.quantize=null, or choose a method that adds weights (peft=lora)."
+        )
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(False)
+    strategy.inject(backbone, seed=seed)
+    for _, parameter in backbone.head_parameters():
+        parameter.requires_grad_(train_head)
+    if not any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise PeftlabError(
+            f"peft={strategy.name} with backbone.train_head={str(train_head).lower()} leaves nothing to train."
+        )
+
+
+def methods() -> Iterator[tuple[str, type[PEFTStrategy]]]:
+    """Every method there is, by name: the files of this folder, then what other packages registered."""
+    import peftlab.peft as package
+
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+    for entry in entry_points(group="peftlab.methods"):
+        entry.load()
+    yield from sorted(_REGISTRY.items())

@@ -1,0 +1,155 @@
+"""What holds for every method in the registry, and for the registry itself."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from peftlab.errors import ConfigError, PeftlabError
+from peftlab.peft.base import PEFTStrategy, apply, methods
+from tests.conftest import REPOSITORY, TINY, Peftlab
+from tests.peft.tiny import batch, tiny
+
+KNOWN = dict(methods())
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_it_trains_saves_and_loads(name: str) -> None:
+    """Frozen tensors keep their bits, trainable ones get gradients, and the saved state restores the logits."""
+    backbone, strategy = tiny("bert"), KNOWN[name]()
+    apply(strategy, backbone, seed=0)
+    frozen = {n: p.clone() for n, p in backbone.named_parameters() if not p.requires_grad}
+    ids, mask = batch()
+    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(backbone(ids, mask), torch.tensor([0, 1, 2, 0])).backward()
+        optimizer.step()
+    for parameter_name, parameter in backbone.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, parameter_name
+        else:
+            assert torch.equal(parameter, frozen[parameter_name]), parameter_name
+    state = {key: tensor.clone() for key, tensor in strategy.adapter_state(backbone).items()}
+    other = tiny("bert")
+    apply(KNOWN[name](), other, seed=99)
+    assert not torch.equal(other(ids, mask), backbone(ids, mask))
+    strategy.load_adapter_state(other, state)
+    assert torch.equal(other(ids, mask), backbone(ids, mask))
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_it_says_what_it_is(name: str, peftlab: Peftlab) -> None:
+    table, explained = peftlab("methods"), peftlab("methods", name)
+    assert name in table.out
+    assert explained.status == 0
+    assert f"peft={name}" in explained.out
+    assert KNOWN[name].count
+
+
+def test_methods_explains_fields(peftlab: Peftlab) -> None:
+    text = peftlab("methods", "lora").out
+    for part in (
+        "arXiv:2106.09685",
+        "rank: PositiveInt = 8",
+        "Rank r of the update",
+        "alpha: PositiveFloat = 16.0",
+    ):
+        assert part in text
+
+
+def test_load_refuses_what_does_not_fit() -> None:
+    backbone, strategy = tiny("bert"), KNOWN["lora"]()
+    apply(strategy, backbone, seed=0)
+    state = dict(strategy.adapter_state(backbone))
+    name = min(state)
+    for wrong, said in (
+        ({k: v for k, v in state.items() if k != name}, "is missing"),
+        (state | {"model.nonsense": torch.zeros(1)}, "is not of this model"),
+        (state | {name: torch.zeros(7)}, "is (7,) in the file"),
+    ):
+        with pytest.raises(PeftlabError) as error:
+            strategy.load_adapter_state(backbone, wrong)
+        assert said in str(error.value)
+
+
+def test_full_fine_tuning_of_a_quantised_backbone_is_refused() -> None:
+    with pytest.raises(PeftlabError, match=r"backbone\.quantize=nf4"):
+        apply(KNOWN["full"](), tiny("bert", quantize="nf4"), seed=0)
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(PeftlabError, match="leaves nothing to train"):
+        apply(KNOWN["head"](), tiny("bert"), seed=0, train_head=False)
+
+
+def test_two_methods_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="two PEFT methods are called 'lora'"):
+
+        class Another(PEFTStrategy, name="lora"):
+            def inject(self, backbone, *, seed):  # type: ignore[no-untyped-def]
+                pass
+
+
+METHOD = '''"""Biases only (Ben Zaken et al. 2021, arXiv:2106.10199)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from peftlab.fields import PositiveFloat
+from peftlab.peft.base import PEFTStrategy
+
+
+@dataclass(kw_only=True)
+class BiasesOnly(PEFTStrategy, name="biases_only"):
+    """Train the biases."""
+
+    count = "number of biases"
+    start: PositiveFloat = 1.0
+    """Factor on the biases at the start."""
+
+    def inject(self, backbone, *, seed):
+        for name, parameter in backbone.model.named_parameters():
+            if name.endswith("bias"):
+                parameter.requires_grad_(True)
+                with torch.no_grad():
+                    parameter.mul_(self.start)
+'''
+YAML = "# Biases only.   peftlab train peft=biases_only\n_target_: peftlab.peft.biases_only.BiasesOnly\nstart: 1.0\n"
+
+
+@pytest.fixture
+def project_copy(scratch: Path) -> Path:
+    """A copy of the project's code and configs, to drop files into."""
+    copy = scratch / "project"
+    shutil.copytree(REPOSITORY / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPOSITORY / "conf", copy / "conf")
+    return copy
+
+
+def test_adding_a_method_takes_two_files(project_copy: Path, reviews: Path) -> None:
+    (project_copy / "src/peftlab/peft/biases_only.py").write_text(METHOD)
+    (project_copy / "conf/peft/biases_only.yaml").write_text(YAML)
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        code = f"import sys; sys.path.insert(0, {str(project_copy / 'src')!r}); from peftlab.cli import main; sys.exit(main())"
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+        )
+
+    wrong = call("train", "peft=biases_only", "peft.start=0")
+    assert wrong.returncode == 2
+    assert "peft.start=0" in wrong.stderr
+    assert "biases_only" in call("methods").stdout
+    done = call(
+        "train", *TINY, f"data.path={reviews}", "peft=biases_only", "trainer.max_epochs=1", "name=new"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "biases_only" in done.stdout
+    assert list(Path("outputs/new").glob("*/adapter.safetensors"))
