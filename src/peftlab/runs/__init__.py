@@ -1,0 +1,1 @@
+"""A run is a fact: its identity, its folder, its record."""

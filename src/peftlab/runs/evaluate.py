@@ -1,0 +1,87 @@
+"""Testing a finished run again, and predicting with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from peftlab.config import RunConfig
+from peftlab.data.base import Splits
+from peftlab.data.module import TextDataModule
+from peftlab.errors import DataError, RunError
+from peftlab.runs.assemble import lightning_module, reassemble
+from peftlab.runs.folder import RunFolder
+from peftlab.training.trainer import build_trainer
+
+
+def evaluate(folder: RunFolder, config: RunConfig, *, split: str = "test") -> dict[str, Any]:
+    """Metrics of the run in ``folder`` on ``split`` of ``config.data``.
+
+    Raises:
+        DataError: if the data's labels are not the ones that the run was trained on.
+        RunError: if the model cannot be rebuilt, or a row was not seen.
+    """
+    splits = config.data.load()
+    assembled, facts = reassemble(folder, config)
+    _require_same_labels(splits, facts["label_names"])
+    rows = getattr(splits, split)
+    tested = Splits(splits.train, splits.validation, rows, splits.label_names, splits.test_kind)
+    data = TextDataModule(config.data, tested, assembled.backbone.tokenizer, config.seed)
+    module = lightning_module(config, assembled, len(facts["label_names"]))
+    trainer = build_trainer(
+        config.trainer,
+        folder=folder.path,
+        checkpoints=folder.checkpoints,
+        logger=None,
+        rows_per_step=config.data.eval_batch_size,
+    )
+    trainer.test(module, data, verbose=False)
+    metrics = module.test_metrics
+    if metrics["rows"] != len(rows):
+        raise RunError(f"the test saw {metrics['rows']} rows of {len(rows)}: the figure would be wrong.")
+    metrics["per_class"] = {
+        name: dict(zip(splits.label_names, numbers, strict=True))
+        for name, numbers in metrics["per_class"].items()
+    }
+    kind = splits.test_kind if split == "test" else split
+    return {"run": str(folder.path), "split": split, "kind": kind, "metrics": metrics}
+
+
+def _require_same_labels(splits: Splits, trained: Sequence[str]) -> None:
+    if list(splits.label_names) != list(trained):
+        raise DataError(
+            f"the run was trained on the labels {', '.join(trained)}; this data has {', '.join(splits.label_names)}. "
+            "Evaluate it on data with the same labels in the same order (data.labels=[…] for your own files)."
+        )
+
+
+def predict(folder: RunFolder, config: RunConfig, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """``text``, ``label`` and ``probabilities`` (label → probability) of each text, in order."""
+    from peftlab.data.module import predict_batches
+
+    assembled, facts = reassemble(folder, config)
+    names = facts["label_names"]
+    backbone = assembled.backbone.eval()
+    device = torch.device(
+        "cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu"
+    )
+    backbone.to(device)
+    ready: dict[int, dict[str, Any]] = {}
+    following = 0
+    for rows, batch in predict_batches(
+        texts, backbone.tokenizer, max_length=config.data.max_length, batch_size=config.data.eval_batch_size
+    ):
+        with torch.inference_mode():
+            logits = backbone(batch["input_ids"].to(device), batch["attention_mask"].to(device)).float()
+        for row, probabilities in zip(rows, logits.softmax(dim=-1).tolist(), strict=True):
+            best = max(range(len(names)), key=probabilities.__getitem__)
+            ready[row] = {
+                "text": texts[row],
+                "label": names[best],
+                "probabilities": dict(zip(names, probabilities, strict=True)),
+            }
+        while following in ready:
+            yield ready.pop(following)
+            following += 1

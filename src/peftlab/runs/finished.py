@@ -1,0 +1,21 @@
+"""Finding that a run is done already, in milliseconds: imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peftlab.config import RunConfig
+from peftlab.report.result import print_result
+from peftlab.runs.folder import RunFolder
+
+
+def finished_record(config: RunConfig, folder: RunFolder) -> dict[str, Any] | None:
+    """The record of a run that is finished and need not run again, printed; else None."""
+    if config.force:
+        return None
+    record = folder.read_record()
+    if record is None or record["status"] != "finished":
+        return None
+    print(f"{folder.path} is finished already; force=true runs it again.")
+    print_result(folder.path, record)
+    return record

@@ -1,0 +1,54 @@
+"""What a run prints before it trains."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.table import Table
+
+from peftlab.backbones.base import Backbone
+from peftlab.config import RunConfig
+from peftlab.data.base import Splits
+from peftlab.report.result import console
+from peftlab.runs.folder import RunFolder
+
+
+def print_before(
+    config: RunConfig, folder: RunFolder, splits: Splits, backbone: Backbone, parameters: dict[str, int]
+) -> None:
+    """The summary before training: data, model, what trains, and what will be saved."""
+    table = Table(box=None, show_header=False, pad_edge=False, title_justify="left")
+    rows = len(splits.train), len(splits.validation), len(splits.test)
+    counts = Counter(splits.train.labels)
+    classes = ", ".join(f"{name} {counts[i]:,}" for i, name in enumerate(splits.label_names))
+    table.add_row("run", str(folder.path))
+    table.add_row(
+        "data",
+        f"train {rows[0]:,} ({classes})  validation {rows[1]:,}  test {rows[2]:,} ({splits.test_kind})",
+    )
+    table.add_row("backbone", _backbone_line(backbone))
+    table.add_row("method", f"{config.peft.name}  ({_head_line(backbone, parameters, config)})")
+    share = parameters["trainable"] / parameters["total"]
+    table.add_row(
+        "trainable",
+        f"{parameters['trainable']:,} of {parameters['total']:,} parameters ({share:.3%}); "
+        f"{parameters['trainable_without_head']:,} without the head",
+    )
+    table.add_row(
+        "adapter", f"about {parameters['adapter_bytes'] / 1e6:.2f} MB ({parameters['adapter_bytes']:,} bytes)"
+    )
+    step = config.data.batch_size * config.trainer.accumulate_grad_batches
+    table.add_row("batch", f"{step} texts a step and device, at most {config.data.max_length} tokens each")
+    console().print(table)
+
+
+def _backbone_line(backbone: Backbone) -> str:
+    facts = backbone.provenance
+    where = next((str(facts[k]) for k in ("package", "name_or_path", "id", "path") if facts.get(k)), "")
+    quantized = f", {facts['quantize']} weights" if facts.get("quantize") else ""
+    return f"{backbone.architecture} {where}{quantized}".strip()
+
+
+def _head_line(backbone: Backbone, parameters: dict[str, int], config: RunConfig) -> str:
+    state = "trains" if config.backbone.train_head else "frozen"
+    return f"head {', '.join(backbone.head_modules())}: {parameters['head']:,} parameters, {state}"

@@ -1,0 +1,266 @@
+"""One run from config to record: skip it, resume it, or train it, test it once and write it down."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from peftlab import cli
+from peftlab.config import RunConfig
+from peftlab.data.base import Splits
+from peftlab.data.module import TextDataModule, content_hash
+from peftlab.errors import PeftlabError, RunError
+from peftlab.report.curves import draw_curves
+from peftlab.report.history import write_metrics_csv
+from peftlab.report.result import print_result
+from peftlab.runs import facts
+from peftlab.runs.adapter_file import fingerprint, save_adapter
+from peftlab.runs.assemble import Assembled, assemble, count_parameters, lightning_module
+from peftlab.runs.finished import finished_record
+from peftlab.runs.folder import SCHEMA_VERSION, RunFolder
+from peftlab.runs.summary import print_before
+from peftlab.seeding import derive_seed
+from peftlab.training.module import ClassificationModule
+from peftlab.training.trainer import MODES, build_trainer, quiet
+
+
+def train(config: RunConfig, *, argv: list[str]) -> dict[str, Any]:
+    """Run ``config``, or finish it, or find that it is finished; return its record.
+
+    In the other ranks of a DDP run the record is empty: rank 0 holds the run and writes.
+    """
+    folder = RunFolder.of(config)
+    if rank_zero_only.rank != 0:
+        return _train(config, folder, argv)
+    with folder.locked():
+        if (record := finished_record(config, folder)) is not None:
+            return record
+        if config.force:
+            _forget(folder)
+        folder.write_config(config)
+        try:
+            return _train(config, folder, argv)
+        except (Exception, KeyboardInterrupt) as error:
+            if not isinstance(error, PeftlabError) or folder.checkpoints.exists():
+                _note_failure(config, folder, argv, error)
+            else:  # refused before it began: leave nothing behind
+                _remove_if_untouched(folder)
+            raise
+
+
+def _train(config: RunConfig, folder: RunFolder, argv: list[str]) -> dict[str, Any]:
+    quiet()
+    # Nothing of ours draws from the global generator before training seeds it step by step; this is for
+    # whatever a method or a model might draw all the same.
+    L.seed_everything(derive_seed(config.seed, "global") % 2**32, verbose=False)
+    splits = config.data.load()
+    assembled = assemble(config, splits)
+    parameters = count_parameters(assembled.backbone)
+    if rank_zero_only.rank == 0:
+        print_before(config, folder, splits, assembled.backbone, parameters)
+    order_seed = config.seed if config.data.order_seed is None else config.data.order_seed
+    data = TextDataModule(config.data, splits, assembled.backbone.tokenizer, order_seed)
+    module = lightning_module(config, assembled, len(splits.label_names))
+    logger = None
+    if rank_zero_only.rank == 0:
+        logger = config.logger.build(
+            name=config.name, key=folder.key, folder=folder.logs, config=_flat(config.plain())
+        )
+    try:
+        return _fit_test_record(config, folder, argv, splits, assembled, data, module, parameters, logger)
+    finally:
+        if logger is not None:
+            config.logger.finish()
+
+
+def _fit_test_record(
+    config: RunConfig,
+    folder: RunFolder,
+    argv: list[str],
+    splits: Splits,
+    assembled: Assembled,
+    data: TextDataModule,
+    module: ClassificationModule,
+    parameters: dict[str, int],
+    logger: Any,
+) -> dict[str, Any]:
+    world = 1 if config.trainer.devices == "auto" else int(config.trainer.devices) * config.trainer.num_nodes
+    trainer = build_trainer(
+        config.trainer,
+        folder=folder.path,
+        checkpoints=folder.checkpoints,
+        logger=logger,
+        rows_per_step=config.data.batch_size * world,
+    )
+    frozen_before = fingerprint(assembled.backbone, trainable=False)
+    last = folder.checkpoints / "last.ckpt"
+    resumed = last.exists()
+    if resumed and rank_zero_only.rank == 0:
+        print(f"resuming from {last}")
+    try:
+        trainer.fit(module, data, ckpt_path=last if resumed else None, weights_only=True)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from error
+    chosen = _load_chosen(config, folder, module)
+    frozen_after = fingerprint(assembled.backbone, trainable=False)
+    if frozen_before != frozen_after:
+        raise RunError(
+            f"peft={assembled.strategy.name} changed weights that do not train: the adapter file would not "
+            "restore this model. This is a defect of the method; no result is written."
+        )
+    began = time.perf_counter()
+    trainer.test(module, data, verbose=False)
+    test_seconds = time.perf_counter() - began
+    if module.test_metrics["rows"] != len(splits.test):
+        raise RunError(
+            f"the test saw {module.test_metrics['rows']} rows of {len(splits.test)}: the figure would be wrong."
+        )
+    if trainer.global_rank != 0:
+        return {}
+    adapter = save_adapter(
+        folder, assembled.strategy, assembled.backbone, _adapter_facts(config, splits, assembled, folder)
+    )
+    write_metrics_csv(folder.metrics, module.history)
+    draw_curves(
+        folder.curves, module.history, title=f"{config.name}  {folder.key}", chosen_epoch=chosen["epoch"]
+    )
+    first_step = module.first_step_at
+    train_seconds = sum(row["train_seconds"] for row in module.history)
+    train_rows = sum(row["train_rows"] for row in module.history)
+    record = _record_head(config, folder, argv, "finished") | {
+        "seeds": {"seed": config.seed, "order_seed": data.order_seed, "split_seed": config.data.split_seed},
+        "data": _data_facts(config, splits),
+        "backbone": assembled.backbone.provenance
+        | {"fingerprint": assembled.fingerprint, "frozen_unchanged": frozen_before == frozen_after},
+        "parameters": parameters | {"adapter_bytes": adapter["bytes"]},
+        "selection": chosen,
+        "metrics": _metrics(module, chosen["epoch"], splits),
+        "history": module.history,
+        "timing": {
+            "train_seconds": train_seconds,
+            "train_samples_per_second": train_rows / max(train_seconds, 1e-9),
+            "test_seconds": test_seconds,
+            "evaluation_samples_per_second": len(splits.test) / max(test_seconds, 1e-9),
+            "start_to_first_step_seconds": None if first_step is None else first_step - cli.STARTED,
+            "total_seconds": time.time() - cli.STARTED,
+            "resumed": resumed,
+        },
+        "memory": facts.peak_memory_mib(),
+        "files": {"adapter.safetensors": {"sha256": adapter["sha256"], "bytes": adapter["bytes"]}},
+    }
+    folder.write_record(record)
+    print_result(folder.path, record)
+    return record
+
+
+def _load_chosen(config: RunConfig, folder: RunFolder, module: ClassificationModule) -> dict[str, Any]:
+    """Put the weights of the epoch that the selection rule chose into ``module``; say which it was."""
+    name = config.trainer.select
+    checkpoint = torch.load(folder.checkpoints / f"{name}.ckpt", map_location="cpu", weights_only=True)
+    module.load_trained(checkpoint["state_dict"])
+    row = checkpoint["history"][-1]
+    monitor = f"validation/{config.trainer.monitor}"
+    return {
+        "rule": f"{'highest' if MODES[config.trainer.monitor] == 'max' else 'lowest'} {monitor}"
+        if name == "best"
+        else "last epoch",
+        "epoch": row["epoch"],
+        monitor: row[monitor],
+    }
+
+
+def _metrics(module: ClassificationModule, epoch: int, splits: Splits) -> dict[str, Any]:
+    """Metrics of the chosen epoch on train and validation, and of the one test."""
+    row = next(row for row in module.history if row["epoch"] == epoch)
+    found: dict[str, Any] = {
+        split: {name: row[f"{split}/{name}"] for name in ("loss", "accuracy", "macro_f1")}
+        for split in ("train", "validation")
+    }
+    found["validation"]["per_class"] = _by_label(row["validation/per_class"], splits)  # type: ignore[arg-type]
+    found["test"] = module.test_metrics | {"per_class": _by_label(module.test_metrics["per_class"], splits)}
+    return found
+
+
+def _by_label(values: dict[str, list[float]], splits: Splits) -> dict[str, dict[str, float]]:
+    return {name: dict(zip(splits.label_names, numbers, strict=True)) for name, numbers in values.items()}
+
+
+def _data_facts(config: RunConfig, splits: Splits) -> dict[str, Any]:
+    return splits.provenance | {
+        "source": splits.provenance.get("source", getattr(config.data, "source", type(config.data).__name__)),
+        "rows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
+        "test_kind": splits.test_kind,
+        "label_names": list(splits.label_names),
+        "hash": content_hash(splits),
+    }
+
+
+def _adapter_facts(
+    config: RunConfig, splits: Splits, assembled: Assembled, folder: RunFolder
+) -> dict[str, Any]:
+    plain = config.plain()
+    return {
+        "format": 1,
+        "run": folder.key,
+        "method": assembled.strategy.name,
+        "peft": plain["peft"],
+        "backbone": plain["backbone"],
+        "backbone_fingerprint": assembled.fingerprint,
+        "train_head": config.backbone.train_head,
+        "label_names": list(splits.label_names),
+        "max_length": config.data.max_length,
+    }
+
+
+def _record_head(config: RunConfig, folder: RunFolder, argv: list[str], status: str) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": status,
+        "name": config.name,
+        "key": folder.key,
+        "config": config.plain(),
+        "argv": argv,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": facts.git_state(),
+        "versions": facts.versions(),
+        "hardware": facts.hardware(),
+    }
+
+
+def _note_failure(config: RunConfig, folder: RunFolder, argv: list[str], error: BaseException) -> None:
+    """Write down that the run failed, so that reports can list it; starting it again resumes it."""
+    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    try:
+        if (old := folder.read_record()) is not None and old["status"] == "finished":
+            return  # force=true failed: the old result stays
+        message = f"{type(error).__name__}: {error}"
+        folder.write_record(_record_head(config, folder, argv, status) | {"error": message})
+    except (PeftlabError, OSError) as second:  # a full disk: the first error is the one to show
+        print(f"could not note the failure in {folder.record}: {second}", file=sys.stderr)
+
+
+def _forget(folder: RunFolder) -> None:
+    """Start anew: the checkpoints go now; the old result stays until the new one replaces it."""
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+
+def _remove_if_untouched(folder: RunFolder) -> None:
+    """Remove the folder of a run that never began, if nothing but its config is in it."""
+    if {path.name for path in folder.path.iterdir()} <= {".lock", folder.config.name}:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        if folder.path.parent.is_dir() and not any(folder.path.parent.iterdir()):
+            folder.path.parent.rmdir()
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """A copy of plain containers only, as JSON would have it, for loggers."""
+    flat: dict[str, Any] = json.loads(json.dumps(values))
+    return flat

@@ -1,0 +1,1 @@
+"""Training: the one LightningModule, its optimizer, metrics, callbacks and checkpoints."""

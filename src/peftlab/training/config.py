@@ -1,0 +1,122 @@
+"""Configs of optimizer, schedule, trainer and logger. Imports no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from peftlab.fields import NonNegativeFloat, PositiveFloat, PositiveInt, Probability, bookkeeping
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+    from torch.optim import Optimizer
+
+Factor = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig(ABC):
+    """Config shared by all optimizers."""
+
+    lr: PositiveFloat
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.0
+
+    @abstractmethod
+    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer over ``groups``, each of which carries its own ``lr``."""
+
+
+@dataclass(kw_only=True)
+class ScheduleConfig(ABC):
+    """Learning rate over time, as a factor on each group's peak."""
+
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of all optimizer steps during which the rate rises linearly from 0."""
+
+    @abstractmethod
+    def decay(self, progress: float, epoch: int) -> float:
+        """Factor after warm-up.
+
+        Args:
+            progress: share of the steps after warm-up that are done, 0 … 1.
+            epoch: epochs finished, from 0.
+        """
+
+    def factor(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
+        """Factor on the peak rate for optimizer step ``step`` of ``total_steps``."""
+        warmup_steps = round(self.warmup_fraction * total_steps)
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return self.decay(min(progress, 1.0), step // max(1, steps_per_epoch))
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Precision = Annotated[
+    Literal["32", "64", "bf16", "16", "32-true", "64-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"],
+    BeforeValidator(_as_text),
+]
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """How long, on what, and by which rule the result is chosen."""
+
+    max_epochs: PositiveInt = 3
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimizer steps, wherever the epoch is; null: no such limit."""
+    precision: Precision = "32-true"
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    devices: PositiveInt | Literal["auto"] = 1
+    """Processes a node, one device each."""
+    num_nodes: PositiveInt = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How several devices work together; auto is one device, or DDP on several."""
+    accumulate_grad_batches: PositiveInt = 1
+    gradient_clip_norm: NonNegativeFloat = 1.0
+    """Largest norm of the gradient; 0 leaves it alone."""
+    label_smoothing: Probability = 0.0
+    select: Literal["best", "last"] = "best"
+    """Which epoch's weights are tested and saved: the best on validation, or the last."""
+    monitor: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
+    """The validation metric that 'best' and early stopping look at."""
+    early_stopping_patience: PositiveInt | None = None
+    """Stop after this many epochs without a better validation metric; null: never."""
+    deterministic: bool = True
+    """Only algorithms that give the same bits again."""
+    threads: PositiveInt | None = None
+    """CPU threads of each process; null: as torch chooses. Sums may differ in the last bit between counts."""
+    log_every_n_steps: PositiveInt = bookkeeping(10)
+    progress_bar: bool = bookkeeping(True)
+
+
+@dataclass(kw_only=True)
+class LoggerConfig(ABC):
+    """Where per-step values go, beside the run's own metrics.csv."""
+
+    @abstractmethod
+    def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger | None:
+        """The Lightning logger that writes under ``folder``; None for no logger."""
+
+    def finish(self) -> None:  # noqa: B027
+        """Called once when the run ends, whichever way it ends."""
+
+
+__all__ = [
+    "Factor",
+    "LoggerConfig",
+    "OptimizerConfig",
+    "Precision",
+    "ScheduleConfig",
+    "Share",
+    "TrainerConfig",
+]

@@ -1,0 +1,114 @@
+"""Where per-step values go: CSV, TensorBoard, Weights & Biases or nowhere.
+
+The run's own record is the truth; these are mirrors of it. Each library is imported only when chosen.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from peftlab.errors import ConfigError
+from peftlab.training.config import LoggerConfig
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+
+@dataclass(kw_only=True)
+class NoLogger(LoggerConfig):
+    """No per-step values."""
+
+    def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger | None:  # noqa: ARG002
+        """None."""
+        return None
+
+
+@dataclass(kw_only=True)
+class CSV(LoggerConfig):
+    """One CSV file of per-step values an attempt, under ``logs/csv``."""
+
+    def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger:  # noqa: ARG002
+        """Lightning's CSV logger; a resumed run writes ``version_1`` beside ``version_0``."""
+        from lightning.pytorch.loggers import CSVLogger
+
+        return CSVLogger(save_dir=folder, name="csv")
+
+
+@dataclass(kw_only=True)
+class TensorBoard(LoggerConfig):
+    """Event files under ``logs/tensorboard``."""
+
+    def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger:  # noqa: ARG002
+        """Lightning's TensorBoard logger.
+
+        Raises:
+            ConfigError: if TensorBoard is not installed.
+        """
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        try:
+            return TensorBoardLogger(save_dir=folder, name="tensorboard", version="", default_hp_metric=False)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "logger=tensorboard needs TensorBoard: pip install 'peftlab[tensorboard]'."
+            ) from error
+
+
+@dataclass(kw_only=True)
+class WandB(LoggerConfig):
+    """One Weights & Biases run a job: its id is the run's key, its group the experiment's name."""
+
+    project: str = "peftlab"
+    entity: str | None = None
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online where there is an account (WANDB_API_KEY or a login), else offline."""
+    tags: list[str] = field(default_factory=list)
+
+    def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger:
+        """Lightning's W&B logger around a run of its own."""
+        import wandb
+        from lightning.pytorch.loggers import WandbLogger
+
+        folder.mkdir(parents=True, exist_ok=True)
+        run = wandb.init(
+            project=self.project,
+            entity=self.entity,
+            group=name,
+            name=f"{name}/{key}",
+            id=key,
+            resume="allow" if self._mode() == "online" else None,
+            dir=str(folder),
+            config=config,
+            tags=self.tags,
+            mode=self._mode(),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        return WandbLogger(experiment=run)
+
+    def _mode(self) -> Literal["online", "offline", "disabled"]:
+        if self.mode != "auto":
+            return self.mode
+        chosen = os.environ.get("WANDB_MODE")
+        if chosen in ("online", "offline", "disabled"):
+            return chosen  # type: ignore[return-value]
+        return "online" if os.environ.get("WANDB_API_KEY") or _logged_in() else "offline"
+
+    def finish(self) -> None:
+        """End the W&B run: without it the next job in this process would write into it."""
+        import wandb
+
+        if wandb.run is not None:
+            wandb.finish()
+
+
+def _logged_in() -> bool:
+    """Whether ``wandb login`` has left a key in the user's netrc file."""
+    try:
+        hosts = netrc.netrc().hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any("wandb" in host for host in hosts)

@@ -1,0 +1,226 @@
+"""The one LightningModule: a backbone, the strategy that adapted it, and classification by cross-entropy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+
+from peftlab.backbones.base import Backbone
+from peftlab.peft.base import PEFTStrategy
+from peftlab.seeding import derive_seed
+from peftlab.training.config import OptimizerConfig, ScheduleConfig
+from peftlab.training.metrics import ClassificationMetrics
+
+Batch = dict[str, Tensor]
+"""``input_ids`` (B, T), ``attention_mask`` (B, T), ``labels`` (B,), all int64."""
+
+
+class ClassificationModule(L.LightningModule):
+    """Trains what the strategy left trainable; every combination of data, backbone and method runs here.
+
+    After each epoch one row of metrics is added to :attr:`history`; it travels in the checkpoint, so
+    a resumed run has all of it.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        strategy: PEFTStrategy,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        *,
+        num_labels: int,
+        seed: int,
+        label_smoothing: float = 0.0,
+        max_steps: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.peft = strategy
+        self.optimizer_config = optimizer
+        self.schedule_config = schedule
+        self.seed = seed
+        self.label_smoothing = label_smoothing
+        self.max_steps = max_steps
+        # Checkpoints hold what trains; on_load_checkpoint checks the key set itself.
+        self.strict_loading = False
+        self.metrics = nn.ModuleDict(
+            {split: ClassificationMetrics(num_labels) for split in ("train_", "validation_", "test_")}
+        )
+        self.history: list[dict[str, float]] = []
+        self.test_metrics: dict[str, Any] = {}
+        self.first_step_at: float | None = None
+        self._validation_row: dict[str, Any] = {}
+        self._clock = _Stopwatch()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits (B, C) in fp32."""
+        return self.backbone(input_ids, attention_mask).float()
+
+    # -- training ------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's clock."""
+        self._clock.start()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout from (seed, epoch, step, rank).
+
+        Masks are then a function of where training is and not of what was drawn before, so a resumed run
+        draws the same ones, on every rank, without any random state in the checkpoint.
+        """
+        torch.manual_seed(derive_seed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean cross-entropy of the batch."""
+        logits = self(batch["input_ids"], batch["attention_mask"])
+        loss = F.cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing)
+        self._metrics("train").update(logits.detach(), batch["labels"], loss.detach())
+        self.log("train/loss_step", loss, prog_bar=True)
+        return loss
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step, then let the strategy act (a rank budget, for example)."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.peft.on_train_step(self.backbone, self.global_step, self._total_steps())
+        if self.first_step_at is None:
+            self.first_step_at = time.time()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """End the epoch early at ``max_steps``, so that it still is validated, saved and selected from."""
+        if self.max_steps is not None and self.global_step >= self.max_steps:
+            self.trainer.should_stop = True
+
+    def on_validation_epoch_start(self) -> None:
+        """Validation is not training time."""
+        self._clock.pause()
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute the validation metrics and show them to checkpointing and early stopping."""
+        self._validation_row = self._metrics("validation").finish()
+        for name in ("loss", "accuracy", "macro_f1"):
+            self.log(f"validation/{name}", self._validation_row[name], prog_bar=name == "accuracy")
+        self._clock.start()
+
+    def on_train_epoch_end(self) -> None:
+        """Add the epoch's row to the history, and print it."""
+        train = self._metrics("train").finish()
+        seconds = self._clock.stop()
+        row: dict[str, Any] = {
+            "epoch": self.current_epoch,
+            "step": self.global_step,
+            "lr": float(self.trainer.optimizers[0].param_groups[0]["lr"]),
+            "train_seconds": seconds,
+            "train_rows": train["rows"],
+        }
+        for split, values in (("train", train), ("validation", self._validation_row)):
+            row |= {f"{split}/{name}": values[name] for name in ("loss", "accuracy", "macro_f1")}
+        row["validation/per_class"] = self._validation_row["per_class"]
+        self.history.append(row)
+        for name in ("loss", "accuracy", "macro_f1"):
+            self.log(f"train/{name}", train[name])
+        self.print(
+            f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"
+            f"   train loss {train['loss']:.4f}  accuracy {train['accuracy']:.4f}"
+            f"   validation loss {row['validation/loss']:.4f}  accuracy {row['validation/accuracy']:.4f}"
+            f"   {seconds:.1f} s  {train['rows'] / max(seconds, 1e-9):.1f} samples/s"
+        )
+
+    # -- evaluation ----------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect one validation batch."""
+        self._evaluate("validation", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect one test batch."""
+        self._evaluate("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Compute the test metrics."""
+        self.test_metrics = self._metrics("test").finish()
+        for name in ("loss", "accuracy", "macro_f1"):
+            self.log(f"test/{name}", self.test_metrics[name])
+
+    def _evaluate(self, split: str, batch: Batch) -> None:
+        logits = self(batch["input_ids"], batch["attention_mask"])
+        self._metrics(split).update(logits, batch["labels"], F.cross_entropy(logits, batch["labels"]))
+
+    def _metrics(self, split: str) -> ClassificationMetrics:
+        found = self.metrics[f"{split}_"]  # "train" itself is a method of every module
+        assert isinstance(found, ClassificationMetrics)
+        return found
+
+    # -- optimizer and checkpoint --------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer over the strategy's groups; the schedule scales each group's own peak."""
+        groups = self.peft.param_groups(self.backbone, self.optimizer_config.lr)
+        optimizer = self.optimizer_config.build(groups)
+        total, per_epoch = self._total_steps(), self._steps_per_epoch()
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule_config.factor(step, total, per_epoch))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        by_epochs = int(self.trainer.estimated_stepping_batches)
+        return by_epochs if self.max_steps is None else min(by_epochs, self.max_steps)
+
+    def _steps_per_epoch(self) -> int:
+        batches = int(self.trainer.num_training_batches)
+        return -(-batches // self.trainer.accumulate_grad_batches)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the strategy trained, never the frozen backbone."""
+        state = self.peft.adapter_state(self.backbone)
+        checkpoint["state_dict"] = {f"backbone.{name}": tensor for name, tensor in state.items()}
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check the keys and load what was trained.
+
+        Raises:
+            PeftlabError: if the checkpoint is of another method, backbone or number of classes.
+        """
+        self.load_trained(checkpoint["state_dict"])
+        self.history = list(checkpoint["history"])
+
+    def load_trained(self, state: dict[str, Tensor]) -> None:
+        """Load a checkpoint's ``state_dict``."""
+        self.peft.load_adapter_state(
+            self.backbone, {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
+        )
+
+
+class _Stopwatch:
+    """Seconds between start and stop, without the pauses."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._since: float | None = None
+
+    def start(self) -> None:
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        if self._since is not None:
+            self._seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def stop(self) -> float:
+        self.pause()
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds

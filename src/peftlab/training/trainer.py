@@ -1,0 +1,169 @@
+"""The Lightning Trainer as a run's config asks for it, and the progress bar."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from rich.progress import ProgressColumn, Task
+from rich.text import Text
+
+from peftlab.errors import ConfigError
+from peftlab.training.config import TrainerConfig
+
+MODES: dict[str, Literal["min", "max"]] = {"accuracy": "max", "macro_f1": "max", "loss": "min"}
+"""Whether more or less of a validation metric is better."""
+
+
+def build_trainer(
+    config: TrainerConfig, *, folder: Path, checkpoints: Path, logger: Logger | None, rows_per_step: int
+) -> L.Trainer:
+    """The Trainer of one run.
+
+    Args:
+        config: the run's ``trainer`` group.
+        folder: the run's folder.
+        checkpoints: where ``best.ckpt`` and ``last.ckpt`` go.
+        logger: per-step logger, or None.
+        rows_per_step: texts a step takes in all processes, for the bar's samples/s.
+
+    Raises:
+        ConfigError: if the machine has not what the config asks for.
+    """
+    quiet()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    callbacks: list[Callback] = []
+    show_bar = config.progress_bar and sys.stdout.isatty()
+    if show_bar:
+        callbacks.append(SamplesProgressBar(rows_per_step))
+    if config.early_stopping_patience is not None:
+        callbacks.append(
+            EarlyStopping(
+                f"validation/{config.monitor}",
+                mode=MODES[config.monitor],
+                patience=config.early_stopping_patience,
+                check_on_train_epoch_end=True,
+            )
+        )
+    callbacks += _checkpointing(config, checkpoints)
+    try:
+        return L.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=_strategy(config),
+            precision=config.precision,
+            max_epochs=config.max_epochs,
+            accumulate_grad_batches=config.accumulate_grad_batches,
+            gradient_clip_val=config.gradient_clip_norm or None,
+            deterministic=config.deterministic,
+            log_every_n_steps=config.log_every_n_steps,
+            callbacks=callbacks,
+            logger=logger or False,
+            default_root_dir=folder,
+            enable_progress_bar=show_bar,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # our samplers know their rank, and evaluate every row once
+        )
+    except (ValueError, RuntimeError, ImportError) as error:
+        # Lightning's MisconfigurationException is a plain Exception subclass of its own.
+        raise _machine_lacks(config, error) from error
+    except Exception as error:
+        if type(error).__name__ == "MisconfigurationException":
+            raise _machine_lacks(config, error) from error
+        raise
+
+
+def _machine_lacks(config: TrainerConfig, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"this machine cannot run trainer.accelerator={config.accelerator}, trainer.devices={config.devices}, "
+        f"trainer.precision={config.precision}: {' '.join(str(error).split())} "
+        "(trainer.accelerator=auto takes what there is.)"
+    )
+
+
+def _strategy(config: TrainerConfig) -> Strategy | str:
+    several = config.devices not in (1, "auto") or config.num_nodes > 1
+    if config.strategy == "ddp" or several:
+        # No buffer of ours changes in training; broadcasting them in each forward pass would also
+        # hang an evaluation in which the ranks have different numbers of batches.
+        return DDPStrategy(broadcast_buffers=False)
+    return "auto"
+
+
+def _checkpointing(config: TrainerConfig, folder: Path) -> list[Callback]:
+    """``best.ckpt`` by the selection rule, then ``last.ckpt``, which knows of that best."""
+    last = ModelCheckpoint(
+        dirpath=folder,
+        filename="last",
+        save_top_k=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
+    )
+    if config.select == "last":
+        return [last]
+    best = ModelCheckpoint(
+        dirpath=folder,
+        filename="best",
+        monitor=f"validation/{config.monitor}",
+        mode=MODES[config.monitor],
+        save_top_k=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
+    )
+    return [best, last]
+
+
+def quiet() -> None:
+    """Silence what Lightning says at every start and what does not apply to how peftlab uses it."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        r".*does not have many workers.*",  # batches are cut from memory-mapped tokens: workers do not help
+        r".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
+        r".*The number of training batches .* is smaller than the logging interval.*",
+        r".*You are trying to `self.log\(\)` but the `self.trainer` reference.*",
+        r".*Trying to infer the `batch_size` from an ambiguous collection.*",
+        r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # torchmetrics has reduced it already
+        r".*Found .* module\(s\) in eval mode at the start of training.*",
+        r".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+class SamplesProgressBar(RichProgressBar):
+    """Lightning's rich bar, with texts per second instead of steps per second beside the remaining time."""
+
+    def __init__(self, rows_per_step: int) -> None:
+        super().__init__()
+        self._rows_per_step = rows_per_step
+
+    def configure_columns(self, trainer: L.Trainer) -> list[Any]:
+        """Lightning's columns, the speed in samples/s."""
+        columns = super().configure_columns(trainer)
+        return [
+            _SamplesPerSecond(self._rows_per_step)
+            if type(column).__name__ == "ProcessingSpeedColumn"
+            else column
+            for column in columns
+        ]
+
+
+class _SamplesPerSecond(ProgressColumn):
+    def __init__(self, rows_per_step: int) -> None:
+        self._rows_per_step = rows_per_step
+        super().__init__()
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{(task.speed or 0.0) * self._rows_per_step:.1f} samples/s")

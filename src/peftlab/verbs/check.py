@@ -1,0 +1,66 @@
+"""``peftlab check``: compose and check one config, or every job of a sweep; run nothing."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from peftlab.composition import composed, parse
+from peftlab.config import check
+from peftlab.errors import ConfigError
+from peftlab.runs.folder import RunFolder
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the resolved config with key and folder, or with ``-m`` one line a job."""
+    parser = argparse.ArgumentParser(
+        "peftlab check",
+        description="Compose and check a config (key=value …) or, with -m, a sweep. Nothing runs.",
+    )
+    parser.add_argument("overrides", nargs="*", help="as for peftlab train")
+    parser.add_argument("-m", "--multirun", action="store_true", help="values separated by commas make jobs")
+    parser.add_argument("-cd", "--config-dir", help="a further folder of configs")
+    parser.add_argument("-cn", "--config-name", default="train", help="the primary config")
+    given = parser.parse_intermixed_args(list(arguments))
+    parse(given.overrides)
+    if given.multirun:
+        return _check_sweep(given)
+    config = check(composed(given.overrides, config_dir=given.config_dir, config_name=given.config_name))
+    folder = RunFolder.of(config)
+    print(yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True), end="")
+    print(f"# key {folder.key}, folder {folder.path}: {_state(folder)}")
+    return 0
+
+
+def _check_sweep(given: argparse.Namespace) -> int:
+    base = composed([], config_dir=given.config_dir, config_name=given.config_name)
+    params = base.hydra.sweeper.get("params") or {}
+    sweep = [f"{key}={value}" for key, value in params.items()] + given.overrides
+    parsed = OverridesParser.create().parse_overrides(sweep)
+    jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    keys: list[str] = []
+    for number, overrides in enumerate(jobs):
+        try:
+            config = check(composed(overrides, config_dir=given.config_dir, config_name=given.config_name))
+        except ConfigError as error:
+            raise ConfigError(f"job {number} ({' '.join(overrides)}): {error}") from error
+        folder = RunFolder.of(config)
+        keys.append(str(folder.path))
+        print(f"{number:4d}  {folder.key}  {_state(folder):12s}  {' '.join(overrides)}")
+    duplicates = sum(count - 1 for count in Counter(keys).values())
+    print(
+        f"{len(jobs)} jobs, {len(set(keys))} different runs{f', {duplicates} duplicates' if duplicates else ''}"
+    )
+    return 0
+
+
+def _state(folder: RunFolder) -> str:
+    record = folder.read_record()
+    if record is not None:
+        return str(record["status"])
+    return "unfinished" if folder.checkpoints.exists() else "new"

@@ -1,0 +1,79 @@
+"""``peftlab predict RUN``: label texts with a finished run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from peftlab.errors import DataError
+from peftlab.runs.folder import finished_run
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Label texts given with ``--text``, in a ``--file``, or a line each on standard input."""
+    parser = argparse.ArgumentParser("peftlab predict", description="Label texts with a finished run.")
+    parser.add_argument("run", metavar="RUN", help="a run folder: outputs/<name>/<key>")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--text", action="append", metavar="TEXT", help="a text (may be given several times)")
+    where.add_argument(
+        "--file", metavar="FILE", help="a file with a text a line; without either: standard input"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object a line: text, label, probabilities"
+    )
+    given = parser.parse_args(list(arguments))
+    folder, config, _ = finished_run(given.run)
+    texts = read_texts(given.text, given.file)
+    from peftlab.runs.evaluate import predict
+
+    for found in predict(folder, config, texts):
+        if given.json:
+            print(json.dumps(found, ensure_ascii=False), flush=True)
+        else:
+            shares = "  ".join(f"{label} {share:.4f}" for label, share in found["probabilities"].items())
+            print(f"{found['label']}\t{shares}\t{_shortened(found['text'])}", flush=True)
+    return 0
+
+
+def read_texts(texts: list[str] | None, file: str | None) -> list[str]:
+    """The texts to label, none of them empty.
+
+    Raises:
+        DataError: naming the file and line of what cannot be read or is empty.
+    """
+    source = "--text"
+    if texts is None:
+        source = file or "standard input"
+        if file is None and sys.stdin.isatty():
+            raise DataError(
+                "no text given: use --text, --file, or write texts to standard input, a line each."
+            )
+        try:
+            data = Path(file).read_bytes() if file else sys.stdin.buffer.read()
+        except OSError as error:
+            raise DataError(f"cannot read {file}: {error.strerror}.") from error
+        texts = [_decoded(line, source, number) for number, line in enumerate(data.splitlines(), start=1)]
+    if not texts:
+        raise DataError(f"{source} holds no text.")
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            raise DataError(
+                f"{source}, {'text' if source == '--text' else 'line'} {number}: the text is empty."
+            )
+    return texts
+
+
+def _decoded(line: bytes, source: str, number: int) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{source}, line {number}: not UTF-8 (byte {line[error.start]:#04x} at position {error.start + 1}). Convert it to UTF-8."
+        ) from error
+
+
+def _shortened(text: str, length: int = 60) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
