@@ -32,9 +32,7 @@ class ProcessLauncher(Launcher):
 
     def __init__(self, on_error: str = "continue") -> None:
         if on_error not in ("continue", "stop"):
-            raise ConfigError(
-                f"hydra.launcher.on_error={on_error!r} is not allowed: it must be continue or stop."
-            )
+            raise ConfigError(f"hydra.launcher.on_error={on_error!r} is not allowed: it must be continue or stop.")
         self.on_error = on_error
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -50,9 +48,7 @@ class ProcessLauncher(Launcher):
             ConfigError: if a job's config is wrong; nothing has run then.
             RunError: if jobs failed, after the others have run.
         """
-        jobs = [
-            self._checked(list(overrides), initial_job_idx + i) for i, overrides in enumerate(job_overrides)
-        ]
+        jobs = [self._checked(list(overrides), initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         returns: list[JobReturn] = []
         failed: list[str] = []
         for number, (overrides, config, folder) in enumerate(jobs, start=1):

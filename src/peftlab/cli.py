@@ -33,9 +33,7 @@ peftlab VERB --help explains a verb.    PEFTLAB_DEBUG=1 shows tracebacks."""
 
 def usage() -> str:
     """What ``peftlab --help`` prints."""
-    return USAGE.format(
-        version=__version__, verbs="\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
-    )
+    return USAGE.format(version=__version__, verbs="\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

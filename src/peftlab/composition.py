@@ -37,9 +37,7 @@ def run_as_hydra_application(arguments: Sequence[str], task: Callable[[DictConfi
         task(config)
 
     sys.argv[:] = ["peftlab train", *arguments]
-    application = hydra_main(version_base="1.3", config_path=str(config_folder()), config_name="train")(
-        restored
-    )
+    application = hydra_main(version_base="1.3", config_path=str(config_folder()), config_name="train")(restored)
     try:
         with _errors_in_words(arguments):
             application()
@@ -47,9 +45,7 @@ def run_as_hydra_application(arguments: Sequence[str], task: Callable[[DictConfi
         sys.argv[:] = whole_argv
 
 
-def composed(
-    overrides: Sequence[str], *, config_dir: str | None = None, config_name: str = "train"
-) -> DictConfig:
+def composed(overrides: Sequence[str], *, config_dir: str | None = None, config_name: str = "train") -> DictConfig:
     """The config that ``overrides`` compose to, with the ``hydra`` node, which HydraConfig then holds too."""
     with _errors_in_words(overrides):
         GlobalHydra.instance().clear()

@@ -117,17 +117,13 @@ def validate_group(group: str, given: Any, base: type, *, real: bool) -> Any:
         )
     cls = import_class(target, key) if real else config_class(target, key)
     if not issubclass(cls, base):
-        raise ConfigError(
-            f"{key}={target}: it must be a {base.__module__}.{base.__qualname__}, which this is not."
-        )
+        raise ConfigError(f"{key}={target}: it must be a {base.__module__}.{base.__qualname__}, which this is not.")
     return validate(given, cls, group)
 
 
 def _as_mapping(group: str, given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
-        raise ConfigError(
-            f"'{group}' must be chosen (for example {group}=<file in conf/{group}>), got {given!r}."
-        )
+        raise ConfigError(f"'{group}' must be chosen (for example {group}=<file in conf/{group}>), got {given!r}.")
     return given
 
 

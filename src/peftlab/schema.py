@@ -55,9 +55,7 @@ def import_class(target: str, key: str) -> type:
         raise ConfigError(f"{key}={target}: cannot import '{module_name}': {error}") from error
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
-        raise ConfigError(
-            _no_such_class(key, target, class_name, [n for n in vars(module) if n[:1].isupper()])
-        )
+        raise ConfigError(_no_such_class(key, target, class_name, [n for n in vars(module) if n[:1].isupper()]))
     return found
 
 
@@ -173,7 +171,7 @@ def _stand_ins_in_place() -> Iterator[None]:
 
 
 @cache
-def _adapter(cls: type) -> TypeAdapter[Any]:
+def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
@@ -239,8 +237,7 @@ def _explain(key: str, errors: list[ErrorDetails]) -> str:
     for error in errors:
         if error["type"] == "literal_error" and isinstance(given, str):
             allowed = [
-                word.strip("'")
-                for word in str(error.get("ctx", {})["expected"]).replace(" or ", ", ").split(", ")
+                word.strip("'") for word in str(error.get("ctx", {})["expected"]).replace(" or ", ", ").split(", ")
             ]
             hint = nearest(given, allowed)
     return f"{key}={given!r} is not allowed: {' or '.join(messages)}.{hint}"

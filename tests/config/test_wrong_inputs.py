@@ -104,9 +104,7 @@ def test_several_bad_values_are_all_named(peftlab: Peftlab) -> None:
     assert "peft.dropout=2" in result.err
 
 
-@pytest.mark.parametrize(
-    "arguments", [["trian"], ["methods", "lroa"], ["evaluate", "nowhere"], ["predict", "nowhere"]]
-)
+@pytest.mark.parametrize("arguments", [["trian"], ["methods", "lroa"], ["evaluate", "nowhere"], ["predict", "nowhere"]])
 def test_wrong_verbs_and_folders(peftlab: Peftlab, arguments: list[str]) -> None:
     result = peftlab(*arguments)
     assert result.status == 2

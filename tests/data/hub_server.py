@@ -23,9 +23,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 _API = re.compile(r"/api/(?P<kind>dataset|model)s/(?P<rest>.+)")
-_RESOLVE = re.compile(
-    r"/(?P<dataset>datasets/)?(?P<repo>[^/]+(?:/[^/]+)?)/resolve/(?P<revision>[^/]+)/(?P<file>.+)"
-)
+_RESOLVE = re.compile(r"/(?P<dataset>datasets/)?(?P<repo>[^/]+(?:/[^/]+)?)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 
 @dataclass
@@ -50,9 +48,7 @@ class FakeHub:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-        ).start()
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def __enter__(self) -> FakeHub:
         return self
@@ -82,9 +78,7 @@ class FakeHub:
 
     def environment(self, hf_home: Path, **more: str) -> dict[str, str]:
         """An environment whose hub is this one and whose caches are in ``hf_home``."""
-        ours = {
-            name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE"))
-        }
+        ours = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE"))}
         ours |= {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(hf_home), "NO_PROXY": "127.0.0.1"}
         return ours | {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"} | more
 
@@ -115,9 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length).decode() if length else ""
         if match := _RESOLVE.fullmatch(url.path):
-            self._file(
-                "dataset" if match["dataset"] else "model", match["repo"], match["revision"], match["file"]
-            )
+            self._file("dataset" if match["dataset"] else "model", match["repo"], match["revision"], match["file"])
         elif match := _API.fullmatch(url.path):
             self._api(match["kind"], match["rest"], body)
         else:

@@ -111,9 +111,7 @@ def test_fewer_rows_than_processes() -> None:
 @pytest.mark.parametrize("rows", [1003, 64, 2])
 def test_evaluation_sees_every_row_exactly_once(rows: int, world_size: int, group_by_length: bool) -> None:
     samplers = [
-        EvaluationBatchSampler(
-            SKEWED[:rows], 16, group_by_length=group_by_length, rank=r, world_size=world_size
-        )
+        EvaluationBatchSampler(SKEWED[:rows], 16, group_by_length=group_by_length, rank=r, world_size=world_size)
         for r in range(world_size)
     ]
     assert sorted(chain(*chain(*samplers))) == list(range(rows))

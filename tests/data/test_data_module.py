@@ -156,9 +156,7 @@ def test_content_hash_sees_text_label_and_membership() -> None:
     splits = Words().load()
     changed = [
         dataclasses.replace(splits, train=splits.validation, validation=splits.train),
-        dataclasses.replace(
-            splits, test=Texts(splits.test.texts, [1 - label for label in splits.test.labels])
-        ),
+        dataclasses.replace(splits, test=Texts(splits.test.texts, [1 - label for label in splits.test.labels])),
         dataclasses.replace(splits, test=splits.test.take(list(range(12)))),
         dataclasses.replace(splits, test=Texts([*splits.test.texts[:-1], "z"], splits.test.labels)),
     ]

@@ -48,9 +48,7 @@ def test_a_yaml_has_every_field_with_its_default(name: str) -> None:
 def test_configs_import_nothing_heavy() -> None:
     modules = {configured(name)[0].__module__ for name in NAMES}
     code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "datasets", "transformers", "pyarrow", "pandas", "numpy"} & set(loaded)
 
 
@@ -111,9 +109,7 @@ def _two_trains(folder: Path) -> None:
         ({"source": "local", "path": "{}"}, _two_trains, ["several train files (train.csv, train.tsv)"]),
     ],
 )
-def test_a_place_that_cannot_be_read(
-    tmp_path: Path, config: dict[str, Any], prepare: Any, said: list[str]
-) -> None:
+def test_a_place_that_cannot_be_read(tmp_path: Path, config: dict[str, Any], prepare: Any, said: list[str]) -> None:
     if prepare is not None:
         prepare(tmp_path)
     given = {key: value.format(tmp_path) for key, value in config.items()}
@@ -168,9 +164,7 @@ def test_packaged_bbc_news() -> None:
 
 
 @pytest.mark.parametrize(("cls", "hint"), [(IMDbPackaged, "data=imdb"), (BBCNews, "SetFit/bbc-news")])
-def test_a_package_that_is_not_installed(
-    monkeypatch: pytest.MonkeyPatch, cls: type[DataSet], hint: str
-) -> None:
+def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, cls: type[DataSet], hint: str) -> None:
     monkeypatch.setattr(cls, "module", "no_such_package")
     with pytest.raises(DataError) as caught:
         cls().files()
@@ -202,9 +196,7 @@ def test_one_file_is_split_three_ways(tmp_path: Path) -> None:
 
 
 def test_a_folder_and_named_files_read_alike(tmp_path: Path) -> None:
-    names = {
-        split: str(write(tmp_path, f"{split}.csv", 10, split)) for split in ("train", "validation", "test")
-    }
+    names = {split: str(write(tmp_path, f"{split}.csv", 10, split)) for split in ("train", "validation", "test")}
     named, folder = TextFiles(**names), TextFiles(path=str(tmp_path))  # type: ignore[arg-type]
     assert named.files() == folder.files()
     assert list(named.files()) == ["train", "validation", "test"]
@@ -219,8 +211,7 @@ def test_own_columns_and_names(tmp_path: Path) -> None:
     splits = TextFiles(train=str(file), text_column="t", label_column="y", labels=["art", "sports"]).load()
     assert splits.label_names == ("art", "sports")
     assert all(
-        label == {"a": 1, "b": 0}[text]
-        for text, label in zip(splits.train.texts, splits.train.labels, strict=True)
+        label == {"a": 1, "b": 0}[text] for text, label in zip(splits.train.texts, splits.train.labels, strict=True)
     )
 
 
@@ -250,9 +241,7 @@ def test_text_files_that_cannot_be_used(tmp_path: Path, config: dict[str, Any], 
     write(tmp_path, "test.csv", 4)
     write(tmp_path, "one.csv", 1)
     (tmp_path / "sub").mkdir()
-    given = {
-        key: value.format(tmp_path) if isinstance(value, str) else value for key, value in config.items()
-    }
+    given = {key: value.format(tmp_path) if isinstance(value, str) else value for key, value in config.items()}
     with pytest.raises(DataError) as caught:
         TextFiles(**given).load()
     for part in said:

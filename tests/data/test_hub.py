@@ -44,11 +44,7 @@ def parquet(rows: int, name: str, columns: tuple[str, str] = ("text", "label")) 
 
 def data_set(name: str = "first", **more: bytes) -> dict[str, bytes]:
     readme = {"README.md": CLASSES.format("neg", "pos").encode()}
-    return (
-        readme
-        | {"data/train-0.parquet": parquet(20, "train"), "data/test-0.parquet": parquet(6, name)}
-        | more
-    )
+    return readme | {"data/train-0.parquet": parquet(20, "train"), "data/test-0.parquet": parquet(6, name)} | more
 
 
 @pytest.fixture(scope="module")
@@ -140,17 +136,13 @@ def test_no_hub_and_no_cache_is_said_at_once_with_three_ways_on(tmp_path: Path) 
         ({"hub_id": "someone/trainonly"}, ["has no test split; there are: train"]),
     ],
 )
-def test_what_the_hub_does_not_have(
-    hub: FakeHub, hf_home: Path, config: dict[str, str], said: list[str]
-) -> None:
+def test_what_the_hub_does_not_have(hub: FakeHub, hf_home: Path, config: dict[str, str], said: list[str]) -> None:
     error = load(hub, hf_home, **config)["error"]
     for part in said:
         assert part in error
 
 
-def test_a_local_folder_of_that_name_is_not_taken_for_the_hub(
-    hub: FakeHub, hf_home: Path, tmp_path: Path
-) -> None:
+def test_a_local_folder_of_that_name_is_not_taken_for_the_hub(hub: FakeHub, hf_home: Path, tmp_path: Path) -> None:
     (tmp_path / "someone" / "reviews").mkdir(parents=True)
     assert "is also a local path here" in load(hub, hf_home, cwd=tmp_path)["error"]
 

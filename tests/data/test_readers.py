@@ -160,9 +160,7 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, s
         ({"text": pa.array([], pa.string()), "label": pa.array([], pa.int64())}, ["no rows"]),
     ],
 )
-def test_a_parquet_file_that_cannot_be_used(
-    tmp_path: Path, columns: dict[str, object], said: list[str]
-) -> None:
+def test_a_parquet_file_that_cannot_be_used(tmp_path: Path, columns: dict[str, object], said: list[str]) -> None:
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table(columns), file)
     with pytest.raises(DataError) as caught:
@@ -186,9 +184,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
         read_table(tmp_path / "nowhere" / "train.csv")
 
 
-@pytest.mark.parametrize(
-    ("label", "said"), [(0.5, "0.5"), ("4.75", "'4.75'"), ([1], r"\[1\]"), (None, "missing")]
-)
+@pytest.mark.parametrize(("label", "said"), [(0.5, "0.5"), ("4.75", "'4.75'"), ([1], r"\[1\]"), (None, "missing")])
 def test_scores_are_no_classes(tmp_path: Path, label: object, said: str) -> None:
     file = write(tmp_path / "a.jsonl", [("a", 1), ("b", label)])
     with pytest.raises(DataError, match=rf"a\.jsonl, row 2 \(line 2\): the label .*{said}"):

@@ -96,9 +96,7 @@ def test_a_pickled_copy_opens_the_files_itself(tokenizer: Any) -> None:
     assert rows(pickle.loads(pickled)) == rows(tokenized)
 
 
-def test_a_folder_that_cannot_be_written(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_folder_that_cannot_be_written(tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match=r"token cache .*file.* cannot be written .*Set PEFTLAB_CACHE"):
@@ -119,9 +117,7 @@ def _tokenize_in_a_process(start: Any, tokenizer: Any, answers: Any) -> None:
 def test_processes_may_race(tokenizer: Any) -> None:
     context = multiprocessing.get_context("fork")
     start, answers = context.Barrier(4), context.Queue()
-    processes = [
-        context.Process(target=_tokenize_in_a_process, args=(start, tokenizer, answers)) for _ in range(4)
-    ]
+    processes = [context.Process(target=_tokenize_in_a_process, args=(start, tokenizer, answers)) for _ in range(4)]
     for process in processes:
         process.start()
     assert [answers.get(timeout=20) for _ in processes] == [EXPECTED] * 4

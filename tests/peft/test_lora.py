@@ -65,9 +65,7 @@ def test_the_query_slice_of_gpt2_changes_queries_only() -> None:
     for position, role in ((0, "query"), (2, "value")):
         update = layer.updates[role]
         expected = x @ update.A.T @ update.B.T * (16.0 / 3)
-        torch.testing.assert_close(
-            difference[..., position * 32 : (position + 1) * 32], expected, atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(difference[..., position * 32 : (position + 1) * 32], expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(difference[..., 32:64], torch.zeros(2, 5, 32)), "keys are not touched"
     # 2 layers · 2 roles · rank · (in + slice)
     assert count_parameters(backbone)["trainable_without_head"] == 2 * 2 * 3 * (32 + 32)

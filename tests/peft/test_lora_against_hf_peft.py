@@ -72,9 +72,7 @@ def test_logits_and_gradients(kind: str, variant: str) -> None:
     logits = backbone(ids, mask)
     expected = oracle(input_ids=ids, attention_mask=mask).logits
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
-    assert not torch.allclose(logits, _without_adapter(oracle, ids, mask), atol=1e-3), (
-        "the adapter must matter"
-    )
+    assert not torch.allclose(logits, _without_adapter(oracle, ids, mask), atol=1e-3), "the adapter must matter"
     F.cross_entropy(logits, labels).backward()
     F.cross_entropy(expected, labels).backward()
     for mine, other in pairs:

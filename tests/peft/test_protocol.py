@@ -138,18 +138,15 @@ def test_adding_a_method_takes_two_files(project_copy: Path, reviews: Path) -> N
     (project_copy / "conf/peft/biases_only.yaml").write_text(YAML)
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        code = f"import sys; sys.path.insert(0, {str(project_copy / 'src')!r}); from peftlab.cli import main; sys.exit(main())"
-        return subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
-        )
+        start = f"import sys; sys.path.insert(0, {str(project_copy / 'src')!r})"
+        code = f"{start}; from peftlab.cli import main; sys.exit(main())"
+        return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
 
     wrong = call("train", "peft=biases_only", "peft.start=0")
     assert wrong.returncode == 2
     assert "peft.start=0" in wrong.stderr
     assert "biases_only" in call("methods").stdout
-    done = call(
-        "train", *TINY, f"data.path={reviews}", "peft=biases_only", "trainer.max_epochs=1", "name=new"
-    )
+    done = call("train", *TINY, f"data.path={reviews}", "peft=biases_only", "trainer.max_epochs=1", "name=new")
     assert done.returncode == 0, done.stderr
     assert "biases_only" in done.stdout
     assert list(Path("outputs/new").glob("*/adapter.safetensors"))

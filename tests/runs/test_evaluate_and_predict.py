@@ -37,26 +37,18 @@ def test_a_moved_folder_still_works(peftlab: Peftlab, run: Path, scratch: Path) 
 
 def test_evaluate_on_other_data(peftlab: Peftlab, run: Path, scratch: Path) -> None:
     other = scratch / "other.csv"
-    other.write_text(
-        "body,label\n" + "".join(f"superb film {i},good\nawful film {i},bad\n" for i in range(20))
-    )
+    other.write_text("body,label\n" + "".join(f"superb film {i},good\nawful film {i},bad\n" for i in range(20)))
     changed = ("data.path=other.csv", "data.text_column=body", "data.holdout_fraction=0.5")
     result = peftlab("evaluate", run, *changed, "--json")
     assert result.status == 0, result.err
     assert json.loads(result.out)["metrics"]["rows"] == 20
-    whole = peftlab(
-        "evaluate", run, "data=text_files", "data.path=other.csv", "data.text_column=body", "--json"
-    )
+    whole = peftlab("evaluate", run, "data=text_files", "data.path=other.csv", "data.text_column=body", "--json")
     assert json.loads(whole.out)["metrics"]["rows"] == 8
-    assert (
-        json.loads(peftlab("evaluate", run, "--split", "validation", "--json").out)["metrics"]["rows"] == 10
-    )
+    assert json.loads(peftlab("evaluate", run, "--split", "validation", "--json").out)["metrics"]["rows"] == 10
 
 
 def test_evaluate_refuses(peftlab: Peftlab, run: Path, scratch: Path) -> None:
-    (scratch / "three.csv").write_text(
-        "text,label\n" + "".join(f"some text {i},{'abc'[i % 3]}\n" for i in range(60))
-    )
+    (scratch / "three.csv").write_text("text,label\n" + "".join(f"some text {i},{'abc'[i % 3]}\n" for i in range(60)))
 
     def refused(said: str, *arguments: str) -> None:
         result = peftlab("evaluate", *arguments)

@@ -55,7 +55,7 @@ def test_what_a_run_leaves(peftlab: Peftlab, reviews: Path) -> None:
     for name in ("train_seconds", "train_samples_per_second", "evaluation_samples_per_second"):
         assert facts["timing"][name] > 0
     assert facts["memory"]["peak_mib"] > 0
-    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
     best = max(range(3), key=lambda epoch: float(rows[epoch]["validation/accuracy"]))
     assert facts["selection"]["epoch"] == best
@@ -93,7 +93,9 @@ def test_another_data_order_does_not_change_the_start(peftlab: Peftlab, reviews:
     one = train(peftlab, reviews, *still, "data.order_seed=1", name="one")
     two = train(peftlab, reviews, *still, "data.order_seed=2", name="two")
     assert one.name != two.name
-    assert adapter(one) == adapter(two)
+    start, other = load_file(one / "adapter.safetensors"), load_file(two / "adapter.safetensors")
+    for key, tensor in start.items():
+        torch.testing.assert_close(tensor, other[key], atol=1e-20, rtol=0)
 
 
 def test_data_order_alone_changes_training(peftlab: Peftlab, reviews: Path) -> None:
@@ -120,9 +122,7 @@ def test_skipping_imports_no_torch(peftlab: Peftlab, reviews: Path) -> None:
     train(peftlab, reviews)
     code = "import sys; from peftlab.cli import main; main(); print('torch' in sys.modules)"
     arguments = [*TINY, f"data.path={reviews}", "name=t", "trainer.max_epochs=3"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, "train", *arguments], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, "train", *arguments], capture_output=True, text=True, check=True)
     assert "is finished already" in done.stdout
     assert done.stdout.strip().endswith("False")
 
@@ -133,18 +133,12 @@ def test_identity_ignores_bookkeeping_and_follows_content(peftlab: Peftlab, revi
         return out.split("# key ")[1].split(",")[0]
 
     here = key()
-    assert (
-        key("name=else", "logger=csv", "trainer.progress_bar=false", "output_dir=x", "data.num_workers=1")
-        == here
-    )
+    assert key("name=else", "logger=csv", "trainer.progress_bar=false", "output_dir=x", "data.num_workers=1") == here
     assert key("peft.alpha=16") == key("peft.alpha=16.0")
     moved = reviews.with_name("moved.jsonl")
     shutil.copy(reviews, moved)
     assert key(path=moved) == here, "the same content elsewhere is the same run"
-    assert (
-        len({here, key("seed=1"), key("peft.rank=4"), key("data.batch_size=4"), key("trainer.max_epochs=9")})
-        == 5
-    )
+    assert len({here, key("seed=1"), key("peft.rank=4"), key("data.batch_size=4"), key("trainer.max_epochs=9")}) == 5
     moved.write_text(reviews.read_text().replace("moving", "touching"))
     assert key(path=moved) != here
 
@@ -153,15 +147,13 @@ def test_a_killed_run_resumes_to_the_same_bits(peftlab: Peftlab, reviews: Path) 
     more = ("peft.dropout=0.1", "trainer.max_epochs=6", "schedule=cosine")
     undisturbed = train(peftlab, reviews, *more, name="undisturbed")
     command = [sys.executable, "-m", "peftlab", "train", *TINY, f"data.path={reviews}", *more, "name=killed"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("epoch 2/6"):
             break
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     folder = Path("outputs/killed") / undisturbed.name
     assert not (folder / "record.json").exists()
     again = peftlab("train", *TINY, f"data.path={reviews}", *more, "name=killed")
@@ -229,9 +221,7 @@ def test_bf16_autocast_and_accumulation(peftlab: Peftlab, reviews: Path) -> None
     assert record(folder)["history"][-1]["step"] == 3 * 6  # 86 rows, 8 a batch: 11 batches, 2 a step
 
 
-def test_the_lectures_classifier_trains_and_is_rebuilt_with_its_vocabulary(
-    peftlab: Peftlab, reviews: Path
-) -> None:
+def test_the_lectures_classifier_trains_and_is_rebuilt_with_its_vocabulary(peftlab: Peftlab, reviews: Path) -> None:
     more = ("backbone=text_classifier", "peft.targets=[hidden]", "peft.rank=2", "optim=sgd", "optim.lr=1")
     folder = train(peftlab, reviews, *more)
     assert record(folder)["parameters"]["trainable_without_head"] == 2 * 100 + 2 * 128 == 456
@@ -262,9 +252,10 @@ def test_a_failure_is_noted_and_mended_by_starting_again(
         raise OSError(28, "No space left on device")
 
     arguments = (*TINY, f"data.path={reviews}", "name=t", "trainer.max_epochs=1")
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patch:
         patch.setattr(module, "draw_curves", full_disk)
-        peftlab("train", *arguments)
+        with pytest.raises(OSError, match="No space"):
+            peftlab("train", *arguments)
     folder = run_folder("t")
     assert record(folder)["status"] == "failed"
     assert "No space left" in record(folder)["error"]

@@ -48,7 +48,7 @@ def test_wandb_offline(peftlab: Peftlab, reviews: Path, mode: str, monkeypatch: 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(Path.cwd()))  # no login here
     folder = train(peftlab, reviews, "logger=wandb", f"logger.mode={mode}")
-    (run,) = (folder / "logs/wandb/wandb").glob("offline-run-*")
+    (run,) = (folder / "logs/wandb").glob("offline-run-*")
     assert run.name.endswith(folder.name), "the run's id is its key"
     (file,) = run.glob("*.wandb")
     assert file.stat().st_size > 0

@@ -107,9 +107,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         rows, rest = np.split(rows, [len(rows) - len(rows) % together])
         chunk = together * BATCHES_IN_CHUNK
         chunks = [self._by_length(rows[start : start + chunk]) for start in range(0, len(rows), chunk)]
-        groups = [
-            part[start : start + together] for part in chunks for start in range(0, len(part), together)
-        ]
+        groups = [part[start : start + together] for part in chunks for start in range(0, len(part), together)]
         if len(rest) >= self.world_size:
             groups.append(self._by_length(rest))
         order = random.permutation(len(groups))

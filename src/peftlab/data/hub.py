@@ -76,9 +76,7 @@ def _resolve(repo_id: str, revision: str | None, packaged: str) -> _Place:
     try:
         info = HfApi().dataset_info(repo_id, revision=revision, timeout=RESOLVE_TIMEOUT)
     except hub_errors.GatedRepoError:
-        raise DataError(
-            f"data.hub_id={repo_id} is gated: ask for access on its page, then set HF_TOKEN."
-        ) from None
+        raise DataError(f"data.hub_id={repo_id} is gated: ask for access on its page, then set HF_TOKEN.") from None
     except hub_errors.RepositoryNotFoundError:
         raise DataError(
             f"data.hub_id={repo_id}: the hub has no such data set, or it is private (then set HF_TOKEN). "
@@ -123,9 +121,7 @@ def _from_cache(repo_id: str, revision: str | None, packaged: str, reason: str) 
         raise _out_of_reach(repo_id, packaged, reason)
     if revision is None:
         commit = cached[0]
-        logger.warning(
-            "The hub cannot be asked (%s): reading the cached commit %s of %s.", reason, commit, repo_id
-        )
+        logger.warning("The hub cannot be asked (%s): reading the cached commit %s of %s.", reason, commit, repo_id)
         return _Place(commit, reason)
     if revision not in cached:
         what = "that commit is not cached" if _COMMIT.fullmatch(revision) else "only the hub knows its commit"

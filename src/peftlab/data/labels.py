@@ -82,8 +82,7 @@ def to_texts(table: Table, labels: LabelSet) -> Texts:
 def _checked_text(table: Table, row: int, text: object) -> str:
     if text is None or text != text or (isinstance(text, str) and not text.strip()):
         raise DataError(
-            f"{table.place(row)}: the text (column '{table.text_column}') is empty. "
-            "Remove the row or fill in its text."
+            f"{table.place(row)}: the text (column '{table.text_column}') is empty. Remove the row or fill in its text."
         )
     if not isinstance(text, str):
         raise DataError(
@@ -97,8 +96,7 @@ def _label_error(table: Table, row: int, value: object, labels: LabelSet) -> Dat
     text = canonical(value)
     if text is None:
         return DataError(
-            f"{table.place(row)}: the label (column '{table.label_column}') is missing. "
-            f"Allowed: {labels.describe()}."
+            f"{table.place(row)}: the label (column '{table.label_column}') is missing. Allowed: {labels.describe()}."
         )
     return DataError(
         f"{table.place(row)}: unknown label {value!r} (column '{table.label_column}'). "

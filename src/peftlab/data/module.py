@@ -139,9 +139,7 @@ def predict_batches(
         encoded = tokenizer.encode([text for _, text in chunk], max_length)
         for (row, text), ids in zip(chunk, encoded, strict=True):
             if not ids:
-                raise DataError(
-                    f"Text {row + 1} ({text[:60]!r}) has no tokens: there is nothing to predict from."
-                )
+                raise DataError(f"Text {row + 1} ({text[:60]!r}) has no tokens: there is nothing to predict from.")
         yield [row for row, _ in chunk], pad(encoded, tokenizer.pad_id)
 
 

@@ -105,8 +105,7 @@ class PublishedDataSet(DataSet, ABC):
                 return file
         found = listed((entry.name for entry in folder.iterdir()), 12)
         raise DataError(
-            f"data.path={self.path}: no {' or '.join(stems)} file in this folder. "
-            f"It holds: {found}. {self._expected()}"
+            f"data.path={self.path}: no {' or '.join(stems)} file in this folder. It holds: {found}. {self._expected()}"
         )
 
     def _expected(self) -> str:

@@ -20,9 +20,7 @@ from peftlab.seeding import derive_seed
 logger = logging.getLogger(__name__)
 
 
-def stratified_take(
-    labels: Sequence[int], count: int, seed: int, last_resort: Collection[int] = ()
-) -> list[int]:
+def stratified_take(labels: Sequence[int], count: int, seed: int, last_resort: Collection[int] = ()) -> list[int]:
     """Exactly ``count`` rows, ascending, with each label's share as near to its share of all as can be.
 
     The rows of a label follow the largest-remainder rule; ties go to the smaller label. Rows in
@@ -166,10 +164,7 @@ def _by_label(texts: Texts, label_names: tuple[str, ...]) -> dict[str, int]:
 def _also_in_train(splits: dict[str, Texts]) -> dict[str, int]:
     """How many validation and test rows carry a text that is a training text too."""
     trained_on = {text.strip() for text in splits["train"].texts}
-    shared = {
-        name: sum(text.strip() in trained_on for text in splits[name].texts)
-        for name in ("validation", "test")
-    }
+    shared = {name: sum(text.strip() in trained_on for text in splits[name].texts) for name in ("validation", "test")}
     for name, count in shared.items():
         if count:
             logger.warning(

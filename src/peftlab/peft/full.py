@@ -22,7 +22,7 @@ class FullFineTuning(PEFTStrategy, name="full"):
     supports = Supports(quantized=False)
     count = "all"
 
-    def inject(self, backbone: Backbone, *, seed: int) -> None:  # noqa: ARG002  (nothing new is drawn)
+    def inject(self, backbone: Backbone, *, seed: int) -> None:
         """Let every parameter train that the backbone does not keep frozen."""
         kept_frozen = set(backbone.always_frozen())
         for name, parameter in backbone.model.named_parameters():

@@ -65,9 +65,7 @@ class LoRA(PEFTStrategy, name="lora"):
     def __post_init__(self) -> None:
         """Raise ValueError for an empty list of targets."""
         if not self.targets:
-            raise ValueError(
-                "peft.targets is empty: name at least one role or regex, for example [query, value]."
-            )
+            raise ValueError("peft.targets is empty: name at least one role or regex, for example [query, value].")
 
     def inject(self, backbone: Backbone, *, seed: int) -> None:
         """Wrap every target in its low-rank path."""
@@ -115,8 +113,9 @@ class LoRA(PEFTStrategy, name="lora"):
         for name, layer in _layers(backbone):
             if is_quantized(layer.base):
                 raise PeftlabError(
-                    f"'{name}' keeps its weight in {backbone.provenance.get('quantize')}: adding a LoRA update would round it "
-                    "to that grid again and lose most of it. Build the backbone with backbone.quantize=null to merge."
+                    f"'{name}' keeps its weight in {backbone.provenance.get('quantize')}: adding a LoRA update "
+                    "would round it to that grid again and lose most of it. "
+                    "Build the backbone with backbone.quantize=null to merge."
                 )
         for _, layer in _layers(backbone):
             layer.merge()

@@ -40,8 +40,9 @@ def linear_features(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, nn.Linear):  # bitsandbytes' layers are subclasses, with packed weights
         return module.in_features, module.out_features
     if is_conv1d(module):
-        in_features, out_features = module.weight.shape  # type: ignore[union-attr,misc]
-        return int(in_features), int(out_features)  # type: ignore[arg-type]
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return weight.shape[0], weight.shape[1]
     raise PeftlabError(f"a linear layer is needed, not a {type(module).__name__}.")
 
 
@@ -95,6 +96,4 @@ def require_patterns_used(key: str, pattern: Iterable[str], targets: list[Target
         except re.error as error:
             raise PeftlabError(f"{key}: '{entry}' is not a regular expression: {error}.") from error
         if not used:
-            raise PeftlabError(
-                f"{key}: '{entry}' matches none of the targets: {listed(t.name for t in targets)}."
-            )
+            raise PeftlabError(f"{key}: '{entry}' matches none of the targets: {listed(t.name for t in targets)}.")

@@ -11,9 +11,7 @@ from peftlab.files import write_atomically
 COLOURS = {"train": "#4477aa", "validation": "#ee6677"}  # Paul Tol's "bright": told apart by the colour-blind
 
 
-def draw_curves(
-    path: Path, history: list[dict[str, Any]], *, title: str, chosen_epoch: int | None = None
-) -> None:
+def draw_curves(path: Path, history: list[dict[str, Any]], *, title: str, chosen_epoch: int | None = None) -> None:
     """Draw ``history``; a dashed line marks the epoch whose weights were kept.
 
     Epochs are counted from 1, as people do; the figures on train are running means over the epoch.

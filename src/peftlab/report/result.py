@@ -37,11 +37,10 @@ def print_result(path: Path, record: dict[str, Any]) -> None:
     out.print(table)
     out.print(
         f"weights of epoch {selection['epoch'] + 1} ({selection['rule']}); "
-        f"{record['parameters']['trainable']:,} trainable parameters; adapter {record['parameters']['adapter_bytes']:,} bytes; "
+        f"{record['parameters']['trainable']:,} trainable parameters; "
+        f"adapter {record['parameters']['adapter_bytes']:,} bytes; "
         f"trained {timing['train_seconds']:.0f} s at {timing['train_samples_per_second']:.1f} samples/s; "
         f"peak memory {record['memory']['peak_mib']:.0f} MiB",
         highlight=False,
     )
-    out.print(
-        f"{path}/: record.json, metrics.csv, curves.png, adapter.safetensors", highlight=False, soft_wrap=True
-    )
+    out.print(f"{path}/: record.json, metrics.csv, curves.png, adapter.safetensors", highlight=False, soft_wrap=True)

@@ -28,9 +28,7 @@ class Assembled:
 
 def assemble(config: RunConfig, splits: Splits) -> Assembled:
     """Build the backbone, check that the texts fit it, and inject the strategy."""
-    backbone = config.backbone.build(
-        len(splits.label_names), seed=config.seed, train_texts=splits.train.texts
-    )
+    backbone = config.backbone.build(len(splits.label_names), seed=config.seed, train_texts=splits.train.texts)
     backbone.check_length(config.data.max_length)
     return _inject(config, backbone)
 
@@ -46,9 +44,10 @@ def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[st
     assembled = _inject(config, backbone)
     if assembled.fingerprint != facts["backbone_fingerprint"]:
         raise RunError(
-            f"the backbone built now is not the one '{folder.path}' was trained on (fingerprint "
-            f"{assembled.fingerprint[:12]}, expected {facts['backbone_fingerprint'][:12]}): its weights have changed at "
-            f"the source ({backbone.provenance}). Pin backbone.revision, or point backbone.name_or_path at the old weights."
+            f"the backbone built now is not the one '{folder.path}' was trained on "
+            f"(fingerprint {assembled.fingerprint[:12]}, expected {facts['backbone_fingerprint'][:12]}): "
+            f"its weights have changed at the source ({backbone.provenance}). "
+            "Pin backbone.revision, or point backbone.name_or_path at the old weights."
         )
     load_adapter(folder, assembled.strategy, backbone)
     return assembled, facts

@@ -42,8 +42,7 @@ def evaluate(folder: RunFolder, config: RunConfig, *, split: str = "test") -> di
     if metrics["rows"] != len(rows):
         raise RunError(f"the test saw {metrics['rows']} rows of {len(rows)}: the figure would be wrong.")
     metrics["per_class"] = {
-        name: dict(zip(splits.label_names, numbers, strict=True))
-        for name, numbers in metrics["per_class"].items()
+        name: dict(zip(splits.label_names, numbers, strict=True)) for name, numbers in metrics["per_class"].items()
     }
     kind = splits.test_kind if split == "test" else split
     return {"run": str(folder.path), "split": split, "kind": kind, "metrics": metrics}
@@ -64,9 +63,7 @@ def predict(folder: RunFolder, config: RunConfig, texts: Sequence[str]) -> Itera
     assembled, facts = reassemble(folder, config)
     names = facts["label_names"]
     backbone = assembled.backbone.eval()
-    device = torch.device(
-        "cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu"
-    )
+    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     backbone.to(device)
     ready: dict[int, dict[str, Any]] = {}
     following = 0

@@ -122,9 +122,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a+")
         except OSError as error:
-            raise RunError(
-                f"cannot write {self.path}: {error.strerror}. Choose another output_dir."
-            ) from error
+            raise RunError(f"cannot write {self.path}: {error.strerror}. Choose another output_dir.") from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,7 +152,8 @@ def finished_run(given: str) -> tuple[RunFolder, RunConfig, dict[str, Any]]:
     record = folder.read_record()
     if record is None:
         raise RunError(
-            f"'{given}' has no record.json: it is not a run folder, or the run has not finished.{_runs_below(folder.path)}"
+            f"'{given}' has no record.json: it is not a run folder, or the run has not finished."
+            f"{_runs_below(folder.path)}"
         )
     if record["status"] != "finished":
         raise RunError(

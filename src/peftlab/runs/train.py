@@ -38,7 +38,7 @@ def train(config: RunConfig, *, argv: list[str]) -> dict[str, Any]:
     In the other ranks of a DDP run the record is empty: rank 0 holds the run and writes.
     """
     folder = RunFolder.of(config)
-    if rank_zero_only.rank != 0:
+    if rank() != 0:
         return _train(config, folder, argv)
     with folder.locked():
         if (record := finished_record(config, folder)) is not None:
@@ -56,6 +56,11 @@ def train(config: RunConfig, *, argv: list[str]) -> dict[str, Any]:
             raise
 
 
+def rank() -> int:
+    """This process's place in a DDP run, from the environment that started it; 0 if it is alone."""
+    return int(vars(rank_zero_only).get("rank") or 0)
+
+
 def _train(config: RunConfig, folder: RunFolder, argv: list[str]) -> dict[str, Any]:
     quiet()
     # Nothing of ours draws from the global generator before training seeds it step by step; this is for
@@ -64,16 +69,14 @@ def _train(config: RunConfig, folder: RunFolder, argv: list[str]) -> dict[str, A
     splits = config.data.load()
     assembled = assemble(config, splits)
     parameters = count_parameters(assembled.backbone)
-    if rank_zero_only.rank == 0:
+    if rank() == 0:
         print_before(config, folder, splits, assembled.backbone, parameters)
     order_seed = config.seed if config.data.order_seed is None else config.data.order_seed
     data = TextDataModule(config.data, splits, assembled.backbone.tokenizer, order_seed)
     module = lightning_module(config, assembled, len(splits.label_names))
     logger = None
-    if rank_zero_only.rank == 0:
-        logger = config.logger.build(
-            name=config.name, key=folder.key, folder=folder.logs, config=_flat(config.plain())
-        )
+    if rank() == 0:
+        logger = config.logger.build(name=config.name, key=folder.key, folder=folder.logs, config=_flat(config.plain()))
     try:
         return _fit_test_record(config, folder, argv, splits, assembled, data, module, parameters, logger)
     finally:
@@ -103,7 +106,7 @@ def _fit_test_record(
     frozen_before = fingerprint(assembled.backbone, trainable=False)
     last = folder.checkpoints / "last.ckpt"
     resumed = last.exists()
-    if resumed and rank_zero_only.rank == 0:
+    if resumed and rank() == 0:
         print(f"resuming from {last}")
     try:
         trainer.fit(module, data, ckpt_path=last if resumed else None, weights_only=True)
@@ -129,9 +132,7 @@ def _fit_test_record(
         folder, assembled.strategy, assembled.backbone, _adapter_facts(config, splits, assembled, folder)
     )
     write_metrics_csv(folder.metrics, module.history)
-    draw_curves(
-        folder.curves, module.history, title=f"{config.name}  {folder.key}", chosen_epoch=chosen["epoch"]
-    )
+    draw_curves(folder.curves, module.history, title=f"{config.name}  {folder.key}", chosen_epoch=chosen["epoch"])
     first_step = module.first_step_at
     train_seconds = sum(row["train_seconds"] for row in module.history)
     train_rows = sum(row["train_rows"] for row in module.history)
@@ -203,9 +204,7 @@ def _data_facts(config: RunConfig, splits: Splits) -> dict[str, Any]:
     }
 
 
-def _adapter_facts(
-    config: RunConfig, splits: Splits, assembled: Assembled, folder: RunFolder
-) -> dict[str, Any]:
+def _adapter_facts(config: RunConfig, splits: Splits, assembled: Assembled, folder: RunFolder) -> dict[str, Any]:
     plain = config.plain()
     return {
         "format": 1,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class NoLogger(LoggerConfig):
     """No per-step values."""
 
-    def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger | None:  # noqa: ARG002
+    def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger | None:
         """None."""
         return None
 
@@ -31,7 +31,7 @@ class NoLogger(LoggerConfig):
 class CSV(LoggerConfig):
     """One CSV file of per-step values an attempt, under ``logs/csv``."""
 
-    def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger:  # noqa: ARG002
+    def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger:
         """Lightning's CSV logger; a resumed run writes ``version_1`` beside ``version_0``."""
         from lightning.pytorch.loggers import CSVLogger
 
@@ -42,7 +42,7 @@ class CSV(LoggerConfig):
 class TensorBoard(LoggerConfig):
     """Event files under ``logs/tensorboard``."""
 
-    def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger:  # noqa: ARG002
+    def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger:
         """Lightning's TensorBoard logger.
 
         Raises:
@@ -53,9 +53,7 @@ class TensorBoard(LoggerConfig):
         try:
             return TensorBoardLogger(save_dir=folder, name="tensorboard", version="", default_hp_metric=False)
         except ModuleNotFoundError as error:
-            raise ConfigError(
-                "logger=tensorboard needs TensorBoard: pip install 'peftlab[tensorboard]'."
-            ) from error
+            raise ConfigError("logger=tensorboard needs TensorBoard: pip install 'peftlab[tensorboard]'.") from error
 
 
 @dataclass(kw_only=True)

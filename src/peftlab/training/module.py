@@ -62,7 +62,8 @@ class ClassificationModule(L.LightningModule):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits (B, C) in fp32."""
-        return self.backbone(input_ids, attention_mask).float()
+        logits: Tensor = self.backbone(input_ids, attention_mask)
+        return logits.float()
 
     # -- training ------------------------------------------------------------------------------------
 

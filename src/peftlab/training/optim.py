@@ -68,7 +68,7 @@ def decay_matrices_only(groups: list[dict[str, Any]], weight_decay: float) -> li
 class Constant(ScheduleConfig):
     """The peak rate throughout."""
 
-    def decay(self, progress: float, epoch: int) -> float:  # noqa: ARG002
+    def decay(self, progress: float, epoch: int) -> float:
         """Always 1."""
         return 1.0
 
@@ -79,7 +79,7 @@ class Linear(ScheduleConfig):
 
     final_factor: Share = 0.0
 
-    def decay(self, progress: float, epoch: int) -> float:  # noqa: ARG002
+    def decay(self, progress: float, epoch: int) -> float:
         """1 at the start, ``final_factor`` at the end."""
         return 1.0 + (self.final_factor - 1.0) * progress
 
@@ -90,7 +90,7 @@ class Cosine(ScheduleConfig):
 
     final_factor: Share = 0.0
 
-    def decay(self, progress: float, epoch: int) -> float:  # noqa: ARG002
+    def decay(self, progress: float, epoch: int) -> float:
         """1 at the start, ``final_factor`` at the end."""
         return self.final_factor + (1.0 - self.final_factor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
@@ -102,6 +102,6 @@ class Step(ScheduleConfig):
     gamma: Factor = 0.1
     every_epochs: PositiveInt = 1
 
-    def decay(self, progress: float, epoch: int) -> float:  # noqa: ARG002
+    def decay(self, progress: float, epoch: int) -> float:
         """``gamma`` to the number of whole periods."""
         return self.gamma ** (epoch // self.every_epochs)

@@ -153,9 +153,7 @@ class SamplesProgressBar(RichProgressBar):
         """Lightning's columns, the speed in samples/s."""
         columns = super().configure_columns(trainer)
         return [
-            _SamplesPerSecond(self._rows_per_step)
-            if type(column).__name__ == "ProcessingSpeedColumn"
-            else column
+            _SamplesPerSecond(self._rows_per_step) if type(column).__name__ == "ProcessingSpeedColumn" else column
             for column in columns
         ]
 

@@ -53,9 +53,7 @@ def _check_sweep(given: argparse.Namespace) -> int:
         keys.append(str(folder.path))
         print(f"{number:4d}  {folder.key}  {_state(folder):12s}  {' '.join(overrides)}")
     duplicates = sum(count - 1 for count in Counter(keys).values())
-    print(
-        f"{len(jobs)} jobs, {len(set(keys))} different runs{f', {duplicates} duplicates' if duplicates else ''}"
-    )
+    print(f"{len(jobs)} jobs, {len(set(keys))} different runs{f', {duplicates} duplicates' if duplicates else ''}")
     return 0
 
 

@@ -101,6 +101,4 @@ def _print(result: dict[str, Any], record: dict[str, Any], *, unchanged: bool) -
     out.print(table)
     if unchanged:
         same = metrics["accuracy"] == record["metrics"]["test"]["accuracy"]
-        out.print(
-            f"the record says {record['metrics']['test']['accuracy']:.4f}: {'the same' if same else 'DIFFERENT'}"
-        )
+        out.print(f"the record says {record['metrics']['test']['accuracy']:.4f}: {'the same' if same else 'DIFFERENT'}")

@@ -6,6 +6,7 @@ import argparse
 import inspect
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
+from itertools import pairwise
 from typing import Any
 
 from rich.box import SIMPLE_HEAVY
@@ -27,9 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         print(markdown_table(known)) if given.markdown else console().print(_table(known))
         return 0
     if given.name not in known:
-        raise ConfigError(
-            f"there is no method '{given.name}'.{nearest(given.name, known)} There are: {listed(known)}."
-        )
+        raise ConfigError(f"there is no method '{given.name}'.{nearest(given.name, known)} There are: {listed(known)}.")
     print(explain(known[given.name]))
     return 0
 
@@ -117,7 +116,7 @@ def _field_docs(cls: type) -> dict[str, str]:
         except (OSError, TypeError, SyntaxError):
             continue
         body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-        for statement, following in zip(body, body[1:], strict=False):
+        for statement, following in pairwise(body):
             if (
                 isinstance(statement, ast.AnnAssign)
                 and isinstance(statement.target, ast.Name)

@@ -18,12 +18,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a run folder: outputs/<name>/<key>")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--text", action="append", metavar="TEXT", help="a text (may be given several times)")
-    where.add_argument(
-        "--file", metavar="FILE", help="a file with a text a line; without either: standard input"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object a line: text, label, probabilities"
-    )
+    where.add_argument("--file", metavar="FILE", help="a file with a text a line; without either: standard input")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line: text, label, probabilities")
     given = parser.parse_args(list(arguments))
     folder, config, _ = finished_run(given.run)
     texts = read_texts(given.text, given.file)
@@ -48,9 +44,7 @@ def read_texts(texts: list[str] | None, file: str | None) -> list[str]:
     if texts is None:
         source = file or "standard input"
         if file is None and sys.stdin.isatty():
-            raise DataError(
-                "no text given: use --text, --file, or write texts to standard input, a line each."
-            )
+            raise DataError("no text given: use --text, --file, or write texts to standard input, a line each.")
         try:
             data = Path(file).read_bytes() if file else sys.stdin.buffer.read()
         except OSError as error:
@@ -60,9 +54,7 @@ def read_texts(texts: list[str] | None, file: str | None) -> list[str]:
         raise DataError(f"{source} holds no text.")
     for number, text in enumerate(texts, start=1):
         if not text.strip():
-            raise DataError(
-                f"{source}, {'text' if source == '--text' else 'line'} {number}: the text is empty."
-            )
+            raise DataError(f"{source}, {'text' if source == '--text' else 'line'} {number}: the text is empty.")
     return texts
 
 
@@ -71,7 +63,8 @@ def _decoded(line: bytes, source: str, number: int) -> str:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{source}, line {number}: not UTF-8 (byte {line[error.start]:#04x} at position {error.start + 1}). Convert it to UTF-8."
+            f"{source}, line {number}: not UTF-8 (byte {line[error.start]:#04x} at position {error.start + 1}). "
+            "Convert it to UTF-8."
         ) from error
 
 

@@ -1,0 +1,51 @@
+"""The config every backbone shares. Imports no torch: a config is checked before anything heavy loads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from peftlab.backbones.base import Backbone
+
+
+@dataclass(kw_only=True)
+class BackboneConfig(ABC):
+    """Config shared by all backbones."""
+
+    name_or_path: str | None = None
+    """Where the weights come from; each backbone says what it accepts."""
+    quantize: Literal["nf4", "fp4", "int8"] | None = None
+    """Store the frozen linear weights in 4 or 8 bits (bitsandbytes); the head is left alone."""
+    train_head: bool = True
+    """Train the classification head together with the adapter."""
+
+    @abstractmethod
+    def build(
+        self,
+        num_labels: int,
+        *,
+        seed: int,
+        train_texts: Sequence[str] | None = None,
+        run_folder: Path | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Backbone:
+        """Build the backbone with a new head for ``num_labels`` classes.
+
+        New weights (the head, or all of them for a random model) are drawn from ``seed`` alone, and
+        the global random state is left as it was. ``train_texts`` are what a vocabulary is made of
+        when training; ``run_folder`` is a finished run's folder, whose kept files are used instead.
+        ``device="meta"`` builds the shapes without the weights.
+
+        Raises:
+            BackboneError: naming what is missing, wrong or not to be trusted.
+        """
+
+    def weight_files(self) -> list[Path]:
+        """The local files this config reads, whose content goes into the run's identity."""
+        return []

