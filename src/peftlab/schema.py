@@ -207,7 +207,7 @@ def validate(given: dict[str, Any], cls: type[T], prefix: str) -> T:
     check_keys(given, cls, prefix)
     values = {name: value for name, value in given.items() if name != "_target_"}
     try:
-        instance: T = _adapter(cls).validate_python(values)
+        instance: T = _adapter(cls).validate_python(values)  # type: ignore[arg-type]
     except ValidationError as error:
         raise BadValue(prefix, error.errors(include_url=False)) from None
     return instance

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from peftlab.backbones.gguf import cache_folder
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.errors import BackboneError
+from peftlab.files import cache_folder
 from tests.backbones.tiny_backbones import batch, tiny
 from tests.data.hub_server import FakeHub
 

@@ -254,3 +254,16 @@ def test_impossible_architectures_are_refused(architecture: dict[str, Any], mess
 def test_attention_that_the_architecture_lacks() -> None:
     with pytest.raises(BackboneError, match=r"backbone.attention=sdpa: deberta-v2 .* backbone.attention=eager"):
         tiny("deberta-v2", attention="sdpa")
+
+
+def test_mean_pooling_is_the_mean_over_the_tokens_of_each_text() -> None:
+    backbone = tiny_config("bert", pooling="mean").build(3, seed=0).eval()
+    ids, mask = batch(backbone, TEXTS)
+    hidden = backbone.model.bert(input_ids=ids, attention_mask=mask).last_hidden_state
+    means = torch.stack([row[: keep.sum()].mean(dim=0) for row, keep in zip(hidden, mask, strict=True)])
+    torch.testing.assert_close(backbone(ids, mask), backbone.model.classifier(means))
+
+
+def test_mean_pooling_needs_a_linear_head() -> None:
+    with pytest.raises(BackboneError, match="one linear layer; roberta has classifier"):
+        tiny_config("roberta", pooling="mean").build(3, seed=0)

@@ -12,7 +12,7 @@ from peftlab.errors import PeftlabError
 from peftlab.peft.base import apply
 from peftlab.peft.lora import LoRA, LoRALayer
 from peftlab.runs.assemble import count_parameters
-from tests.peft.tiny import ARCHITECTURES, batch, tiny
+from tests.peft.tiny import KINDS, batch, tiny
 
 
 def randomised(backbone, seed: int = 5):  # type: ignore[no-untyped-def]
@@ -40,7 +40,7 @@ def test_roberta_base_has_294_912_trainable_parameters() -> None:
     assert counts["total"] - 294_912 == 124_647_170
 
 
-@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_starts_as_the_backbone_and_freezes_it(kind: str) -> None:
     backbone = tiny(kind)
     ids, mask = batch()
@@ -71,7 +71,7 @@ def test_the_query_slice_of_gpt2_changes_queries_only() -> None:
     assert count_parameters(backbone)["trainable_without_head"] == 2 * 2 * 3 * (32 + 32)
 
 
-@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+@pytest.mark.parametrize("kind", KINDS)
 def test_merged_equals_unmerged(kind: str) -> None:
     backbone = tiny(kind)
     strategy = LoRA(rank=2, targets=["query", "value", "ffn_down", "embedding"])

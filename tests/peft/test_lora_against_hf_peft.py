@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from peftlab.peft.base import apply
 from peftlab.peft.lora import LoRA
-from tests.peft.tiny import ARCHITECTURES, batch, tiny
+from tests.peft.tiny import KINDS, batch, tiny
 
 NAMES = {  # what HF peft calls the query and value projections
     "bert": ["query", "value"],
@@ -50,7 +50,7 @@ def variants(kind: str) -> dict[str, tuple[dict[str, object], dict[str, object]]
 
 
 @pytest.mark.parametrize("variant", ["plain", "rslora", "patterns"])
-@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+@pytest.mark.parametrize("kind", KINDS)
 def test_logits_and_gradients(kind: str, variant: str) -> None:
     ours, theirs = variants(kind)[variant]
     backbone = tiny(kind)

@@ -1,32 +1,14 @@
-"""Tiny random backbones of every kind, built in milliseconds."""
+"""The tiny backbones that methods are tested on, and a batch of random ids for them."""
 
 from __future__ import annotations
 
 import torch
 
-from peftlab.backbones.base import Backbone
-from peftlab.backbones.transformer import TransformerConfig
+from tests.backbones.tiny_backbones import tiny
 
-ARCHITECTURES: dict[str, dict[str, object]] = {
-    "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
-    "roberta": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
-    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
-    "llama": {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 64,
-    },
-}
+KINDS = ("bert", "roberta", "distilbert", "gpt2", "llama")
 
-
-def tiny(kind: str, *, labels: int = 3, seed: int = 0, **fields: object) -> Backbone:
-    """A random backbone of ``kind``, in evaluation mode."""
-    architecture = {"model_type": kind, "vocab_size": 300, **ARCHITECTURES[kind]}
-    config = TransformerConfig(architecture=architecture, dropout=0.0, **fields)  # type: ignore[arg-type]
-    return config.build(labels, seed=seed).eval()
+__all__ = ["KINDS", "batch", "tiny"]
 
 
 def batch(rows: int = 4, length: int = 12) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import sys
 import tempfile
@@ -11,11 +10,7 @@ from pathlib import Path
 
 from peftlab.backbones.quiet import quiet_transformers
 from peftlab.errors import BackboneError
-
-
-def cache_folder() -> Path:
-    """``$PEFTLAB_CACHE``, or ``~/.cache/peftlab``."""
-    return Path(os.environ.get("PEFTLAB_CACHE") or "~/.cache/peftlab").expanduser()
+from peftlab.files import cache_folder
 
 
 def dequantized(file: Path, sha256: str) -> Path:

@@ -65,6 +65,9 @@ class TransformerConfig(BackboneConfig):
     """Dropout of attention weights; null: as ``dropout``. Above 0 it is several times slower on CPUs."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention code: torch's scaled_dot_product_attention, or plain matrix products."""
+    pooling: Literal["model", "mean"] = "model"
+    """What the head sees of a text: what the model's own classifier gives it (the first or the last token),
+    or the mean over the text's tokens, as sentence-embedding models are trained."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the frozen weights."""
 
@@ -144,7 +147,7 @@ class TransformerConfig(BackboneConfig):
             "quantize": self.quantize,
             "new_weights": "all" if source is None else new,
         }
-        return TransformerBackbone(model.to(device).train(), tokenizer, head, provenance)
+        return TransformerBackbone(model.to(device).train(), tokenizer, head, provenance, pooling=self.pooling)
 
     def _source(self, *, weights: bool) -> tuple[str, Source | None]:
         """The config key to name in messages, and the folder (None: a random model)."""
@@ -232,6 +235,8 @@ class TransformerBackbone(Backbone):
         tokenizer: ByteTokenizer | HFTokenizer,
         head: list[str],
         provenance: dict[str, Any],
+        *,
+        pooling: Literal["model", "mean"] = "model",
     ) -> None:
         super().__init__()
         self.model = model
@@ -240,11 +245,34 @@ class TransformerBackbone(Backbone):
         self.architecture = provenance["architecture"]
         self._head = head
         self._limit = position_limit(model)
+        self._mean_head = self._linear_head() if pooling == "mean" else None
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits (B, C), float32, of ids (B, T) and mask (B, T)."""
+        if self._mean_head is not None:
+            return self._from_mean(self._mean_head, input_ids, attention_mask).float()
         logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits.float()
+
+    def _from_mean(self, head: str, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        trunk: nn.Module = self.model.base_model  # type: ignore[assignment]
+        hidden = trunk(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, d)
+        weight = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
+        mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1)  # (B, d)
+        dropout = getattr(self.model, "dropout", None)
+        if isinstance(dropout, nn.Dropout):
+            mean = dropout(mean)
+        logits: Tensor = self.model.get_submodule(head)(mean)
+        return logits
+
+    def _linear_head(self) -> str:
+        """The head's one linear layer, which can take a mean instead of what the model gives it."""
+        if len(self._head) != 1 or not isinstance(self.model.get_submodule(self._head[0]), nn.Linear):
+            raise BackboneError(
+                f"backbone.pooling=mean needs a model whose head is one linear layer; {self.architecture} has "
+                f"{', '.join(self._head)}. Set backbone.pooling=model."
+            )
+        return self._head[0]
 
     def head_modules(self) -> list[str]:
         """See :mod:`peftlab.backbones.networks` for the rule."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from peftlab.backbones.base import Backbone
+from peftlab.backbones.quantize import logical_size
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.errors import RunError
@@ -81,7 +80,7 @@ def count_parameters(backbone: Backbone) -> dict[str, int]:
     head = {name for name, _ in backbone.head_parameters()}
     total = trainable = head_total = without_head = adapter_bytes = 0
     for name, parameter in backbone.model.named_parameters():
-        elements = logical_elements(parameter)
+        elements = logical_size(parameter)
         total += elements
         head_total += elements if name in head else 0
         if parameter.requires_grad:
@@ -95,15 +94,3 @@ def count_parameters(backbone: Backbone) -> dict[str, int]:
         "head": head_total,
         "adapter_bytes": adapter_bytes,
     }
-
-
-def logical_elements(parameter: nn.Parameter) -> int:
-    """Elements of the weight that ``parameter`` stands for (bitsandbytes packs two 4-bit ones in a byte)."""
-    state = getattr(parameter, "quant_state", None)
-    shape = getattr(state, "shape", None)
-    if shape is None:
-        return parameter.numel()
-    elements = 1
-    for size in shape:
-        elements *= int(size)
-    return elements

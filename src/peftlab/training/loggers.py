@@ -79,7 +79,7 @@ class WandB(LoggerConfig):
             name=f"{name}/{key}",
             id=key,
             resume="allow" if self._mode() == "online" else None,
-            dir=str(folder),
+            dir=str(folder.resolve()),  # W&B's own process may have another working directory
             config=config,
             tags=self.tags,
             mode=self._mode(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,8 @@ def build_trainer(
     show_bar = config.progress_bar and sys.stdout.isatty()
     if show_bar:
         callbacks.append(SamplesProgressBar(rows_per_step))
+    elif config.progress_bar:
+        callbacks.append(ProgressLines(rows_per_step))
     if config.early_stopping_patience is not None:
         callbacks.append(
             EarlyStopping(
@@ -138,8 +141,36 @@ def quiet() -> None:
         r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # torchmetrics has reduced it already
         r".*Found .* module\(s\) in eval mode at the start of training.*",
         r".*GPU available but not used.*",
+        r".*treespec, LeafSpec.*",  # Lightning 2.6.6 on torch 2.13
     ):
         warnings.filterwarnings("ignore", message)
+
+
+class ProgressLines(Callback):
+    """Where no bar can be drawn (a log file, a cluster job): a line now and then."""
+
+    def __init__(self, rows_per_step: int, seconds: float = 30.0) -> None:
+        self._rows_per_step = rows_per_step
+        self._seconds = seconds
+        self._began = self._last = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self._began = self._last = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Print where training is, if the last line is long ago."""
+        now = time.monotonic()
+        if now - self._last < self._seconds or not trainer.is_global_zero:
+            return
+        self._last = now
+        done, of = trainer.fit_loop.epoch_loop.batch_progress.current.completed, int(trainer.num_training_batches)
+        speed = done / (now - self._began)
+        print(
+            f"  epoch {trainer.current_epoch + 1}, step {done}/{of}: {speed * self._rows_per_step:.1f} samples/s, "
+            f"{(of - done) / speed:.0f} s left of the epoch",
+            flush=True,
+        )
 
 
 class SamplesProgressBar(RichProgressBar):

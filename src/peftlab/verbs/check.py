@@ -38,7 +38,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _check_sweep(given: argparse.Namespace) -> int:
-    base = composed([], config_dir=given.config_dir, config_name=given.config_name)
+    single = [
+        o.input_line for o in OverridesParser.create().parse_overrides(given.overrides) if not o.is_sweep_override()
+    ]
+    base = composed([str(line) for line in single], config_dir=given.config_dir, config_name=given.config_name)
     params = base.hydra.sweeper.get("params") or {}
     sweep = [f"{key}={value}" for key, value in params.items()] + given.overrides
     parsed = OverridesParser.create().parse_overrides(sweep)

