@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peftlab.fields import Fraction, NonNegativeInt, PositiveInt, bookkeeping
 
@@ -59,7 +59,9 @@ class DataSet(ABC):
     """Config shared by all data sets; a subclass adds where its texts come from."""
 
     max_length: PositiveInt = 256
-    """Tokens kept of each text, special tokens included; the rest is cut off."""
+    """Tokens kept of each text, special tokens included; the rest is cut out."""
+    truncation: Literal["head", "head_and_tail"] = "head"
+    """What is kept of a longer text: its start, or a quarter from its start and the rest from its end."""
     batch_size: PositiveInt = 32
     """Texts a training step and process."""
     eval_batch_size: PositiveInt = 64

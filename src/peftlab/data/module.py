@@ -16,6 +16,7 @@ from peftlab.backbones.base import Tokenizer
 from peftlab.data.base import DataSet, Splits, Texts
 from peftlab.data.batching import EvaluationBatchSampler, LengthGroupedBatchSampler, collate, pad
 from peftlab.data.tokens import TokenizedTexts, tokenize
+from peftlab.data.truncation import truncating
 from peftlab.errors import DataError
 from peftlab.seeding import derive_seed
 
@@ -42,7 +43,7 @@ class TextDataModule(LightningDataModule):
         super().__init__()
         self.dataset = dataset
         self.splits = splits
-        self.tokenizer = tokenizer
+        self.tokenizer = truncating(tokenizer, dataset.truncation)
         self.order_seed = order_seed if dataset.order_seed is None else dataset.order_seed
         self._tokenized: dict[SplitName, TokenizedTexts] = {}
 

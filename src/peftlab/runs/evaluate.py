@@ -10,6 +10,7 @@ import torch
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import TextDataModule
+from peftlab.data.truncation import truncating
 from peftlab.errors import DataError, RunError
 from peftlab.runs.assemble import lightning_module, reassemble
 from peftlab.runs.folder import RunFolder
@@ -27,7 +28,8 @@ def evaluate(folder: RunFolder, config: RunConfig, *, split: str = "test") -> di
     assembled, facts = reassemble(folder, config)
     _require_same_labels(splits, facts["label_names"])
     rows = getattr(splits, split)
-    tested = Splits(splits.train, splits.validation, rows, splits.label_names, splits.test_kind)
+    # The one split three times: the data module tokenises all that it is given.
+    tested = Splits(rows, rows, rows, splits.label_names, splits.test_kind)
     data = TextDataModule(config.data, tested, assembled.backbone.tokenizer, config.seed)
     module = lightning_module(config, assembled, len(facts["label_names"]))
     trainer = build_trainer(
@@ -65,10 +67,11 @@ def predict(folder: RunFolder, config: RunConfig, texts: Sequence[str]) -> Itera
     backbone = assembled.backbone.eval()
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     backbone.to(device)
+    tokenizer = truncating(backbone.tokenizer, config.data.truncation)
     ready: dict[int, dict[str, Any]] = {}
     following = 0
     for rows, batch in predict_batches(
-        texts, backbone.tokenizer, max_length=config.data.max_length, batch_size=config.data.eval_batch_size
+        texts, tokenizer, max_length=config.data.max_length, batch_size=config.data.eval_batch_size
     ):
         with torch.inference_mode():
             logits = backbone(batch["input_ids"].to(device), batch["attention_mask"].to(device)).float()

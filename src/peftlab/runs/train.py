@@ -71,8 +71,7 @@ def _train(config: RunConfig, folder: RunFolder, argv: list[str]) -> dict[str, A
     parameters = count_parameters(assembled.backbone)
     if rank() == 0:
         print_before(config, folder, splits, assembled.backbone, parameters)
-    order_seed = config.seed if config.data.order_seed is None else config.data.order_seed
-    data = TextDataModule(config.data, splits, assembled.backbone.tokenizer, order_seed)
+    data = TextDataModule(config.data, splits, assembled.backbone.tokenizer, config.seed)
     module = lightning_module(config, assembled, len(splits.label_names))
     logger = None
     if rank() == 0:

@@ -54,7 +54,7 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> None:
             )
     if any(override.startswith("data=") for override in overrides):
         # Another data set: its own defaults, but the tokens the model was trained on.
-        kept = [f"data.{name}={getattr(config.data, name)}" for name in ("max_length", "eval_batch_size")]
+        kept = [f"data.{name}={getattr(config.data, name)}" for name in ("max_length", "truncation", "eval_batch_size")]
         config.data = check(composed([*kept, *overrides]), real=True).data
     else:
         values = asdict(config.data)
