@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
 STAMP  := $(VENV)/.installed
 
 .PHONY: install train test check bench clean
@@ -11,8 +12,8 @@ install: $(STAMP)
 # constraints.txt pins what was tested. torch goes first: everything else is then resolved against it.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $@
 
 # The main job: LoRA on real reviews. Started again it finds the finished run and prints its result.

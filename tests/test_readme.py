@@ -71,8 +71,13 @@ def train(peftlab: Peftlab, arguments: list[str], reviews: Path, scratch: Path):
         cheap = [*cheap, "backbone=tiny"]
     if "backbone.quantize" in given:
         cheap = [*cheap, "backbone=minilm"]
-    if "rank_alpha" in given:
-        cheap = [*cheap, "peft.rank=2", "peft.alpha=8", "seed=0,1"]
+    if "-m" in arguments:  # two jobs instead of many
+        arguments = [re.sub(r"^(peft\.rank|seed)=(\d+),.*", r"\1=\2", a) for a in arguments]
+        cheap = (
+            [*cheap, "peft.rank=2", "peft.alpha=8", "seed=0,1"]
+            if "rank_alpha" in given
+            else [*cheap, "optim.lr=1e-3,2e-3"]
+        )
     return peftlab("train", *arguments, *cheap)
 
 

@@ -57,9 +57,9 @@ class LoRA(PEFTStrategy, name="lora"):
     """Roles, or regexes on module names. Each entry must match something."""
     rank_stabilized: bool = False
     """Scale by alpha / √rank, which keeps the update's size as the rank grows (rsLoRA)."""
-    rank_pattern: dict[str, PositiveInt] = field(default_factory=dict)
+    rank_pattern: dict[str, PositiveInt] | None = None
     """Role or regex → rank, for targets that need another one."""
-    alpha_pattern: dict[str, PositiveFloat] = field(default_factory=dict)
+    alpha_pattern: dict[str, PositiveFloat] | None = None
     """Role or regex → alpha, in the same way."""
 
     def __post_init__(self) -> None:
@@ -70,8 +70,8 @@ class LoRA(PEFTStrategy, name="lora"):
     def inject(self, backbone: Backbone, *, seed: int) -> None:
         """Wrap every target in its low-rank path."""
         targets = find_targets(backbone, self.targets)
-        require_patterns_used("peft.rank_pattern", self.rank_pattern, targets)
-        require_patterns_used("peft.alpha_pattern", self.alpha_pattern, targets)
+        require_patterns_used("peft.rank_pattern", self.rank_pattern or {}, targets)
+        require_patterns_used("peft.alpha_pattern", self.alpha_pattern or {}, targets)
         for target in targets:
             module = backbone.model.get_submodule(target.name)
             update_name = target.role if target.output_slice is not None and target.role else "all"
@@ -81,8 +81,8 @@ class LoRA(PEFTStrategy, name="lora"):
             module.updates[update_name] = self._update_for(target, module.base, seed)
 
     def _update_for(self, target: Target, base: nn.Module, seed: int) -> LowRankUpdate:
-        rank = pattern_value(self.rank_pattern, target, self.rank)
-        alpha = pattern_value(self.alpha_pattern, target, self.alpha)
+        rank = pattern_value(self.rank_pattern or {}, target, self.rank)
+        alpha = pattern_value(self.alpha_pattern or {}, target, self.alpha)
         is_embedding = isinstance(base, nn.Embedding)
         if isinstance(base, nn.Embedding):
             in_features, out_features = base.num_embeddings, base.embedding_dim
