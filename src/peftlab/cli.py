@@ -61,18 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except PeftlabError as error:
         return _report(verb, error)
+    except OSError as error:  # a full disk, a folder that may not be written
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe (head) has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return _report(verb, error, status=1)
     except KeyboardInterrupt:
         print(f"peftlab {verb}: interrupted.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe (head) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
-def _report(verb: str, error: PeftlabError) -> int:
+def _report(verb: str, error: Exception, status: int = 2) -> int:
     if os.environ.get("PEFTLAB_DEBUG") == "1":
         import traceback
 
         traceback.print_exception(error)
     print(f"peftlab {verb}: {error}", file=sys.stderr)
-    return 2
+    return status

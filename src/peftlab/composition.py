@@ -30,11 +30,15 @@ def run_as_hydra_application(arguments: Sequence[str], task: Callable[[DictConfi
     """Hand ``arguments`` to Hydra, which composes the config and calls ``task`` (or the launcher, for ``-m``)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     whole_argv = sys.argv[:]
+    raised: list[Exception] = []
 
     def restored(config: DictConfig) -> None:
         # Lightning starts the other ranks of a DDP run by calling sys.argv again: it needs the verb.
         sys.argv[:] = whole_argv
-        task(config)
+        try:
+            task(config)
+        except Exception as error:  # kept from Hydra, which would announce it in its own words
+            raised.append(error)
 
     sys.argv[:] = ["peftlab train", *arguments]
     application = hydra_main(version_base="1.3", config_path=str(config_folder()), config_name="train")(restored)
@@ -43,6 +47,8 @@ def run_as_hydra_application(arguments: Sequence[str], task: Callable[[DictConfi
             application()
     finally:
         sys.argv[:] = whole_argv
+    if raised:
+        raise raised[0]
 
 
 def composed(overrides: Sequence[str], *, config_dir: str | None = None, config_name: str = "train") -> DictConfig:

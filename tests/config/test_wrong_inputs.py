@@ -65,6 +65,7 @@ def test_wrong_input(peftlab: Peftlab, typed: list[str], said: list[str], scratc
     for part in said:
         assert part in result.err
     assert "Traceback" not in result.err
+    assert result.err.startswith("peftlab train: ")
     assert not (scratch / "outputs").exists(), "nothing may be left behind"
 
 

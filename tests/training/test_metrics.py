@@ -1,0 +1,36 @@
+"""Metrics against scikit-learn, in batches of unequal size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+from torch.nn import functional as F
+
+from peftlab.training.metrics import ClassificationMetrics, from_confusion
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_they_equal_scikit_learns(classes: int) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    logits = torch.randn(101, classes, generator=generator)
+    labels = torch.randint(classes, (101,), generator=generator)
+    metrics = ClassificationMetrics(classes)
+    for start, end in ((0, 1), (1, 64), (64, 101)):
+        part = slice(start, end)
+        metrics.update(logits[part], labels[part], F.cross_entropy(logits[part], labels[part]))
+    values = metrics.finish()
+    predictions = logits.argmax(-1)
+    assert values["rows"] == 101
+    assert values["accuracy"] == accuracy_score(labels, predictions)
+    assert values["macro_f1"] == pytest.approx(f1_score(labels, predictions, average="macro"), abs=1e-15)
+    assert values["per_class"]["f1"] == pytest.approx(f1_score(labels, predictions, average=None), abs=1e-15)
+    assert values["per_class"]["accuracy"] == pytest.approx(recall_score(labels, predictions, average=None), abs=1e-15)
+    assert values["loss"] == pytest.approx(float(F.cross_entropy(logits.double(), labels)), abs=1e-6)
+    assert metrics.finish()["rows"] == 0, "they start anew"
+
+
+def test_a_class_that_does_not_occur_is_left_out_of_macro_f1() -> None:
+    assert from_confusion([[3, 1, 0], [0, 4, 0], [0, 0, 0]])["macro_f1"] == pytest.approx(
+        f1_score([0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 1], average="macro")
+    )
