@@ -1,11 +1,11 @@
-# make install | train | test | check | bench | clean       Each works alone on a fresh clone.
+# make install | train | test | check | bench | torture | clean       Each works alone on a fresh clone.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 STAMP  := $(VENV)/.installed
 
-.PHONY: install train test check bench clean
+.PHONY: install train test check bench torture clean
 
 install: $(STAMP)
 
@@ -31,6 +31,10 @@ check: install
 # Side by side with transformers.Trainer + HF peft on the same data and recipe; minutes.
 bench: install
 	$(BIN)/python benchmarks/against_trainer.py
+
+# Kill a run at random moments and start it again, many times: it must end with the same bits; minutes.
+torture: install
+	$(BIN)/python benchmarks/torture.py
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache

@@ -57,6 +57,7 @@ def test_evaluate_refuses(peftlab: Peftlab, run: Path, scratch: Path) -> None:
 
     refused("the model is the run's own", run, "peft.rank=3")
     refused("trained on the labels bad, good", run, "data.path=three.csv")
+    refused("the model is the run's own", run, "trainer.devices=2")
     refused("data.nonsense", run, "data.nonsense=3")
     refused("data.eval_batch_size=0", run, "data.eval_batch_size=0")
     refused("there is no run folder", "outputs/t/nothing")

@@ -166,6 +166,19 @@ def test_a_killed_run_resumes_to_the_same_bits(peftlab: Peftlab, reviews: Path) 
     assert len(one["history"]) == 6
 
 
+def test_a_damaged_checkpoint_is_named(peftlab: Peftlab, reviews: Path) -> None:
+    folder = train(peftlab, reviews)
+    (folder / "record.json").unlink()
+    last = folder / "checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    arguments = (*TINY, f"data.path={reviews}", "name=t", "trainer.max_epochs=3")
+    result = peftlab("train", *arguments)
+    assert result.status == 2
+    assert str(last.relative_to(folder.parent)) in result.err
+    assert "force=true" in result.err
+    assert peftlab("train", *arguments, "force=true").status == 0
+
+
 def test_a_run_in_use_is_refused(peftlab: Peftlab, reviews: Path) -> None:
     from peftlab.runs.folder import RunFolder
 

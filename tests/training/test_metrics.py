@@ -27,7 +27,8 @@ def test_they_equal_scikit_learns(classes: int) -> None:
     assert values["per_class"]["f1"] == pytest.approx(f1_score(labels, predictions, average=None), abs=1e-15)
     assert values["per_class"]["accuracy"] == pytest.approx(recall_score(labels, predictions, average=None), abs=1e-15)
     assert values["loss"] == pytest.approx(float(F.cross_entropy(logits.double(), labels)), abs=1e-6)
-    assert metrics.finish()["rows"] == 0, "they start anew"
+    metrics.update(logits[:1], labels[:1], torch.tensor(0.5))
+    assert metrics.finish()["rows"] == 1, "they start anew"
 
 
 def test_a_class_that_does_not_occur_is_left_out_of_macro_f1() -> None:

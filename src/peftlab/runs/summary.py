@@ -22,10 +22,9 @@ def print_before(
     counts = Counter(splits.train.labels)
     classes = ", ".join(f"{name} {counts[i]:,}" for i, name in enumerate(splits.label_names))
     table.add_row("run", str(folder.path))
-    table.add_row(
-        "data",
-        f"train {rows[0]:,} ({classes})  validation {rows[1]:,}  test {rows[2]:,} ({splits.test_kind})",
-    )
+    table.add_row("data", f"{splits.train_kind}: {rows[0]:,} rows ({classes})")
+    table.add_row("", f"validation: {rows[1]:,} rows")
+    table.add_row("", f"test, {splits.test_kind}: {rows[2]:,} rows")
     table.add_row("backbone", _backbone_line(backbone))
     table.add_row("method", f"{config.peft.name}  ({_head_line(backbone, parameters, config)})")
     share = parameters["trainable"] / parameters["total"]

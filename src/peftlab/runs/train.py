@@ -6,26 +6,25 @@ import json
 import shutil
 import sys
 import time
-from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from peftlab import cli
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
-from peftlab.data.module import TextDataModule, content_hash
+from peftlab.data.module import TextDataModule
 from peftlab.errors import PeftlabError, RunError
 from peftlab.report.curves import draw_curves
 from peftlab.report.history import write_metrics_csv
 from peftlab.report.result import print_result
-from peftlab.runs import facts
+from peftlab.runs import facts, record
 from peftlab.runs.adapter_file import fingerprint, save_adapter
 from peftlab.runs.assemble import Assembled, assemble, count_parameters, lightning_module
 from peftlab.runs.finished import finished_record
-from peftlab.runs.folder import SCHEMA_VERSION, RunFolder
+from peftlab.runs.folder import RunFolder
 from peftlab.runs.summary import print_before
 from peftlab.seeding import derive_seed
 from peftlab.training.module import ClassificationModule
@@ -41,8 +40,8 @@ def train(config: RunConfig, *, argv: list[str]) -> dict[str, Any]:
     if rank() != 0:
         return _train(config, folder, argv)
     with folder.locked():
-        if (record := finished_record(config, folder)) is not None:
-            return record
+        if (finished := finished_record(config, folder)) is not None:
+            return finished
         if config.force:
             _forget(folder)
         folder.write_config(config)
@@ -105,8 +104,10 @@ def _fit_test_record(
     frozen_before = fingerprint(assembled.backbone, trainable=False)
     last = folder.checkpoints / "last.ckpt"
     resumed = last.exists()
-    if resumed and rank() == 0:
-        print(f"resuming from {last}")
+    if resumed:
+        _require_readable(last)
+        if rank() == 0:
+            print(f"resuming from {last}")
     try:
         trainer.fit(module, data, ckpt_path=last if resumed else None, weights_only=True)
     except SystemExit as error:  # what Lightning makes of Ctrl-C
@@ -127,38 +128,51 @@ def _fit_test_record(
         )
     if trainer.global_rank != 0:
         return {}
+    return _write_down(config, folder, argv, splits, assembled, module, parameters, chosen, test_seconds, resumed)
+
+
+def _write_down(
+    config: RunConfig,
+    folder: RunFolder,
+    argv: list[str],
+    splits: Splits,
+    assembled: Assembled,
+    module: ClassificationModule,
+    parameters: dict[str, int],
+    chosen: dict[str, Any],
+    test_seconds: float,
+    resumed: bool,
+) -> dict[str, Any]:
+    """Write everything a run leaves; the record last."""
     adapter = save_adapter(
-        folder, assembled.strategy, assembled.backbone, _adapter_facts(config, splits, assembled, folder)
+        folder, assembled.strategy, assembled.backbone, record.adapter_facts(config, splits, assembled, folder)
     )
     write_metrics_csv(folder.metrics, module.history)
     draw_curves(folder.curves, module.history, title=f"{config.name}  {folder.key}", chosen_epoch=chosen["epoch"])
-    first_step = module.first_step_at
-    train_seconds = sum(row["train_seconds"] for row in module.history)
-    train_rows = sum(row["train_rows"] for row in module.history)
-    record = _record_head(config, folder, argv, "finished") | {
-        "seeds": {"seed": config.seed, "order_seed": data.order_seed, "split_seed": config.data.split_seed},
-        "data": _data_facts(config, splits),
+    written = record.head(config, folder, argv, "finished") | {
+        "data": record.data_facts(config, splits),
         "backbone": assembled.backbone.provenance
-        | {"fingerprint": assembled.fingerprint, "frozen_unchanged": frozen_before == frozen_after},
+        | {"fingerprint": assembled.fingerprint, "frozen_unchanged": True},  # checked above, or we are not here
         "parameters": parameters | {"adapter_bytes": adapter["bytes"]},
         "selection": chosen,
-        "metrics": _metrics(module, chosen["epoch"], splits),
+        "metrics": record.metrics(module, chosen["epoch"], splits),
         "history": module.history,
-        "timing": {
-            "train_seconds": train_seconds,
-            "train_samples_per_second": train_rows / max(train_seconds, 1e-9),
-            "test_seconds": test_seconds,
-            "evaluation_samples_per_second": len(splits.test) / max(test_seconds, 1e-9),
-            "start_to_first_step_seconds": None if first_step is None else first_step - cli.STARTED,
-            "total_seconds": time.time() - cli.STARTED,
-            "resumed": resumed,
-        },
+        "timing": record.timing(module, len(splits.test), test_seconds, resumed=resumed),
         "memory": facts.peak_memory_mib(),
         "files": {"adapter.safetensors": {"sha256": adapter["sha256"], "bytes": adapter["bytes"]}},
     }
-    folder.write_record(record)
-    print_result(folder.path, record)
-    return record
+    folder.write_record(written)
+    print_result(folder.path, written)
+    return written
+
+
+def _require_readable(checkpoint: Path) -> None:
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in any of torch's, zipfile's and pickle's ways
+        raise RunError(
+            f"{checkpoint} is damaged ({str(error).splitlines()[0]}). force=true starts the run from the beginning."
+        ) from error
 
 
 def _load_chosen(config: RunConfig, folder: RunFolder, module: ClassificationModule) -> dict[str, Any]:
@@ -177,62 +191,6 @@ def _load_chosen(config: RunConfig, folder: RunFolder, module: ClassificationMod
     }
 
 
-def _metrics(module: ClassificationModule, epoch: int, splits: Splits) -> dict[str, Any]:
-    """Metrics of the chosen epoch on train and validation, and of the one test."""
-    row = next(row for row in module.history if row["epoch"] == epoch)
-    found: dict[str, Any] = {
-        split: {name: row[f"{split}/{name}"] for name in ("loss", "accuracy", "macro_f1")}
-        for split in ("train", "validation")
-    }
-    found["validation"]["per_class"] = _by_label(row["validation/per_class"], splits)  # type: ignore[arg-type]
-    found["test"] = module.test_metrics | {"per_class": _by_label(module.test_metrics["per_class"], splits)}
-    return found
-
-
-def _by_label(values: dict[str, list[float]], splits: Splits) -> dict[str, dict[str, float]]:
-    return {name: dict(zip(splits.label_names, numbers, strict=True)) for name, numbers in values.items()}
-
-
-def _data_facts(config: RunConfig, splits: Splits) -> dict[str, Any]:
-    return splits.provenance | {
-        "source": splits.provenance.get("source", getattr(config.data, "source", type(config.data).__name__)),
-        "rows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
-        "test_kind": splits.test_kind,
-        "label_names": list(splits.label_names),
-        "hash": content_hash(splits),
-    }
-
-
-def _adapter_facts(config: RunConfig, splits: Splits, assembled: Assembled, folder: RunFolder) -> dict[str, Any]:
-    plain = config.plain()
-    return {
-        "format": 1,
-        "run": folder.key,
-        "method": assembled.strategy.name,
-        "peft": plain["peft"],
-        "backbone": plain["backbone"],
-        "backbone_fingerprint": assembled.fingerprint,
-        "train_head": config.backbone.train_head,
-        "label_names": list(splits.label_names),
-        "max_length": config.data.max_length,
-    }
-
-
-def _record_head(config: RunConfig, folder: RunFolder, argv: list[str], status: str) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "status": status,
-        "name": config.name,
-        "key": folder.key,
-        "config": config.plain(),
-        "argv": argv,
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": facts.git_state(),
-        "versions": facts.versions(),
-        "hardware": facts.hardware(),
-    }
-
-
 def _note_failure(config: RunConfig, folder: RunFolder, argv: list[str], error: BaseException) -> None:
     """Write down that the run failed, so that reports can list it; starting it again resumes it."""
     status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -240,7 +198,7 @@ def _note_failure(config: RunConfig, folder: RunFolder, argv: list[str], error: 
         if (old := folder.read_record()) is not None and old["status"] == "finished":
             return  # force=true failed: the old result stays
         message = f"{type(error).__name__}: {error}"
-        folder.write_record(_record_head(config, folder, argv, status) | {"error": message})
+        folder.write_record(record.head(config, folder, argv, status) | {"error": message})
     except (PeftlabError, OSError) as second:  # a full disk: the first error is the one to show
         print(f"could not note the failure in {folder.record}: {second}", file=sys.stderr)
 

@@ -18,6 +18,7 @@ from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
 from peftlab.errors import ConfigError
+from peftlab.training.checkpoint import AtomicCheckpointIO
 from peftlab.training.config import TrainerConfig
 
 MODES: dict[str, Literal["min", "max"]] = {"accuracy": "max", "macro_f1": "max", "loss": "min"}
@@ -72,6 +73,7 @@ def build_trainer(
             log_every_n_steps=config.log_every_n_steps,
             callbacks=callbacks,
             logger=logger or False,
+            plugins=[AtomicCheckpointIO()],
             default_root_dir=folder,
             enable_progress_bar=show_bar,
             enable_model_summary=False,

@@ -12,9 +12,11 @@ from rich.box import SIMPLE_HEAVY
 from rich.table import Table
 
 from peftlab.composition import composed, parse
-from peftlab.config import GROUPS, RunConfig, check, validate_group
+from peftlab.config import RunConfig, check, validate_group
+from peftlab.data.base import DataSet
 from peftlab.errors import ConfigError
 from peftlab.runs.folder import finished_run
+from peftlab.training.config import TrainerConfig
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,36 +41,44 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+CHANGEABLE = ("trainer.accelerator", "trainer.precision", "trainer.threads", "trainer.progress_bar")
+"""Trainer keys that make sense for a test, which always runs on one device."""
+
+
 def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> None:
-    """Change ``data`` and ``trainer`` of a finished run's config; the model itself cannot be changed.
+    """Change ``data`` and the device of a finished run's config; the model itself cannot be changed.
 
     Raises:
         ConfigError: naming an override of anything else, or a value that does not fit.
     """
     parse(overrides)
     for override in overrides:
-        if not override.startswith(("data=", "data.", "trainer.")):
+        key = override.partition("=")[0]
+        if key != "data" and not key.startswith("data.") and key not in CHANGEABLE:
             raise ConfigError(
-                f"evaluate cannot change '{override.partition('=')[0]}': the model is the run's own. "
-                "Give data=<set>, data.<key>=<value> or trainer.<key>=<value>."
+                f"evaluate cannot change '{key}': the model is the run's own. "
+                f"Give data=<set>, data.<key>=<value>, or one of {', '.join(CHANGEABLE)}."
             )
     if any(override.startswith("data=") for override in overrides):
         # Another data set: its own defaults, but the tokens the model was trained on.
         kept = [f"data.{name}={getattr(config.data, name)}" for name in ("max_length", "truncation", "eval_batch_size")]
-        config.data = check(composed([*kept, *overrides]), real=True).data
+        data = [override for override in overrides if override.startswith("data")]
+        config.data = check(composed([*kept, *data]), real=True).data
     else:
-        values = asdict(config.data)
-        changes = [override for override in overrides if override.startswith("data.")]
-        for name, value in _plain_values(changes).items():
-            values[name] = value
-        target = f"{type(config.data).__module__}.{type(config.data).__qualname__}"
-        config.data = validate_group("data", {"_target_": target, **values}, GROUPS["data"], real=True)
-    trainer = [override for override in overrides if override.startswith("trainer.")]
-    if trainer:
-        config.trainer = check(composed(trainer), real=True).trainer
+        config.data = _changed("data", config.data, DataSet, overrides)
+    one_device = ["trainer.devices=1", "trainer.num_nodes=1", "trainer.strategy=auto"]
+    config.trainer = _changed("trainer", config.trainer, TrainerConfig, [*one_device, *overrides])
 
 
-def _plain_values(overrides: Sequence[str]) -> dict[str, Any]:
+def _changed(group: str, current: Any, base: type, overrides: Sequence[str]) -> Any:
+    """``current`` with the overrides of its ``group``, checked."""
+    mine = [override for override in overrides if override.startswith(f"{group}.")]
+    values = asdict(current) | _plain_values(mine, group)
+    cls = type(current)
+    return validate_group(group, {"_target_": f"{cls.__module__}.{cls.__qualname__}", **values}, base, real=True)
+
+
+def _plain_values(overrides: Sequence[str], group: str) -> dict[str, Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
@@ -77,7 +87,7 @@ def _plain_values(overrides: Sequence[str]) -> dict[str, Any]:
         value = override.value()
         wrapped = OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=True)
         assert isinstance(wrapped, dict)
-        found[override.key_or_group.removeprefix("data.")] = wrapped["value"]
+        found[override.key_or_group.removeprefix(f"{group}.")] = wrapped["value"]
     return found
 
 

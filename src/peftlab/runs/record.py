@@ -1,0 +1,100 @@
+"""The parts of record.json, as plain containers."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from peftlab import cli
+from peftlab.config import RunConfig
+from peftlab.data.base import Splits
+from peftlab.data.module import content_hash
+from peftlab.runs import facts
+from peftlab.runs.assemble import Assembled
+from peftlab.runs.folder import SCHEMA_VERSION, RunFolder
+from peftlab.training.module import ClassificationModule
+
+
+def head(config: RunConfig, folder: RunFolder, argv: list[str], status: str) -> dict[str, Any]:
+    """What ran, where and with what; the same for finished and failed runs."""
+    order_seed = config.data.order_seed
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": status,
+        "name": config.name,
+        "key": folder.key,
+        "config": config.plain(),
+        "argv": argv,
+        "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": facts.git_state(),
+        "versions": facts.versions(),
+        "hardware": facts.hardware(),
+        "seeds": {
+            "seed": config.seed,
+            "order_seed": config.seed if order_seed is None else order_seed,
+            "split_seed": config.data.split_seed,
+        },
+    }
+
+
+def data_facts(config: RunConfig, splits: Splits) -> dict[str, Any]:
+    """Where the texts came from, how many there are, and the hash of all of them."""
+    return splits.provenance | {
+        "rows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
+        "train_kind": splits.train_kind,
+        "test_kind": splits.test_kind,
+        "label_names": list(splits.label_names),
+        "max_length": config.data.max_length,
+        "hash": content_hash(splits),
+    }
+
+
+def metrics(module: ClassificationModule, epoch: int, splits: Splits) -> dict[str, Any]:
+    """Metrics of the chosen epoch on train and validation, and of the one test."""
+    row: dict[str, Any] = next(row for row in module.history if row["epoch"] == epoch)
+    found: dict[str, Any] = {
+        split: {name: row[f"{split}/{name}"] for name in ("loss", "accuracy", "macro_f1")}
+        for split in ("train", "validation")
+    }
+    found["validation"]["per_class"] = by_label(row["validation/per_class"], splits)
+    found["test"] = module.test_metrics | {"per_class": by_label(module.test_metrics["per_class"], splits)}
+    return found
+
+
+def by_label(values: dict[str, list[float]], splits: Splits) -> dict[str, dict[str, float]]:
+    """Lists by class index as mappings by label name."""
+    return {name: dict(zip(splits.label_names, numbers, strict=True)) for name, numbers in values.items()}
+
+
+def timing(module: ClassificationModule, test_rows: int, test_seconds: float, *, resumed: bool) -> dict[str, Any]:
+    """Seconds and texts per second; training time is that of all attempts, without validation."""
+    train_seconds = sum(row["train_seconds"] for row in module.history)
+    train_rows = sum(row["train_rows"] for row in module.history)
+    first_step = module.first_step_at
+    return {
+        "train_seconds": train_seconds,
+        "train_samples_per_second": train_rows / max(train_seconds, 1e-9),
+        "test_seconds": test_seconds,
+        "evaluation_samples_per_second": test_rows / max(test_seconds, 1e-9),
+        "start_to_first_step_seconds": None if first_step is None else first_step - cli.STARTED,
+        "total_seconds": time.time() - cli.STARTED,
+        "resumed": resumed,
+    }
+
+
+def adapter_facts(config: RunConfig, splits: Splits, assembled: Assembled, folder: RunFolder) -> dict[str, Any]:
+    """adapter.json: what the adapter belongs to."""
+    plain = config.plain()
+    return {
+        "format": 1,
+        "run": folder.key,
+        "method": assembled.strategy.name,
+        "peft": plain["peft"],
+        "backbone": plain["backbone"],
+        "backbone_fingerprint": assembled.fingerprint,
+        "train_head": config.backbone.train_head,
+        "label_names": list(splits.label_names),
+        "max_length": config.data.max_length,
+        "truncation": config.data.truncation,
+    }
