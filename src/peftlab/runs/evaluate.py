@@ -22,7 +22,7 @@ def evaluate(folder: RunFolder, config: RunConfig, *, split: str = "test") -> di
 
     Raises:
         DataError: if the data's labels are not the ones that the run was trained on.
-        RunError: if the model cannot be rebuilt, or a row was not seen.
+        RunError: if the model cannot be rebuilt, or not every row was seen once.
     """
     splits = config.data.load()
     assembled, facts = reassemble(folder, config)
@@ -41,13 +41,18 @@ def evaluate(folder: RunFolder, config: RunConfig, *, split: str = "test") -> di
     )
     trainer.test(module, data, verbose=False)
     metrics = module.test_metrics
-    if metrics["rows"] != len(rows):
-        raise RunError(f"the test saw {metrics['rows']} rows of {len(rows)}: the figure would be wrong.")
+    require_all_rows(metrics["rows"], len(rows))
     metrics["per_class"] = {
         name: dict(zip(splits.label_names, numbers, strict=True)) for name, numbers in metrics["per_class"].items()
     }
     kind = splits.test_kind if split == "test" else split
     return {"run": str(folder.path), "split": split, "kind": kind, "metrics": metrics}
+
+
+def require_all_rows(seen: int, expected: int) -> None:
+    """Raise RunError unless a test saw every row, and none twice."""
+    if seen != expected:
+        raise RunError(f"the test saw {seen} rows of {expected}: the figure would be wrong.")
 
 
 def _require_same_labels(splits: Splits, trained: Sequence[str]) -> None:

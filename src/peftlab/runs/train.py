@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import Logger
 
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
@@ -23,11 +24,11 @@ from peftlab.report.result import print_result
 from peftlab.runs import facts, record
 from peftlab.runs.adapter_file import fingerprint, save_adapter
 from peftlab.runs.assemble import Assembled, assemble, count_parameters, lightning_module
+from peftlab.runs.evaluate import require_all_rows
 from peftlab.runs.finished import finished_record
 from peftlab.runs.folder import RunFolder
 from peftlab.runs.summary import print_before
 from peftlab.seeding import derive_seed
-from peftlab.training.module import ClassificationModule
 from peftlab.training.trainer import MODES, build_trainer, quiet
 
 
@@ -66,104 +67,118 @@ def _train(config: RunConfig, folder: RunFolder, argv: list[str]) -> dict[str, A
     # whatever a method or a model might draw all the same.
     L.seed_everything(derive_seed(config.seed, "global") % 2**32, verbose=False)
     splits = config.data.load()
-    assembled = assemble(config, splits)
-    parameters = count_parameters(assembled.backbone)
+    run = _Run(config, folder, splits, assemble(config, splits))
     if rank() == 0:
-        print_before(config, folder, splits, assembled.backbone, parameters)
-    data = TextDataModule(config.data, splits, assembled.backbone.tokenizer, config.seed)
-    module = lightning_module(config, assembled, len(splits.label_names))
-    logger = None
-    if rank() == 0:
-        logger = config.logger.build(name=config.name, key=folder.key, folder=folder.logs, config=_flat(config.plain()))
+        print_before(config, folder, splits, run.assembled.backbone, run.parameters)
     try:
-        return _fit_test_record(config, folder, argv, splits, assembled, data, module, parameters, logger)
-    finally:
-        if logger is not None:
-            config.logger.finish()
-
-
-def _fit_test_record(
-    config: RunConfig,
-    folder: RunFolder,
-    argv: list[str],
-    splits: Splits,
-    assembled: Assembled,
-    data: TextDataModule,
-    module: ClassificationModule,
-    parameters: dict[str, int],
-    logger: Any,
-) -> dict[str, Any]:
-    world = 1 if config.trainer.devices == "auto" else int(config.trainer.devices) * config.trainer.num_nodes
-    trainer = build_trainer(
-        config.trainer,
-        folder=folder.path,
-        checkpoints=folder.checkpoints,
-        logger=logger,
-        rows_per_step=config.data.batch_size * world,
-    )
-    frozen_before = fingerprint(assembled.backbone, trainable=False)
-    last = folder.checkpoints / "last.ckpt"
-    resumed = last.exists()
-    if resumed:
-        _require_readable(last)
-        if rank() == 0:
-            print(f"resuming from {last}")
-    try:
-        trainer.fit(module, data, ckpt_path=last if resumed else None, weights_only=True)
+        resumed = run.fit()
+        chosen = run.load_chosen()
+        test_seconds = run.test()
     except SystemExit as error:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from error
-    chosen = _load_chosen(config, folder, module)
-    frozen_after = fingerprint(assembled.backbone, trainable=False)
-    if frozen_before != frozen_after:
-        raise RunError(
-            f"peft={assembled.strategy.name} changed weights that do not train: the adapter file would not "
-            "restore this model. This is a defect of the method; no result is written."
-        )
-    began = time.perf_counter()
-    trainer.test(module, data, verbose=False)
-    test_seconds = time.perf_counter() - began
-    if module.test_metrics["rows"] != len(splits.test):
-        raise RunError(
-            f"the test saw {module.test_metrics['rows']} rows of {len(splits.test)}: the figure would be wrong."
-        )
-    if trainer.global_rank != 0:
+    finally:
+        run.close_logger()
+    if rank() != 0:
         return {}
-    return _write_down(config, folder, argv, splits, assembled, module, parameters, chosen, test_seconds, resumed)
-
-
-def _write_down(
-    config: RunConfig,
-    folder: RunFolder,
-    argv: list[str],
-    splits: Splits,
-    assembled: Assembled,
-    module: ClassificationModule,
-    parameters: dict[str, int],
-    chosen: dict[str, Any],
-    test_seconds: float,
-    resumed: bool,
-) -> dict[str, Any]:
-    """Write everything a run leaves; the record last."""
-    adapter = save_adapter(
-        folder, assembled.strategy, assembled.backbone, record.adapter_facts(config, splits, assembled, folder)
-    )
-    write_metrics_csv(folder.metrics, module.history)
-    draw_curves(folder.curves, module.history, title=f"{config.name}  {folder.key}", chosen_epoch=chosen["epoch"])
-    written = record.head(config, folder, argv, "finished") | {
-        "data": record.data_facts(config, splits),
-        "backbone": assembled.backbone.provenance
-        | {"fingerprint": assembled.fingerprint, "frozen_unchanged": True},  # checked above, or we are not here
-        "parameters": parameters | {"adapter_bytes": adapter["bytes"]},
-        "selection": chosen,
-        "metrics": record.metrics(module, chosen["epoch"], splits),
-        "history": module.history,
-        "timing": record.timing(module, len(splits.test), test_seconds, resumed=resumed),
-        "memory": facts.peak_memory_mib(),
-        "files": {"adapter.safetensors": {"sha256": adapter["sha256"], "bytes": adapter["bytes"]}},
-    }
-    folder.write_record(written)
+    written = run.write_down(argv, chosen, test_seconds, resumed=resumed)
     print_result(folder.path, written)
     return written
+
+
+class _Run:
+    """The parts of one run between its config and its record."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, splits: Splits, assembled: Assembled) -> None:
+        self.config, self.folder, self.splits, self.assembled = config, folder, splits, assembled
+        self.parameters = count_parameters(assembled.backbone)
+        self.data = TextDataModule(config.data, splits, assembled.backbone.tokenizer, config.seed)
+        self.module = lightning_module(config, assembled, len(splits.label_names))
+        self.logger: Logger | None = None
+        self._frozen_before = fingerprint(assembled.backbone, trainable=False)
+
+    def fit(self) -> bool:
+        """Train to the end, from the last checkpoint if there is one; return whether there was."""
+        config, folder = self.config, self.folder
+        if rank() == 0:
+            plain = json.loads(json.dumps(config.plain()))  # a copy of plain containers, as loggers want it
+            self.logger = config.logger.build(name=config.name, key=folder.key, folder=folder.logs, config=plain)
+        processes = 1 if config.trainer.devices == "auto" else config.trainer.devices * config.trainer.num_nodes
+        self.trainer = build_trainer(
+            config.trainer,
+            folder=folder.path,
+            checkpoints=folder.checkpoints,
+            logger=self.logger,
+            rows_per_step=config.data.batch_size * processes,
+        )
+        last = folder.checkpoints / "last.ckpt"
+        resumed = last.exists()
+        if resumed:
+            _require_readable(last)
+            if rank() == 0:
+                print(f"resuming from {last}", flush=True)
+        self.trainer.fit(self.module, self.data, ckpt_path=last if resumed else None, weights_only=True)
+        return resumed
+
+    def close_logger(self) -> None:
+        """End the logger's run, whichever way ours ended."""
+        if self.logger is not None:
+            self.config.logger.finish()
+
+    def load_chosen(self) -> dict[str, Any]:
+        """Load the weights of the epoch that the selection rule chose; return which it was."""
+        config = self.config.trainer
+        checkpoint = torch.load(
+            self.folder.checkpoints / f"{config.select}.ckpt", map_location="cpu", weights_only=True
+        )
+        self.module.load_trained(checkpoint["state_dict"])
+        row = checkpoint["history"][-1]
+        monitor = f"validation/{config.monitor}"
+        best = f"{'highest' if MODES[config.monitor] == 'max' else 'lowest'} {monitor}"
+        rule = best if config.select == "best" else "last epoch"
+        return {"rule": rule, "epoch": row["epoch"], monitor: row[monitor]}
+
+    def test(self) -> float:
+        """Test once; return the seconds it took.
+
+        Raises:
+            RunError: if a frozen weight has changed, or not every row was seen.
+        """
+        if fingerprint(self.assembled.backbone, trainable=False) != self._frozen_before:
+            raise RunError(
+                f"peft={self.config.peft.name} changed weights that do not train: the adapter file would not "
+                "restore this model. This is a defect of the method; no result is written."
+            )
+        began = time.perf_counter()
+        self.trainer.test(self.module, self.data, verbose=False)
+        seconds = time.perf_counter() - began
+        require_all_rows(self.module.test_metrics["rows"], len(self.splits.test))
+        return seconds
+
+    def write_down(
+        self, argv: list[str], chosen: dict[str, Any], test_seconds: float, *, resumed: bool
+    ) -> dict[str, Any]:
+        """Write everything a run leaves, the record last; return the record."""
+        config, folder, splits, assembled = self.config, self.folder, self.splits, self.assembled
+        about = record.adapter_facts(config, splits, assembled, folder)
+        adapter = save_adapter(folder, assembled.strategy, assembled.backbone, about)
+        history = self.module.history
+        write_metrics_csv(folder.metrics, history)
+        draw_curves(folder.curves, history, title=f"{config.name}  {folder.key}", chosen_epoch=chosen["epoch"])
+        # test() has compared the frozen weights, or we were not here
+        frozen = {"fingerprint": assembled.fingerprint, "frozen_unchanged": True}
+        written = record.head(config, folder, argv, "finished") | {
+            "data": record.data_facts(config, splits),
+            "backbone": assembled.backbone.provenance | frozen,
+            "parameters": self.parameters | {"adapter_bytes": adapter["bytes"]},
+            "selection": chosen,
+            "metrics": record.metrics(self.module, chosen["epoch"], splits),
+            "history": history,
+            "timing": record.timing(self.module, len(splits.test), test_seconds, resumed=resumed),
+            "memory": facts.peak_memory_mib(),
+            "files": {"adapter.safetensors": adapter},
+        }
+        folder.write_record(written)
+        return written
 
 
 def _require_readable(checkpoint: Path) -> None:
@@ -173,22 +188,6 @@ def _require_readable(checkpoint: Path) -> None:
         raise RunError(
             f"{checkpoint} is damaged ({str(error).splitlines()[0]}). force=true starts the run from the beginning."
         ) from error
-
-
-def _load_chosen(config: RunConfig, folder: RunFolder, module: ClassificationModule) -> dict[str, Any]:
-    """Put the weights of the epoch that the selection rule chose into ``module``; say which it was."""
-    name = config.trainer.select
-    checkpoint = torch.load(folder.checkpoints / f"{name}.ckpt", map_location="cpu", weights_only=True)
-    module.load_trained(checkpoint["state_dict"])
-    row = checkpoint["history"][-1]
-    monitor = f"validation/{config.trainer.monitor}"
-    return {
-        "rule": f"{'highest' if MODES[config.trainer.monitor] == 'max' else 'lowest'} {monitor}"
-        if name == "best"
-        else "last epoch",
-        "epoch": row["epoch"],
-        monitor: row[monitor],
-    }
 
 
 def _note_failure(config: RunConfig, folder: RunFolder, argv: list[str], error: BaseException) -> None:
@@ -214,9 +213,3 @@ def _remove_if_untouched(folder: RunFolder) -> None:
         shutil.rmtree(folder.path, ignore_errors=True)
         if folder.path.parent.is_dir() and not any(folder.path.parent.iterdir()):
             folder.path.parent.rmdir()
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """A copy of plain containers only, as JSON would have it, for loggers."""
-    flat: dict[str, Any] = json.loads(json.dumps(values))
-    return flat
