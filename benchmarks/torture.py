@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 RUN = (
@@ -29,11 +30,13 @@ def main() -> int:
     given = parser.parse_args()
     moments = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
         start(folder, "undisturbed").wait()
+        seconds = time.monotonic() - began
         expected = outcome(folder, "undisturbed")
         same = 0
         for number in range(given.rounds):
-            kills = killed_until_finished(folder, f"round{number}", moments)
+            kills = killed_until_finished(folder, f"round{number}", moments, seconds)
             equal = outcome(folder, f"round{number}") == expected
             same += equal
             print(f"round {number}: killed {kills} times, {'the same bits' if equal else 'DIFFERENT'}", flush=True)
@@ -46,12 +49,12 @@ def start(folder: str, name: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
-def killed_until_finished(folder: str, name: str, moments: random.Random) -> int:
-    """Kill after 5 to 25 seconds, which is anywhere from the imports to the writing of the record."""
+def killed_until_finished(folder: str, name: str, moments: random.Random, seconds: float) -> int:
+    """Kill at a random moment of the ``seconds`` that a run takes, until one gets through."""
     for kills in range(100):
         process = start(folder, name)
         try:
-            status = process.wait(timeout=moments.uniform(5, 25))
+            status = process.wait(timeout=moments.uniform(0.4, 1.1) * seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
