@@ -45,6 +45,8 @@ class TextDataModule(LightningDataModule):
         self.splits = splits
         self.tokenizer = truncating(tokenizer, dataset.truncation)
         self.order_seed = order_seed if dataset.order_seed is None else dataset.order_seed
+        self.start_epoch = 0
+        """Epoch that training begins with; a resumed run sets it to the first one it has not finished."""
         self._tokenized: dict[SplitName, TokenizedTexts] = {}
 
     def prepare_data(self) -> None:
@@ -71,6 +73,8 @@ class TextDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
+        # Lightning makes the first iterator before it restores a checkpoint, and so before it knows the epoch.
+        sampler.set_epoch(self.start_epoch)
         return self._loader(rows, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:

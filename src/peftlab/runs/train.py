@@ -113,7 +113,7 @@ class _Run:
         last = folder.checkpoints / "last.ckpt"
         resumed = last.exists()
         if resumed:
-            _require_readable(last)
+            self.data.start_epoch = _readable(last)["history"][-1]["epoch"] + 1
             if rank() == 0:
                 print(f"resuming from {last}", flush=True)
         self.trainer.fit(self.module, self.data, ckpt_path=last if resumed else None, weights_only=True)
@@ -181,13 +181,15 @@ class _Run:
         return written
 
 
-def _require_readable(checkpoint: Path) -> None:
+def _readable(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's content, or RunError naming the damaged file."""
     try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any of torch's, zipfile's and pickle's ways
         raise RunError(
             f"{checkpoint} is damaged ({str(error).splitlines()[0]}). force=true starts the run from the beginning."
         ) from error
+    return content
 
 
 def _note_failure(config: RunConfig, folder: RunFolder, argv: list[str], error: BaseException) -> None:
