@@ -75,6 +75,14 @@ class PEFTStrategy(ABC):
         cls.name = name
         _REGISTRY[name] = cls
 
+    def closed_form(self, backbone: Backbone) -> int | None:
+        """Trainable parameters without the head, by the paper's formula.
+
+        Computed from the shapes of a ``backbone`` that nothing was injected into; the tests compare it with what
+        :meth:`inject` really leaves trainable. None: the method has no such formula.
+        """
+        return None
+
     @abstractmethod
     def inject(self, backbone: Backbone, *, seed: int) -> None:
         """Change ``backbone.model`` in place so that exactly the method's own parameters require a gradient.
@@ -90,19 +98,27 @@ class PEFTStrategy(ABC):
         """Optimizer groups over everything trainable; a method with several learning rates overrides this."""
         return [{"params": [p for p in module.parameters() if p.requires_grad], "lr": lr}]
 
+    def adapter_tensors(self, module: nn.Module) -> dict[str, Tensor]:
+        """The live tensors that a checkpoint and the adapter file hold, by qualified name.
+
+        Every parameter that requires a gradient; a method with further state (a frozen random matrix,
+        the running importance of a rank) adds it, so that a reloaded adapter trains on as it was.
+        """
+        return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
     def adapter_state(self, module: nn.Module) -> dict[str, Tensor]:
-        """What training changed, by qualified name: every parameter that requires a gradient."""
-        return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+        """What training changed: :meth:`adapter_tensors`, detached."""
+        return {name: tensor.detach() for name, tensor in self.adapter_tensors(module).items()}
 
     def load_adapter_state(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Copy ``state`` into ``module``; the keys must be exactly the trainable ones.
+        """Copy ``state`` into ``module``; the keys must be exactly those of :meth:`adapter_tensors`.
 
         Raises:
             PeftlabError: naming the first missing, unknown or misshapen tensor.
         """
         import torch
 
-        own = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        own = self.adapter_tensors(module)
         for problem, names in (
             ("is missing", own.keys() - state.keys()),
             ("is not of this model", state.keys() - own.keys()),
@@ -112,15 +128,15 @@ class PEFTStrategy(ABC):
                     f"the adapter does not fit: '{min(names)}' {problem} ({len(names)} such of {len(own)} tensors). "
                     "It was saved for another method, backbone or number of classes."
                 )
-        for name, parameter in own.items():
-            if parameter.shape != state[name].shape:
+        for name, tensor in own.items():
+            if tensor.shape != state[name].shape:
                 raise PeftlabError(
                     f"the adapter does not fit: '{name}' is {tuple(state[name].shape)} in the file and "
-                    f"{tuple(parameter.shape)} in the model."
+                    f"{tuple(tensor.shape)} in the model."
                 )
         with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(state[name])
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
 
     def merge(self, backbone: Backbone) -> None:
         """Fold the update into the backbone's weights, for inference without extra cost."""
@@ -129,6 +145,10 @@ class PEFTStrategy(ABC):
     def unmerge(self, backbone: Backbone) -> None:
         """Undo :meth:`merge`."""
         raise PeftlabError(f"'{self.name}' cannot be merged into the backbone's weights.")
+
+    def regularization(self, backbone: Backbone) -> Tensor | None:
+        """A term added to the training loss (a scalar), for methods that have one; None for none."""
+        return None
 
     def on_train_step(self, backbone: Backbone, step: int, total_steps: int) -> None:  # noqa: B027
         """Called after each optimizer step, for methods with a schedule of their own."""

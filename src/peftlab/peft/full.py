@@ -27,3 +27,8 @@ class FullFineTuning(PEFTStrategy, name="full"):
         kept_frozen = set(backbone.always_frozen())
         for name, parameter in backbone.model.named_parameters():
             parameter.requires_grad_(name not in kept_frozen)
+
+    def closed_form(self, backbone: Backbone) -> int:
+        """Every parameter outside the head, without those always frozen."""
+        left_out = {*backbone.always_frozen(), *(name for name, _ in backbone.head_parameters())}
+        return sum(p.numel() for name, p in backbone.model.named_parameters() if name not in left_out)

@@ -23,3 +23,7 @@ class HeadOnly(PEFTStrategy, name="head"):
 
     def inject(self, backbone: Backbone, *, seed: int) -> None:
         """Add nothing: the head is set trainable for every method alike (``backbone.train_head``)."""
+
+    def closed_form(self, backbone: Backbone) -> int:
+        """Nothing beside the head."""
+        return 0

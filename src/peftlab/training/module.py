@@ -80,12 +80,13 @@ class ClassificationModule(L.LightningModule):
         torch.manual_seed(derive_seed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the batch."""
+        """Mean cross-entropy of the batch, and the method's own term if it has one."""
         logits = self(batch["input_ids"], batch["attention_mask"])
         loss = F.cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing)
         self._metrics("train").update(logits.detach(), batch["labels"], loss.detach())
         self.log("train/loss_step", loss, prog_bar=True)
-        return loss
+        penalty = self.peft.regularization(self.backbone)
+        return loss if penalty is None else loss + penalty
 
     def optimizer_step(
         self,
