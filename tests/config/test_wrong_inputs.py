@@ -18,7 +18,7 @@ WRONG: list[tuple[list[str], list[str]]] = [
     (["+sede=1"], ["'sede'", "Did you mean 'seed'?", "on the command line"]),
     (["+peft.rnk=1"], ["peft.rnk", "Did you mean 'rank'?"]),
     (["trainer.max_epoch=1"], ["trainer.max_epoch", "Did you mean 'max_epochs'?"]),
-    (["peft=lroa"], ["peft=lroa", "Did you mean 'lora'?", "full, head, lora"]),
+    (["peft=lroa"], ["peft=lroa", "Did you mean 'lora'?", "adalora, bitfit"]),
     (["optim=adam"], ["optim=adam", "Did you mean 'adamw'?"]),
     (["logger=wanb"], ["logger=wanb", "Did you mean 'wandb'?"]),
     (["data=imbd"], ["data=imbd", "Did you mean 'imdb'?"]),

@@ -1,100 +1,85 @@
-"""LoRA computes what HF peft computes: logits and every adapter gradient, with copied weights."""
+"""LoRA computes what HF peft computes: logits and every trained tensor's gradient, with copied weights."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import peft
 import pytest
 import torch
-from torch.nn import functional as F
 
 from peftlab.peft.base import apply
 from peftlab.peft.lora import LoRA
-from tests.peft.tiny import KINDS, batch, tiny
+from tests.peft.low_rank_oracle import ALL_KINDS, EMBEDDING, FFN, NAMES, compare, paired, randomise
+from tests.peft.tiny import batch, tiny
 
-NAMES = {  # what HF peft calls the query and value projections
-    "bert": ["query", "value"],
-    "roberta": ["query", "value"],
-    "distilbert": ["q_lin", "v_lin"],
-    "gpt2": ["c_attn"],
-    "llama": ["q_proj", "v_proj"],
-}
-FFN = {
-    "bert": "intermediate.dense",
-    "roberta": "intermediate.dense",
-    "distilbert": "ffn.lin1",
-    "gpt2": "mlp.c_fc",
-    "llama": "mlp.up_proj",
-}
+Fields = dict[str, Any]
 
 
-def variants(kind: str) -> dict[str, tuple[dict[str, object], dict[str, object]]]:
+def variant(kind: str, which: str) -> tuple[Fields, Fields]:
     """Our fields and HF peft's for the same thing."""
     names, ffn = NAMES[kind], FFN[kind]
-    plain = {"targets": names, "rank": 4, "alpha": 6.0}
-    theirs = {"target_modules": names, "r": 4, "lora_alpha": 6.0}
-    return {
-        "plain": (plain, theirs),
-        "rslora": ({**plain, "rank_stabilized": True}, {**theirs, "use_rslora": True}),
-        "patterns": (
-            {**plain, "targets": [*names, ffn], "rank_pattern": {ffn: 2}, "alpha_pattern": {ffn: 10.0}},
-            {
-                **theirs,
-                "target_modules": [*names, ffn],
-                "rank_pattern": {ffn: 2},
-                "alpha_pattern": {ffn: 10.0},
-            },
-        ),
-    }
+    ours: Fields = {"targets": names, "rank": 4, "alpha": 6.0}
+    theirs: Fields = {"target_modules": names, "r": 4, "lora_alpha": 6.0}
+    if which == "rslora":
+        return {**ours, "rank_stabilized": True}, {**theirs, "use_rslora": True}
+    if which == "patterns":
+        patterns: Fields = {"rank_pattern": {ffn: 2}, "alpha_pattern": {ffn: 10.0}}
+        return {**ours, "targets": [*names, ffn], **patterns}, {**theirs, "target_modules": [*names, ffn], **patterns}
+    if which == "embedding":
+        both = [*names, EMBEDDING[kind]]
+        return {**ours, "targets": both}, {**theirs, "target_modules": both}
+    if which.startswith("bias"):
+        bias = which.partition("=")[2]
+        return {**ours, "bias": bias}, {**theirs, "bias": bias}
+    return ours, theirs
 
 
-@pytest.mark.parametrize("variant", ["plain", "rslora", "patterns"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_logits_and_gradients(kind: str, variant: str) -> None:
-    ours, theirs = variants(kind)[variant]
+def side_by_side(kind: str, ours: Fields, theirs: Fields) -> tuple[Any, Any]:
     backbone = tiny(kind)
     oracle_model = copy.deepcopy(backbone.model)
-    apply(LoRA(**ours), backbone, seed=1, train_head=False)  # type: ignore[arg-type]
+    apply(LoRA(**ours), backbone, seed=1, train_head=False)
     oracle = peft.get_peft_model(
         oracle_model,
-        peft.LoraConfig(**theirs, fan_in_fan_out=kind == "gpt2", lora_dropout=0.0),  # type: ignore[arg-type]
+        peft.LoraConfig(**theirs, fan_in_fan_out=kind == "gpt2", lora_dropout=0.0),
     ).eval()
-    pairs = _paired(backbone, oracle)
+    return backbone, oracle
+
+
+@pytest.mark.parametrize("which", ["plain", "rslora", "patterns", "embedding"])
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_logits_and_gradients(kind: str, which: str) -> None:
+    backbone, oracle = side_by_side(kind, *variant(kind, which))
+    pairs = paired(backbone, oracle)
+    randomise(pairs)
+    compare(backbone, oracle, pairs)
+
+
+@pytest.mark.parametrize("which", ["bias=all", "bias=lora_only"])
+@pytest.mark.parametrize("kind", [kind for kind in ALL_KINDS if kind not in ("llama", "modernbert")])
+def test_the_same_biases_train(kind: str, which: str) -> None:
+    """Llama and ModernBERT have none."""
+    backbone, oracle = side_by_side(kind, *variant(kind, which))
+    pairs = paired(backbone, oracle)
+    assert any(name.endswith("bias") for name, _, _ in pairs)
+    randomise(pairs)
+    compare(backbone, oracle, pairs)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+def test_pissa_is_the_same_model_with_another_bookkeeping(kind: str) -> None:
+    """HF peft writes the residual into the weight, we subtract the start."""
+    ours, theirs = variant(kind, "plain")
+    backbone, oracle = side_by_side(kind, {**ours, "init": "pissa"}, {**theirs, "init_lora_weights": "pissa"})
+    pairs = paired(backbone, oracle)
+    ids, mask = batch()
+    torch.testing.assert_close(backbone(ids, mask), tiny(kind)(ids, mask), atol=0, rtol=0)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for mine, other in pairs:
-            mine.normal_(generator=generator)
+        for name, mine, other in pairs:
+            # The product is unique, the factors' signs are not.
+            torch.testing.assert_close(mine.abs(), other.abs(), atol=1e-4, rtol=1e-3, msg=name)
+            mine.copy_(mine * torch.sign(mine * other) + 0.3 * torch.randn(mine.shape, generator=generator))
             other.copy_(mine)
-
-    ids, mask = batch()
-    labels = torch.tensor([0, 1, 2, 1])
-    logits = backbone(ids, mask)
-    expected = oracle(input_ids=ids, attention_mask=mask).logits
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
-    assert not torch.allclose(logits, _without_adapter(oracle, ids, mask), atol=1e-3), "the adapter must matter"
-    F.cross_entropy(logits, labels).backward()
-    F.cross_entropy(expected, labels).backward()
-    for mine, other in pairs:
-        assert mine.grad is not None
-        assert other.grad is not None
-        assert mine.grad.abs().max() > 0
-        torch.testing.assert_close(mine.grad, other.grad, atol=1e-5, rtol=0)
-
-
-def _paired(backbone, oracle) -> list[tuple[torch.nn.Parameter, torch.nn.Parameter]]:  # type: ignore[no-untyped-def]
-    """(our tensor, HF peft's tensor) for every adapter tensor of either side."""
-    theirs = {n: p for n, p in oracle.named_parameters() if p.requires_grad}
-    pairs = []
-    for name, mine in backbone.model.named_parameters():
-        if mine.requires_grad:
-            place, letter = name.split(".updates.all.")
-            pairs.append((mine, theirs.pop(f"base_model.model.{place}.lora_{letter}.default.weight")))
-    assert not theirs, "HF peft adapts places that we do not"
-    assert pairs
-    return pairs
-
-
-def _without_adapter(oracle, ids, mask) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    with oracle.disable_adapter(), torch.no_grad():
-        return oracle(input_ids=ids, attention_mask=mask).logits
+    compare(backbone, oracle, pairs)

@@ -23,6 +23,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -51,6 +52,8 @@ class Supports:
     """Works on decoders (GPT-2, Llama and kin)."""
     identity_at_start: bool = True
     """Before the first step the model computes what the backbone computed."""
+    hf_peft: str | None = None
+    """``peft_type`` under which HF peft's checkpoint format knows the method; None: it knows no such method."""
 
 
 @dataclass(kw_only=True)
@@ -93,6 +96,10 @@ class PEFTStrategy(ABC):
         Raises:
             PeftlabError: if there is nothing to adapt, listing what there is.
         """
+
+    def extra_tokens(self) -> int:
+        """Places in the model's sequence that the method takes beside a text's tokens (a soft prompt's length)."""
+        return 0
 
     def param_groups(self, module: nn.Module, lr: float) -> list[dict[str, Any]]:
         """Optimizer groups over everything trainable; a method with several learning rates overrides this."""
@@ -146,12 +153,34 @@ class PEFTStrategy(ABC):
         """Undo :meth:`merge`."""
         raise PeftlabError(f"'{self.name}' cannot be merged into the backbone's weights.")
 
+    @contextmanager
+    def switched_off(self, backbone: Backbone) -> Iterator[None]:
+        """Inside, ``backbone`` computes what it computed before :meth:`inject`, but for its head.
+
+        The default switches off what stands around the backbone's layers (:func:`~peftlab.peft.surgery.wrappers_off`).
+
+        Raises:
+            PeftlabError: if the method trains the backbone's own weights, so that nothing can be switched off.
+        """
+        from peftlab.peft.surgery import wrappers_off
+
+        with wrappers_off(backbone.model) as count:
+            if not count:
+                raise PeftlabError(f"peft={self.name} changes the backbone itself: there is no adapter to switch off.")
+            yield
+
     def regularization(self, backbone: Backbone) -> Tensor | None:
         """A term added to the training loss (a scalar), for methods that have one; None for none."""
         return None
 
     def on_train_step(self, backbone: Backbone, step: int, total_steps: int) -> None:  # noqa: B027
-        """Called after each optimizer step, for methods with a schedule of their own."""
+        """Called after each optimizer step, for methods with a schedule of their own.
+
+        Args:
+            backbone: what was injected into; the gradients of the step are still there.
+            step: optimizer steps done, from 1.
+            total_steps: optimizer steps of the whole run.
+        """
 
 
 def apply(strategy: PEFTStrategy, backbone: Backbone, *, seed: int, train_head: bool = True) -> None:

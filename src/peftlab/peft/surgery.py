@@ -7,7 +7,8 @@ A linear layer may be ``nn.Linear`` (weight (out, in)), one of its bitsandbytes 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -50,6 +51,31 @@ def is_quantized(module: nn.Module) -> bool:
     """Whether ``module`` keeps its weight in 4 or 8 bits."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and not weight.is_floating_point()
+
+
+def weight_matrix(module: nn.Module) -> Tensor:
+    """The weight of a linear layer or embedding as a float matrix (out, in); dequantised if it is in 4 or 8 bits.
+
+    A view of the weight itself where that is possible: write into it only under ``torch.no_grad``. An embedding
+    maps (vocabulary) to (dim), so its matrix is (dim, vocabulary).
+    """
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if isinstance(module, nn.Embedding) or is_conv1d(module):
+        return weight.T
+    if not is_quantized(module):
+        return weight
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        dense: Tensor = dequantize_4bit(weight.data, state)
+        return dense
+    scales = getattr(weight, "SCB", None)
+    if scales is None:  # the layer takes them over at its first product
+        scales = module.state.SCB  # type: ignore[union-attr]
+    assert isinstance(scales, Tensor)
+    return weight.data.float() * (scales[:, None] / 127)  # each row is scaled to the range -127 … 127
 
 
 def slice_length(target: Target, out_features: int) -> int:
@@ -97,3 +123,37 @@ def require_patterns_used(key: str, pattern: Iterable[str], targets: list[Target
             raise PeftlabError(f"{key}: '{entry}' is not a regular expression: {error}.") from error
         if not used:
             raise PeftlabError(f"{key}: '{entry}' matches none of the targets: {listed(t.name for t in targets)}.")
+
+
+def wrappers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that stand around a layer of the backbone: they keep it as ``base``, and know whether they are merged."""
+    for name, module in list(model.named_modules()):
+        if isinstance(getattr(module, "base", None), nn.Module) and hasattr(module, "merged"):
+            yield name, module
+
+
+def unwrap_merged(model: nn.Module) -> None:
+    """Put each layer back where a merged wrapper stands around it: the model is then a plain one."""
+    for name, module in wrappers(model):
+        if module.merged:
+            base = module.base
+            assert isinstance(base, nn.Module)
+            replace_module(model, name, base)
+
+
+@contextmanager
+def wrappers_off(model: nn.Module) -> Iterator[int]:
+    """Inside, wrappers compute what the layer in them does alone; yields how many there are.
+
+    A wrapper that is merged passes its input on to its layer; here it believes to be merged although it is not.
+    """
+    found = [module for _, module in wrappers(model)]
+    before = [bool(module.merged) for module in found]
+    assert not any(before), "a merged adapter cannot be switched off: it is a part of the weights"
+    for module in found:
+        module.merged = True  # type: ignore[assignment]
+    try:
+        yield len(found)
+    finally:
+        for module, merged in zip(found, before, strict=True):
+            module.merged = merged  # type: ignore[assignment]

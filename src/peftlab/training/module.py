@@ -97,7 +97,7 @@ class ClassificationModule(L.LightningModule):
     ) -> None:
         """Step, then let the strategy act (a rank budget, for example)."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.peft.on_train_step(self.backbone, self.global_step, self._total_steps())
+        self.peft.on_train_step(self.backbone, self.global_step + 1, self._total_steps())
         if self.first_step_at is None:
             self.first_step_at = time.time()
 

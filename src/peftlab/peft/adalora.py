@@ -1,0 +1,133 @@
+"""AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning (Zhang et al. 2023, arXiv:2303.10512).
+
+    h = W x + s · P Λ Q x        (eq. 3)        s = alpha / initial_rank
+
+W (out, in) stays frozen; P (out, r), the diagonal Λ (r) and Q (r, in) train. Λ starts from zero, P and Q from
+N(0, 0.02²): the model starts as the backbone. A term of the loss keeps P and Q near orthogonal, so that
+Λ can be read as singular values (eq. 4, and as HF peft averages it over the 2 n matrices of n targets):
+
+    γ · mean of ‖PᵀP − I‖_F and ‖Q Qᵀ − I‖_F
+
+The importance of a weight θ is its sensitivity, smoothed, times its uncertainty (eqs. 8 to 11):
+
+    I = |θ · ∂L/∂θ|        Ī ← β₁ Ī + (1 − β₁) I        Ū ← β₂ Ū + (1 − β₂) |I − Ī|        s(θ) = Ī · Ū
+
+and that of the triplet (column i of P, λ_i, row i of Q) is s(λ_i) + mean s(P_·i) + mean s(Q_i·) (eq. 7). The triplets
+of the lowest importance lose their λ by the schedule of :mod:`peftlab.peft.rank_budget` (eq. 12).
+
+P, Λ and Q are called B, diagonal and A here, as in the other methods. As in the authors' code θ is taken after the
+optimizer step, with the gradient from before it. Steps whose gradients are not finite, which a loss scaler
+skips, are not observed. Departures: the phases are shares of the run's steps; ties are broken by order, so that
+the budget is met to the component. Embeddings can be adapted too (rows of Q are then looked up).
+
+Trainable: initial_rank · (in + out + 1) a target. Pruned triplets keep their places; on average ``rank`` of a target's
+triplets act at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from peftlab.fields import NonNegativeFloat, Probability
+from peftlab.peft.base import Supports
+from peftlab.peft.low_rank import Place
+from peftlab.peft.rank_budget import PrunableUpdate, RankBudgetStrategy
+
+if TYPE_CHECKING:
+    from peftlab.backbones.base import Backbone
+
+_FACTORS = ("A", "diagonal", "B")
+
+
+@dataclass(kw_only=True)
+class AdaLoRA(RankBudgetStrategy, name="adalora"):
+    """Low-rank updates P Λ Q whose ranks are moved to where they matter:  h = W x + s · P Λ Q x."""
+
+    supports = Supports(mergeable=True)
+    count = "initial rank · (in + out + 1) a target"
+
+    targets: list[str] = field(
+        default_factory=lambda: ["query", "key", "value", "attention_output", "ffn_up", "ffn_down"]
+    )
+    """Roles, or regexes on module names; the budget is shared between them. Each entry must match something."""
+    beta1: Probability = 0.85
+    """Smoothing of the sensitivity."""
+    beta2: Probability = 0.85
+    """Smoothing of the uncertainty."""
+    orthogonality: NonNegativeFloat = 0.5
+    """Weight γ of the term that keeps P and Q orthogonal."""
+
+    def new_update(self, place: Place, generator: torch.Generator, **common: Any) -> SVDUpdate:
+        """P Λ Q for one place."""
+        return SVDUpdate(place.in_features, place.out_features, self.initial_rank, generator=generator, **common)
+
+    def observe(self, update: PrunableUpdate) -> None:
+        """Smooth the sensitivity and uncertainty of every weight of ``update``."""
+        assert isinstance(update, SVDUpdate)
+        update.observe(self.beta1, self.beta2)
+
+    def regularization(self, backbone: Backbone) -> Tensor | None:
+        """γ · the mean distance of P and Q from orthogonality."""
+        if self.orthogonality == 0:
+            return None
+        distances = [
+            distance
+            for update in self.updates(backbone).values()
+            if isinstance(update, SVDUpdate)
+            for distance in update.distances_from_orthogonal()
+        ]
+        return self.orthogonality * torch.stack(distances).mean()
+
+
+class SVDUpdate(PrunableUpdate):
+    """s · P Λ Q with the running importance of every weight in it."""
+
+    def __init__(
+        self, in_features: int, out_features: int, rank: int, *, generator: torch.Generator, **common: Any
+    ) -> None:
+        super().__init__(in_features, out_features, rank, diagonal=0.0, generator=generator, **common)
+        for factor in (self.A, self.B):
+            nn.init.normal_(factor, std=0.02, generator=generator)
+        for name in _FACTORS:
+            weight = self.get_parameter(name)
+            self.register_buffer(f"sensitivity_{name}", torch.zeros_like(weight), persistent=False)
+            self.register_buffer(f"uncertainty_{name}", torch.zeros_like(weight), persistent=False)
+
+    @torch.no_grad()
+    def observe(self, beta1: float, beta2: float) -> None:
+        """Take the present weights and gradients into the smoothed sensitivity and uncertainty."""
+        for name in _FACTORS:
+            weight = self.get_parameter(name)
+            if weight.grad is None:
+                continue
+            now = (weight * weight.grad).abs()
+            finite = now.isfinite().all()
+            sensitivity, uncertainty = self._statistics(name)
+            smooth = beta1 * sensitivity + (1 - beta1) * now
+            unsure = beta2 * uncertainty + (1 - beta2) * (now - smooth).abs()
+            sensitivity.copy_(torch.where(finite, smooth, sensitivity))
+            uncertainty.copy_(torch.where(finite, unsure, uncertainty))
+
+    def scores(self) -> Tensor:
+        """Importance of each triplet (r,)."""
+        A, diagonal, B = (sensitivity * uncertainty for sensitivity, uncertainty in map(self._statistics, _FACTORS))
+        return diagonal + A.mean(dim=1) + B.mean(dim=0)
+
+    def forget(self) -> None:
+        """Set sensitivity and uncertainty to zero."""
+        for name in _FACTORS:
+            for statistic in self._statistics(name):
+                statistic.zero_()
+
+    def distances_from_orthogonal(self) -> tuple[Tensor, Tensor]:
+        """‖PᵀP − I‖_F and ‖Q Qᵀ − I‖_F, in float32."""
+        with torch.autocast(self.A.device.type, enabled=False):
+            eye = torch.eye(self.rank, device=self.A.device)
+            return torch.linalg.norm(self.B.T @ self.B - eye), torch.linalg.norm(self.A @ self.A.T - eye)
+
+    def _statistics(self, name: str) -> tuple[Tensor, Tensor]:
+        return self.get_buffer(f"sensitivity_{name}"), self.get_buffer(f"uncertainty_{name}")

@@ -1,0 +1,210 @@
+"""Bottleneck adapters: what houlsby, pfeiffer and parallel_adapter share.
+
+    a(x) = s · (W_up f(W_down x + b_down) + b_up)        W_down (bottleneck, in), W_up (out, bottleneck)
+
+With ``layer_norm`` the input is normalised first (Bapna & Firat 2019, arXiv:1909.08478; "Adapter-L" of Lin,
+Madotto & Fung 2020, arXiv:2004.03829). Trainable: bottleneck · (in + out), with biases + bottleneck + out, with
+``layer_norm`` + 2 · in, an adapter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from peftlab.backbones.roles import find_targets
+from peftlab.errors import PeftlabError
+from peftlab.fields import PositiveFloat, PositiveInt, Probability
+from peftlab.peft.base import PEFTStrategy
+from peftlab.peft.surgery import adapter_generator
+from peftlab.peft.wrapping import WrappedLayer, add_to_rows, part_name, target_features, wrap
+
+if TYPE_CHECKING:
+    from peftlab.backbones.base import Backbone
+
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
+)
+
+
+@dataclass(kw_only=True)
+class BottleneckMethod(PEFTStrategy):
+    """The fields of every bottleneck adapter, and how one is made."""
+
+    targets: list[str] = field(default_factory=list)
+    """Where adapters are put."""
+    bottleneck: PositiveInt | None = None
+    """Width of the adapters; null: by ``reduction_factor``."""
+    reduction_factor: PositiveFloat | None = 16.0
+    """The width is the smaller of a layer's input and output divided by this; null: by ``bottleneck``."""
+    activation: Literal["gelu", "relu", "silu", "tanh"] = "gelu"
+    """The non-linearity f. A narrow bottleneck of ReLUs may start with none of them active, and then never trains."""
+    bias: bool = True
+    """Whether both projections have biases."""
+    layer_norm: bool = False
+    """Normalise the adapter's input by a LayerNorm of its own, which trains."""
+    dropout: Probability = 0.0
+    """Dropout on the activations of the bottleneck."""
+    init: Literal["zero", "normal"] = "zero"
+    """W_up from zero, so that the model starts as the backbone; or both from Houlsby's truncated N(0, 0.01²)."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless exactly one field gives the width, and there is a target."""
+        if self.bottleneck is not None and self.reduction_factor is not None:
+            raise ValueError(
+                f"peft.bottleneck={self.bottleneck} and peft.reduction_factor={self.reduction_factor:g} both give the "
+                "adapters' width. Set one of them to null (peft.reduction_factor=null)."
+            )
+        if self.bottleneck is None and self.reduction_factor is None:
+            raise ValueError("peft.bottleneck and peft.reduction_factor are both null: set one of them.")
+        if not self.targets:
+            raise ValueError("peft.targets is empty: name at least one role or regex, for example [ffn_down].")
+
+    def width(self, in_features: int, out_features: int) -> int:
+        """Width of the bottleneck of an adapter from ``in_features`` to ``out_features``."""
+        if self.bottleneck is not None:
+            return self.bottleneck
+        assert self.reduction_factor is not None
+        return max(1, int(min(in_features, out_features) / self.reduction_factor))
+
+    def size(self, in_features: int, out_features: int) -> int:
+        """Trainable parameters of such an adapter."""
+        width = self.width(in_features, out_features)
+        biases = width + out_features if self.bias else 0
+        return width * (in_features + out_features) + biases + (2 * in_features if self.layer_norm else 0)
+
+    def make(
+        self, in_features: int, out_features: int, *, place: str, seed: int, device: torch.device, scale: float = 1.0
+    ) -> Bottleneck:
+        """An adapter for ``place``, drawn from ``seed`` and that name, on ``device``."""
+        adapter = Bottleneck(
+            in_features,
+            out_features,
+            self.width(in_features, out_features),
+            activation=self.activation,
+            bias=self.bias,
+            layer_norm=self.layer_norm,
+            dropout=self.dropout,
+            zero=self.init == "zero",
+            scale=scale,
+            generator=adapter_generator(seed, place),
+        )
+        return adapter.to(device)
+
+    def merge(self, backbone: Backbone) -> None:
+        """Not possible."""
+        raise PeftlabError(self._not_mergeable())
+
+    def unmerge(self, backbone: Backbone) -> None:
+        """Not possible."""
+        raise PeftlabError(self._not_mergeable())
+
+    def _not_mergeable(self) -> str:
+        return (
+            f"'{self.name}' cannot be merged into the backbone's weights: its adapters are not linear "
+            f"({self.activation} stands between their projections). Methods that merge: peft=lora, peft=ia3, peft=vera."
+        )
+
+
+@dataclass(kw_only=True)
+class SeriesAdapters(BottleneckMethod):
+    """Adapters behind linear layers, each reading what its layer returns:  h ← h + a(h)."""
+
+    def inject(self, backbone: Backbone, *, seed: int) -> None:
+        """Put an adapter behind every target."""
+        for target in find_targets(backbone, self.targets):
+            _, out_features = target_features(target)
+            layer = wrap(backbone, target, SeriesLayer)
+            assert isinstance(layer, SeriesLayer)
+            layer.rows[part_name(target)] = target.output_slice
+            layer.adapters[part_name(target)] = self.make(
+                out_features,
+                out_features,
+                place=f"{target.name}/{target.role or ''}",
+                seed=seed,
+                device=layer.weight.device,
+            )
+
+    def closed_form(self, backbone: Backbone) -> int:
+        """The size of an adapter for each target."""
+        outputs = [target_features(target)[1] for target in find_targets(backbone, self.targets)]
+        return sum(self.size(features, features) for features in outputs)
+
+
+class Bottleneck(nn.Module):
+    """a(x) = s · (W_up f(W_down x + b_down) + b_up)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        width: int,
+        *,
+        activation: str,
+        bias: bool,
+        layer_norm: bool,
+        dropout: float,
+        zero: bool,
+        scale: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.norm = nn.LayerNorm(in_features) if layer_norm else None
+        self.scale: float | nn.Parameter = scale
+        # fp32 whatever the backbone's dtype, as every adapter.
+        down, up = torch.zeros(width, in_features), torch.zeros(out_features, width)
+        if zero:
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
+        else:  # Houlsby et al. 2019: a standard deviation of 0.01, cut at two of them
+            for matrix in (down, up):
+                nn.init.trunc_normal_(matrix, std=0.01, a=-0.02, b=0.02, generator=generator)
+        self.down = nn.Parameter(down)  # (width, in)
+        self.up = nn.Parameter(up)  # (out, width)
+        self.down_bias = nn.Parameter(torch.zeros(width)) if bias else None
+        self.up_bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    def learn_scale(self) -> None:
+        """Make the scale s train, from where it is."""
+        value = float(self.scale)
+        del self.scale
+        self.scale = nn.Parameter(torch.tensor(value, device=self.down.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out), in float32 outside autocast."""
+        x = x.to(self.down.dtype)
+        if self.norm is not None:
+            x = self.norm(x)
+        low = _ACTIVATIONS[self.activation](F.linear(x, self.down, self.down_bias))  # (…, width)
+        return F.linear(self.dropout(low), self.up, self.up_bias) * self.scale
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        width, in_features = self.down.shape
+        scale = "learned" if isinstance(self.scale, nn.Parameter) else f"{self.scale:g}"
+        return f"{in_features} → {width} → {len(self.up)}, {self.activation}, scale={scale}"
+
+
+class SeriesLayer(WrappedLayer):
+    """A frozen layer with an adapter behind its whole output, or one behind each slice."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__(base)
+        self.adapters = nn.ModuleDict()
+        self.rows: dict[str, slice | None] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        out: Tensor = self.base(x)
+        for part, adapter in self.adapters.items():
+            rows = self.rows[part]
+            out = add_to_rows(out, adapter(out if rows is None else out[..., rows]), rows)
+        return out

@@ -1,0 +1,193 @@
+"""What AdaLoRA and dynamic-rank DoRA share: updates made of rank-1 components, and a budget of components that shrinks.
+
+    ΔW = s · B diag(d) A        one component is (B's column i, d_i, A's row i)
+
+All targets start with ``initial_rank`` components and share one budget, which ends at ``rank`` a target on average.
+With T optimizer steps, t_i = warmup_fraction · T and t_f = final_fraction · T, the budget of step t is
+
+    b(t) = n · initial_rank                                                             t ≤ t_i
+    b(t) = n · [rank + (initial_rank − rank) · (1 − (t − t_i) / (T − t_f − t_i))³]      t_i < t ≤ T − t_f
+    b(t) = n · rank                                                                     then
+
+for n targets (AdaLoRA, eq. 12). Every ``interval`` steps the b(t) components of the highest scores are kept and
+d_i of the others is set to zero; up to the last allocation at T − t_f a component that trains back can be kept
+again. From there on the choice stands, and the pruned d_i are set to zero after every step. All of it happens in
+``on_train_step``: a run needs no further call. Statistics and choice are saved, so a resumed run goes on to the bit.
+
+``trainer.select=best`` may choose an epoch from before the last allocation; such an adapter holds more components
+than the final budget. ``trainer.select=last`` keeps the budget.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from peftlab.fields import Fraction, PositiveFloat, PositiveInt, Probability
+from peftlab.peft.low_rank import LowRankLayer, LowRankStrategy, LowRankUpdate, Place, attach
+from peftlab.peft.surgery import adapter_generator
+
+if TYPE_CHECKING:
+    from peftlab.backbones.base import Backbone
+
+
+@dataclass(kw_only=True)
+class RankBudgetStrategy(LowRankStrategy):
+    """Base of the methods that prune the components of their updates to a budget."""
+
+    rank: PositiveInt = 8
+    """Components a target keeps at the end, on average."""
+    initial_rank: PositiveInt = 12
+    """Components every target starts with."""
+    alpha: PositiveFloat = 16.0
+    """The update is scaled by alpha / initial_rank."""
+    warmup_fraction: Probability = 0.1
+    """Share of the run's steps before the first component is pruned."""
+    final_fraction: Fraction = 0.5
+    """Share of the run's steps, at its end, that train what was kept."""
+    interval: PositiveInt = 10
+    """Optimizer steps between two allocations of the budget."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a budget that would grow, or a schedule that leaves no time to prune."""
+        super().__post_init__()
+        if self.initial_rank < self.rank:
+            raise ValueError(
+                f"peft.initial_rank={self.initial_rank} is below peft.rank={self.rank}: components are pruned, never "
+                "added. Raise it, or lower peft.rank."
+            )
+        if self.warmup_fraction + self.final_fraction >= 1:
+            raise ValueError(
+                f"peft.warmup_fraction={self.warmup_fraction} and peft.final_fraction={self.final_fraction} leave no "
+                "steps in which to prune: together they must stay below 1."
+            )
+
+    @abstractmethod
+    def new_update(self, place: Place, generator: torch.Generator, **common: Any) -> PrunableUpdate:
+        """The update of one place, with ``initial_rank`` components; ``common``: arguments of every update."""
+
+    @abstractmethod
+    def observe(self, update: PrunableUpdate) -> None:
+        """Take one step into the statistics that ``update`` is scored by."""
+
+    def inject(self, backbone: Backbone, *, seed: int) -> None:
+        """Wrap every target in its update."""
+        for place in self.places(backbone):
+            update = self.new_update(
+                place,
+                adapter_generator(seed, place.random_stream),
+                scale=self.alpha / self.initial_rank,
+                dropout=self.dropout,
+                output_slice=place.target.output_slice,
+                embedding=place.embedding,
+            )
+            attach(backbone, place, update, LowRankLayer)
+
+    def places(self, backbone: Backbone) -> list[Place]:
+        """As always; raises PeftlabError for a rank that cannot be."""
+        places = super().places(backbone)
+        for place in places:
+            place.require_rank(self.initial_rank, "initial_rank")
+        return places
+
+    def closed_form(self, backbone: Backbone) -> int:
+        """Σ initial_rank · (in + out + 1): pruned components still have their places."""
+        return sum(self.initial_rank * (place.in_features + place.out_features + 1) for place in self.places(backbone))
+
+    def phases(self, total_steps: int) -> tuple[int, int]:
+        """Last step of the warmup, and the step of the last allocation (which is before the last step of all)."""
+        final = max(1, round(self.final_fraction * total_steps))
+        return round(self.warmup_fraction * total_steps), max(0, total_steps - final)
+
+    def budget(self, step: int, total_steps: int, places: int) -> int:
+        """Components that ``places`` targets may keep at ``step``."""
+        start, end = places * self.initial_rank, places * self.rank
+        warm, last = self.phases(total_steps)
+        if step >= last:
+            return end
+        if step <= warm:
+            return start
+        return int(end + (start - end) * (1 - (step - warm) / (last - warm)) ** 3)
+
+    def on_train_step(self, backbone: Backbone, step: int, total_steps: int) -> None:
+        """Observe, and prune when it is time to; a first step of 0 or of 1 ends with the same budget."""
+        updates = self.updates(backbone)
+        warm, last = self.phases(total_steps)
+        budget = self.budget(step, total_steps, len(updates))
+        if step < last:
+            for update in updates.values():
+                self.observe(update)
+            if step > warm and step % self.interval == 0:
+                allocate(list(updates.values()), budget)
+        elif step == last or int(torch.cat([update.kept for update in updates.values()]).sum()) > budget:
+            allocate(list(updates.values()), budget)
+            for update in updates.values():
+                update.forget()
+        else:
+            for update in updates.values():
+                update.prune()
+
+    def updates(self, backbone: Backbone) -> dict[str, PrunableUpdate]:
+        """All updates, by their names in the model."""
+        return {name: module for name, module in backbone.model.named_modules() if isinstance(module, PrunableUpdate)}
+
+    def ranks(self, backbone: Backbone) -> dict[str, int]:
+        """Components that each update keeps, by its name."""
+        return {name: int(update.kept.sum()) for name, update in self.updates(backbone).items()}
+
+
+class PrunableUpdate(LowRankUpdate):
+    """s · B diag(d) A, whose components can be pruned one by one."""
+
+    kept: Tensor
+
+    def __init__(self, in_features: int, out_features: int, rank: int, *, diagonal: float, **factors: Any) -> None:
+        super().__init__(in_features, out_features, rank, **factors)
+        self.diagonal = nn.Parameter(torch.full((rank,), diagonal))  # d (r,)
+        self.register_buffer("kept", torch.ones(rank, dtype=torch.bool), persistent=False)
+
+    def expand(self, low: Tensor) -> Tensor:
+        """The way up, (…, r) → (…, out)."""
+        return super().expand(low * self.diagonal)
+
+    def dense(self) -> Tensor:
+        """s · B diag(d) A as one matrix (out, in)."""
+        return ((self.B * self.diagonal) @ self.A) * self.scale
+
+    @abstractmethod
+    def scores(self) -> Tensor:
+        """How much each component matters (r,), comparable between updates."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Set the statistics to zero: they are not needed any more."""
+
+    @torch.no_grad()
+    def prune(self, kept: Tensor | None = None) -> None:
+        """Set d to zero where a component is not ``kept`` (r,); None: by the choice made last."""
+        if kept is not None:
+            self.kept.copy_(kept)
+        self.diagonal.masked_fill_(~self.kept, 0.0)
+
+    def further_state(self) -> dict[str, Tensor]:
+        """The choice and the statistics: everything that is not trained."""
+        return super().further_state() | dict(self.named_buffers(recurse=False))
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        kept = "?" if self.kept.device.type == "meta" else int(self.kept.sum())
+        return f"{super().extra_repr()}, kept={kept}"
+
+
+def allocate(updates: Sequence[PrunableUpdate], budget: int) -> None:
+    """Keep the ``budget`` components of the highest scores among all ``updates``; of equal ones the first."""
+    scores = torch.cat([update.scores().float() for update in updates])
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    kept[torch.argsort(scores, descending=True, stable=True)[:budget]] = True
+    for update, choice in zip(updates, torch.split(kept, [update.rank for update in updates]), strict=True):
+        update.prune(choice)

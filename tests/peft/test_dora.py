@@ -1,0 +1,227 @@
+"""DoRA by itself: the norm without the dense product, slices, embeddings, quantised weights, merging, counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from peftlab.backbones.transformer import TransformerConfig
+from peftlab.errors import PeftlabError
+from peftlab.peft.base import apply
+from peftlab.peft.dora import DoRA, DoRALayer, DoRAUpdate
+from peftlab.peft.low_rank import layers_of
+from peftlab.peft.surgery import weight_matrix
+from peftlab.runs.assemble import count_parameters
+from tests.peft.tiny import KINDS, batch, tiny
+
+
+def adapted(kind: str, backbone: Any = None, **fields: Any) -> Any:
+    """A backbone with DoRA whose every trained tensor is away from its start."""
+    backbone = tiny(kind) if backbone is None else backbone
+    apply(DoRA(**fields), backbone, seed=0, train_head=False)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(parameter * (1 + 0.3 * noise) if name.endswith("magnitude") else 0.2 * noise)
+    return backbone
+
+
+def dense_rows(layer: DoRALayer, update: DoRAUpdate) -> Tensor:
+    """m · (W + s B A) / ‖W + s B A‖ by the book, (rows, in), in float64."""
+    W = weight_matrix(layer.base)[update.output_slice or slice(None)].double()
+    W = W + update.scale * update.B.double() @ update.A.double()
+    return update.magnitude.double()[:, None] * W / W.norm(dim=1, keepdim=True)
+
+
+def only_layer(backbone: Any, part: str) -> DoRALayer:
+    return next(layer for name, layer in layers_of(backbone, DoRALayer) if part in name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_starts_as_the_backbone_to_the_bit(kind: str) -> None:
+    backbone = tiny(kind)
+    ids, mask = batch()
+    before = backbone(ids, mask)
+    apply(DoRA(targets=["query", "value", "ffn_up", "embedding"]), backbone, seed=0)
+    assert torch.equal(before, backbone(ids, mask))
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4", "int8"])
+def test_the_norm_needs_no_dense_product(quantize: str | None) -> None:
+    backbone = adapted("bert", tiny("bert", quantize=quantize), targets=["ffn_up"])
+    layer = only_layer(backbone, "intermediate")
+    (update,) = layer._dora_updates()
+    weight = weight_matrix(layer.base)
+    dense = (weight.double() + update.scale * update.B.double() @ update.A.double()).norm(dim=1)
+    assert (dense / weight.double().norm(dim=1) > 1.5).all(), "the update must matter"
+    torch.testing.assert_close(update.norm(weight).double(), dense, atol=0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "fp4", "int8"])
+def test_dequantised_weights_are_what_the_layer_multiplies_with(quantize: str) -> None:
+    layer = tiny("bert", quantize=quantize).model.bert.encoder.layer[0].attention.self.query
+    eye = torch.eye(32)
+    for _ in range(2):  # an int8 layer keeps its scales elsewhere after the first product
+        product = layer(eye) - layer.bias
+        torch.testing.assert_close(weight_matrix(layer), product.T, atol=1e-3, rtol=1e-3)
+    original = tiny("bert").model.bert.encoder.layer[0].attention.self.query
+    assert 0 < (weight_matrix(layer) - original.weight).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_layer_is_the_book_s_formula(kind: str) -> None:
+    layer = only_layer(adapted(kind, targets=["value"]), "v_proj" if kind == "llama" else "value")
+    (update,) = layer._dora_updates()
+    x = torch.randn(2, 5, 32)
+    expected = F.linear(x.double(), dense_rows(layer, update), None if layer.bias is None else layer.bias.double())
+    torch.testing.assert_close(layer(x).double(), expected, atol=1e-5, rtol=0)
+
+
+def test_slices_of_gpt2_have_their_own_magnitudes() -> None:
+    layer = only_layer(adapted("gpt2", targets=["query", "value"], rank=3), "h.0.attn.c_attn")
+    with torch.no_grad():
+        layer.base.bias.normal_()  # it starts from zero, where a wrong treatment would not show
+    x = torch.randn(2, 5, 32)
+    weight, out = layer.base.weight.T.double(), layer(x).double()
+    assert list(layer.updates) == ["query", "value"]
+    for role, rows in (("query", slice(0, 32)), ("value", slice(64, 96))):
+        expected = F.linear(x.double(), dense_rows(layer, layer.updates[role]), layer.base.bias[rows].double())
+        torch.testing.assert_close(out[..., rows], expected, atol=1e-5, rtol=0)
+    keys = slice(32, 64)
+    torch.testing.assert_close(
+        out[..., keys], F.linear(x.double(), weight[keys], layer.base.bias[keys].double()), atol=1e-5, rtol=0
+    )
+
+
+def test_an_embedding_is_scaled_by_dimension() -> None:
+    layer = only_layer(adapted("bert", targets=["embedding"], rank=2), "word_embeddings")
+    (update,) = layer._dora_updates()
+    assert update.magnitude.shape == (32,)
+    ids = torch.tensor([[5, 9, 5]])
+    torch.testing.assert_close(layer(ids).double(), dense_rows(layer, update).T[ids], atol=1e-5, rtol=0)
+
+
+def test_the_norm_is_detached_or_not() -> None:
+    gradients = {}
+    for detach in (True, False):
+        layer = only_layer(adapted("bert", targets=["query"], detach_norm=detach), "query")
+        (update,) = layer._dora_updates()
+        x = torch.randn(7, 32, generator=torch.Generator().manual_seed(0))
+        layer(x).square().sum().backward()
+        ours = {name: parameter.grad.double() for name, parameter in update.named_parameters()}
+        W = layer.base.weight.double()
+        A, B, m = (p.detach().double().requires_grad_() for p in (update.A, update.B, update.magnitude))
+        full = W + update.scale * B @ A
+        norm = full.norm(dim=1, keepdim=True)
+        out = F.linear(x.double(), m[:, None] * full / (norm.detach() if detach else norm), layer.bias.double())
+        out.square().sum().backward()
+        for name, reference in (("A", A), ("B", B), ("magnitude", m)):
+            scale = float(reference.grad.abs().max())
+            torch.testing.assert_close(ours[name], reference.grad, atol=1e-5 * scale, rtol=0)
+        gradients[detach] = ours
+    assert not torch.allclose(gradients[True]["B"], gradients[False]["B"], rtol=1e-2)
+    torch.testing.assert_close(gradients[True]["magnitude"], gradients[False]["magnitude"])
+
+
+def test_dropout_leaves_the_base_product_alone() -> None:
+    layer = only_layer(adapted("bert", targets=["query"], dropout=0.5), "query").train()
+    (update,) = layer._dora_updates()
+    with torch.no_grad():
+        update.B.zero_()
+    x = torch.randn(4, 32)
+    assert torch.equal(layer(x), layer(x)), "B is zero, so dropout shows nowhere"
+    layer.updates["all"].drops_base = True
+    assert not torch.equal(layer(x), layer(x)), "HF peft's rule drops the base's input as well"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_equals_unmerged_and_unmerging_gives_the_bits_back(kind: str) -> None:
+    backbone = tiny(kind)
+    strategy = DoRA(rank=2, targets=["query", "value", "ffn_down", "embedding"])
+    adapted(kind, backbone, rank=2, targets=strategy.targets)
+    ids, mask = batch()
+    weights = {n: p.clone() for n, p in backbone.model.named_parameters()}
+    with torch.no_grad():
+        expected = backbone(ids, mask)
+        strategy.merge(backbone)
+        strategy.merge(backbone)  # twice is once
+        torch.testing.assert_close(backbone(ids, mask), expected, atol=1e-4, rtol=1e-4)
+        assert any(not torch.equal(p, weights[n]) for n, p in backbone.model.named_parameters())
+        strategy.unmerge(backbone)
+        assert torch.equal(backbone(ids, mask), expected)
+    for name, parameter in backbone.model.named_parameters():
+        assert torch.equal(parameter, weights[name]), name
+
+
+def test_on_a_quantised_backbone_it_refuses_to_merge() -> None:
+    backbone = tiny("bert", quantize="nf4")
+    apply(DoRA(), backbone, seed=0)
+    with pytest.raises(PeftlabError, match=r"backbone\.quantize=null"):
+        DoRA().merge(backbone)
+
+
+def test_a_bf16_backbone_computes_about_the_same() -> None:
+    low = tiny("bert", dtype="bfloat16")
+    full = tiny("bert")
+    full.model.load_state_dict(low.model.state_dict())
+    ids, mask = batch()
+    for backbone in (low, full):
+        adapted("bert", backbone, targets=["query", "value", "ffn_up", "ffn_down"])
+    magnitudes = [p for n, p in low.named_parameters() if n.endswith("magnitude")]
+    assert {p.dtype for p in magnitudes} == {torch.float32}
+    torch.testing.assert_close(low(ids, mask), full(ids, mask), atol=0.02, rtol=0.05)
+
+
+def test_rows_of_zeros_stay_finite() -> None:
+    backbone = tiny("bert")
+    with torch.no_grad():
+        backbone.model.bert.encoder.layer[0].attention.self.query.weight[3] = 0
+    apply(DoRA(), backbone, seed=0)
+    logits = backbone(*batch())
+    logits.sum().backward()
+    assert all(p.grad.isfinite().all() for p in backbone.parameters() if p.requires_grad)
+
+
+LLAMA_7B = {"model_type": "llama"}
+LLAMA_13B = LLAMA_7B | {
+    "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+}  # fmt: skip
+LLAMA3_8B = LLAMA_7B | {"intermediate_size": 14336, "num_key_value_heads": 8}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rank", "count"),
+    [
+        (LLAMA_7B, 32, 56_975_360),
+        (LLAMA_7B, 16, 28_925_952),
+        (LLAMA_13B, 32, 89_190_400),
+        (LLAMA_13B, 16, 45_281_280),
+        (LLAMA3_8B, 32, 57_409_536),
+        (LLAMA3_8B, 16, 29_097_984),
+    ],
+)
+def test_counts_of_the_paper_s_table_1(architecture: dict[str, Any], rank: int, count: int) -> None:
+    backbone = TransformerConfig(architecture=architecture).build(2, seed=0, device="meta")
+    strategy = DoRA(rank=rank, targets=["query", "key", "value", "ffn_up", "ffn_down"])
+    assert strategy.closed_form(backbone) == count
+    if (architecture, rank) == (LLAMA_7B, 16):
+        apply(strategy, backbone, seed=0)
+        assert count_parameters(backbone)["trainable_without_head"] == count
+
+
+def test_ranks_and_alphas_by_pattern() -> None:
+    backbone = tiny("bert")
+    strategy = DoRA(targets=["query", "ffn_up"], rank_pattern={"ffn_up": 2}, alpha_pattern={"query": 4.0})
+    expected = 2 * (8 * 64 + 32) + 2 * (2 * 96 + 64)
+    assert strategy.closed_form(backbone) == expected
+    apply(strategy, backbone, seed=0)
+    assert count_parameters(backbone)["trainable_without_head"] == expected
+    assert only_layer(backbone, "query").updates["all"].scale == 4.0 / 8
+    assert only_layer(backbone, "intermediate").updates["all"].scale == 16.0 / 2
