@@ -56,6 +56,8 @@ class RunConfig:
     output_dir: str = bookkeeping("outputs")
     force: bool = bookkeeping(False)
     """Run again even if the result is there already; the old result is replaced when the new one is ready."""
+    measure_forgetting: bool = False
+    """After the test, also test on the task of the run in ``backbone.from_run``, with that run's head put back."""
     data: DataSet
     backbone: BackboneConfig
     peft: PEFTStrategy
@@ -85,6 +87,7 @@ class _TopLevel:
     seed: NonNegativeInt
     output_dir: str = "outputs"
     force: bool = False
+    measure_forgetting: bool = False
 
 
 def from_plain(values: dict[str, Any], *, real: bool) -> RunConfig:
@@ -103,6 +106,10 @@ def from_plain(values: dict[str, Any], *, real: bool) -> RunConfig:
     for group, base in GROUPS.items():
         parts[group] = validate_group(group, values.get(group), base, real=real)
     parts["trainer"] = validate(_as_mapping("trainer", values.get("trainer")), TrainerConfig, "trainer")
+    if parts["measure_forgetting"] and parts["backbone"].from_run is None:
+        raise ConfigError(
+            "measure_forgetting=true needs backbone.from_run=<run folder>, the run whose task may be forgotten."
+        )
     return RunConfig(**parts)
 
 

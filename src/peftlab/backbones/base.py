@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
+
+from peftlab.errors import BackboneError
 
 
 class Tokenizer(Protocol):
@@ -83,12 +86,50 @@ class Backbone(nn.Module, ABC):
         """Names, inside ``model``, of parameters that no strategy trains, not even full fine-tuning."""
         return []
 
-    def check_length(self, max_length: int) -> None:
+    def check_length(self, max_length: int, *, extra_tokens: int = 0) -> None:
         """Refuse a ``max_length`` in tokens that the model has no positions for.
+
+        Args:
+            max_length: tokens of the longest text.
+            extra_tokens: places that a method takes beside them (``PEFTStrategy.extra_tokens``).
 
         Raises:
             BackboneError: naming ``data.max_length`` and the limit.
         """
+
+    def token_embedding(self) -> nn.Module:
+        """The module that turns ids (B, T) into vectors (B, T, d), for methods that add vectors of their own.
+
+        Raises:
+            BackboneError: if the model is no sequence model, so that added vectors would mean nothing.
+        """
+        raise BackboneError(
+            f"{self.architecture} does not read its tokens as a sequence, so it cannot take a soft prompt. Choose a "
+            "transformer (backbone=minilm, backbone=roberta_base, …), or another method (peft=lora)."
+        )
+
+    def add_soft_prompt(
+        self, vectors: nn.Module, *, length: int, position: Literal["auto", "before", "after_first"], task: int = 0
+    ) -> None:
+        """Let every text be read with a soft prompt in it.
+
+        Args:
+            vectors: called without arguments it returns (tasks · ``length``, d), d that of :meth:`token_embedding`.
+                It becomes a part of ``model``.
+            length: vectors that stand in a text.
+            position: in front of the text, behind its first token, or as the model reads its texts.
+            task: which of the prompts in ``vectors`` to use.
+
+        Raises:
+            BackboneError: as :meth:`token_embedding`.
+        """
+        self.token_embedding()
+        raise NotImplementedError(f"{type(self).__name__} has token embeddings, but no add_soft_prompt")
+
+    def without_soft_prompt(self) -> AbstractContextManager[None]:
+        """Inside, texts are read as before :meth:`add_soft_prompt`."""
+        self.token_embedding()
+        raise NotImplementedError(f"{type(self).__name__} has token embeddings, but no without_soft_prompt")
 
     def files(self) -> dict[str, str]:
         """Small text files a run must keep to be rebuilt (a vocabulary): file name to content."""

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from peftlab.errors import BackboneError
+from peftlab.fields import bookkeeping
+
 if TYPE_CHECKING:
     import torch
 
@@ -24,6 +27,9 @@ class BackboneConfig(ABC):
     """Store the frozen linear weights in 4 or 8 bits (bitsandbytes); the head is left alone."""
     train_head: bool = True
     """Train the classification head together with the adapter."""
+    from_run: str | None = bookkeeping(None)
+    """Folder of an earlier run of the same backbone to start from: what it trained is taken over, its head too
+    if the classes are the same. Enters the run's identity by the content of its files."""
 
     @abstractmethod
     def build(
@@ -47,5 +53,18 @@ class BackboneConfig(ABC):
         """
 
     def weight_files(self) -> list[Path]:
-        """The local files this config reads, whose content goes into the run's identity."""
-        return []
+        """The local files this config reads, whose content goes into the run's identity.
+
+        Raises:
+            BackboneError: if ``from_run`` is not the folder of a finished run.
+        """
+        if self.from_run is None:
+            return []
+        folder = Path(self.from_run).expanduser()
+        needed = ("record.json", "adapter.json", "adapter.safetensors")
+        if not all((folder / name).is_file() for name in needed):
+            raise BackboneError(
+                f"backbone.from_run={self.from_run}: this is not the folder of a finished run. Give one that a run has "
+                f"printed, outputs/<name>/<key>; it must hold {', '.join(needed)}."
+            )
+        return [folder / "adapter.safetensors"]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from peftlab.backbones.base import Backbone
 from peftlab.backbones.config import BackboneConfig
@@ -60,10 +61,15 @@ class TextClassifierConfig(BackboneConfig):
                 "there is nothing to save. Set backbone.quantize=null, or choose a transformer "
                 "(backbone=minilm)."
             )
+        if self.glove is not None and self.from_run is not None:
+            raise BackboneError(
+                f"backbone.glove={self.glove}: the word vectors come from backbone.from_run={self.from_run}. "
+                "Keep one of the two, and set the other to null."
+            )
 
     def weight_files(self) -> list[Path]:
-        """The GloVe file, if there is one."""
-        return [] if self.glove is None else [Path(self.glove).expanduser()]
+        """The GloVe file, if there is one, and the files of ``from_run``."""
+        return super().weight_files() + ([] if self.glove is None else [Path(self.glove).expanduser()])
 
     def build(
         self,
@@ -118,9 +124,16 @@ class TextClassifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits (B, C) of ids (B, T); padding, where the mask (B, T) is 0, counts for nothing."""
-        vectors = self.embedding(input_ids)  # (B, T, E)
-        weights = attention_mask.unsqueeze(-1).to(vectors.dtype)  # (B, T, 1)
-        mean = (vectors * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)  # (B, E)
+        counts = attention_mask.sum(dim=1)  # (B,)
+        if type(self.embedding) is nn.Embedding:
+            # Sums the rows where they lie, without the (B, T, E) vectors: many times faster on long texts.
+            starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
+            words = input_ids[attention_mask.bool()]  # (tokens of all texts,)
+            mean = F.embedding_bag(words, self.embedding.weight, starts, mode="mean")  # (B, E)
+        else:  # a method stands around the embedding
+            vectors = self.embedding(input_ids)  # (B, T, E)
+            weights = attention_mask.unsqueeze(-1).to(vectors.dtype)  # (B, T, 1)
+            mean = (vectors * weights).sum(dim=1) / counts.clamp(min=1).unsqueeze(-1)  # (B, E)
         logits: Tensor = self.output(torch.relu(self.hidden(mean)))
         return logits
 

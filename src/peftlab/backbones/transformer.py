@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from peftlab.backbones.networks import (
 from peftlab.backbones.quantize import quantize
 from peftlab.backbones.quiet import quiet_transformers
 from peftlab.backbones.settings import position_limit, set_dropout
+from peftlab.backbones.soft_prompt import PromptPlacement, wrap_token_embedding
 from peftlab.backbones.sources import (
     Source,
     check_sha256,
@@ -98,10 +100,11 @@ class TransformerConfig(BackboneConfig):
             )
 
     def weight_files(self) -> list[Path]:
-        """Config, weights and tokenizer files of local folders."""
+        """Config, weights and tokenizer files of local folders, and the files of ``from_run``."""
         folders = [Path(name).expanduser() for name in (self.name_or_path, self.tokenizer) if name is not None]
         patterns = ("*.json", "*.safetensors", "*.txt", "*.model")
-        return sorted({file for folder in folders if folder.is_dir() for p in patterns for file in folder.glob(p)})
+        local = {file for folder in folders if folder.is_dir() for p in patterns for file in folder.glob(p)}
+        return super().weight_files() + sorted(local)
 
     def build(
         self,
@@ -245,25 +248,60 @@ class TransformerBackbone(Backbone):
         self.architecture = provenance["architecture"]
         self._head = head
         self._limit = position_limit(model)
+        self._prompt: PromptPlacement | None = None
         self._mean_head = self._linear_head() if pooling == "mean" else None
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits (B, C), float32, of ids (B, T) and mask (B, T)."""
+        text_mask = attention_mask
+        if self._prompt is not None:
+            input_ids, attention_mask, text_mask = self._prompt.insert(input_ids, attention_mask)
         if self._mean_head is not None:
-            return self._from_mean(self._mean_head, input_ids, attention_mask).float()
+            return self._from_mean(self._mean_head, input_ids, attention_mask, text_mask).float()
         logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits.float()
 
-    def _from_mean(self, head: str, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def _from_mean(self, head: str, input_ids: Tensor, attention_mask: Tensor, text_mask: Tensor) -> Tensor:
+        """Logits of the mean over the text's tokens, which leaves out padding and a soft prompt."""
         trunk: nn.Module = self.model.base_model  # type: ignore[assignment]
         hidden = trunk(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, d)
-        weight = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
+        weight = text_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
         mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1)  # (B, d)
         dropout = getattr(self.model, "dropout", None)
         if isinstance(dropout, nn.Dropout):
             mean = dropout(mean)
         logits: Tensor = self.model.get_submodule(head)(mean)
         return logits
+
+    def token_embedding(self) -> nn.Module:
+        """See :meth:`Backbone.token_embedding`."""
+        embedding: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
+        return embedding
+
+    def add_soft_prompt(
+        self, vectors: nn.Module, *, length: int, position: Literal["auto", "before", "after_first"], task: int = 0
+    ) -> None:
+        """See :meth:`Backbone.add_soft_prompt`; ``auto`` keeps a first token that the head reads in its place."""
+        if self._prompt is not None:
+            raise BackboneError("this backbone has a soft prompt already; build it anew for another one.")
+        if position == "auto":
+            position = "after_first" if self._reads_first_token() else "before"
+        first_id = wrap_token_embedding(self.model, vectors)
+        self._prompt = PromptPlacement(first_id, length, position, task)
+
+    @contextmanager
+    def without_soft_prompt(self) -> Iterator[None]:
+        """See :meth:`Backbone.without_soft_prompt`."""
+        prompt, self._prompt = self._prompt, None
+        try:
+            yield
+        finally:
+            self._prompt = prompt
+
+    def _reads_first_token(self) -> bool:
+        """Whether the model classifies from its first token, as encoders do."""
+        config: Any = self.model.config
+        return self._head != ["score"] and not config.is_encoder_decoder  # "score" reads a decoder's last token
 
     def _linear_head(self) -> str:
         """The head's one linear layer, which can take a mean instead of what the model gives it."""
@@ -278,10 +316,19 @@ class TransformerBackbone(Backbone):
         """See :mod:`peftlab.backbones.networks` for the rule."""
         return list(self._head)
 
-    def check_length(self, max_length: int) -> None:
-        """Refuse more tokens than the model has positions for."""
-        if self._limit is not None and max_length > self._limit:
+    def check_length(self, max_length: int, *, extra_tokens: int = 0) -> None:
+        """Refuse more tokens, a soft prompt's included, than the model has positions for."""
+        if self._limit is None or max_length + extra_tokens <= self._limit:
+            return
+        if extra_tokens == 0:
             raise BackboneError(
                 f"data.max_length={max_length} is more than this {self.architecture} has positions for: set "
                 f"data.max_length to at most {self._limit}."
             )
+        room = self._limit - extra_tokens
+        way_out = f"Set data.max_length to at most {room}, or lower peft.length." if room > 0 else "Lower peft.length."
+        raise BackboneError(
+            f"data.max_length={max_length} and the {extra_tokens} prompt tokens of peft.length are "
+            f"{max_length + extra_tokens} together, more than the {self._limit} positions of this "
+            f"{self.architecture}. {way_out}"
+        )

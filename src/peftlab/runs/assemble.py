@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from peftlab.backbones.base import Backbone
+from peftlab.backbones.config import BackboneConfig
 from peftlab.backbones.quantize import logical_size
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
-from peftlab.errors import RunError
+from peftlab.errors import PeftlabError, RunError
 from peftlab.peft.base import PEFTStrategy, apply
+from peftlab.peft.surgery import unwrap_merged, wrappers
 from peftlab.runs.adapter_file import backbone_fingerprint, load_adapter, read_facts
-from peftlab.runs.folder import RunFolder
+from peftlab.runs.folder import RunFolder, finished_run
+from peftlab.runs.identity import content_sha256
 from peftlab.training.module import ClassificationModule
 
 
@@ -27,8 +35,11 @@ class Assembled:
 
 def assemble(config: RunConfig, splits: Splits) -> Assembled:
     """Build the backbone, check that the texts fit it, and inject the strategy."""
-    backbone = config.backbone.build(len(splits.label_names), seed=config.seed, train_texts=splits.train.texts)
-    backbone.check_length(config.data.max_length)
+    if config.backbone.from_run is None:
+        backbone = config.backbone.build(len(splits.label_names), seed=config.seed, train_texts=splits.train.texts)
+    else:
+        backbone = start_from_run(config, splits.label_names)
+    backbone.check_length(config.data.max_length, extra_tokens=config.peft.extra_tokens())
     return _inject(config, backbone)
 
 
@@ -39,7 +50,10 @@ def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[st
         RunError: if the backbone found now is not the one that was trained on.
     """
     facts = read_facts(folder)
-    backbone = config.backbone.build(len(facts["label_names"]), seed=config.seed, run_folder=folder.path)
+    if config.backbone.from_run is None:
+        backbone = config.backbone.build(len(facts["label_names"]), seed=config.seed, run_folder=folder.path)
+    else:
+        backbone = start_from_run(config, facts["label_names"])
     assembled = _inject(config, backbone)
     if assembled.fingerprint != facts["backbone_fingerprint"]:
         raise RunError(
@@ -50,6 +64,93 @@ def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[st
         )
     load_adapter(folder, assembled.strategy, backbone)
     return assembled, facts
+
+
+def start_from_run(config: RunConfig, label_names: Sequence[str]) -> Backbone:
+    """The backbone of ``config`` with the weights that the run in ``backbone.from_run`` ended with.
+
+    An adapter of that run is merged into the weights. Its head is taken over when its classes are those of
+    ``label_names``; else the head is new, drawn from the seed. ``provenance["from_run"]`` says which.
+
+    Raises:
+        RunError: if the earlier run cannot be read, or had another backbone.
+        PeftlabError: if its method cannot be merged.
+    """
+    given = str(config.backbone.from_run)
+    folder, earlier_config, _ = finished_run(given)
+    _require_same_backbone(given, config.backbone, earlier_config.backbone)
+    earlier, facts = reassemble(folder, earlier_config)
+    weights = merged_weights(earlier, earlier_config, given)
+    backbone = config.backbone.build(len(label_names), seed=config.seed, run_folder=folder.path)
+    head = {name for name, _ in backbone.head_parameters()}
+    same_classes = list(label_names) == list(facts["label_names"])
+    with torch.no_grad():
+        for name, tensor in backbone.model.state_dict(keep_vars=True).items():
+            if same_classes or name not in head:
+                tensor.copy_(weights[name])
+    backbone.provenance["from_run"] = {
+        "path": given,
+        "run": facts["run"],
+        "method": facts["method"],
+        "adapter_sha256": content_sha256([folder.adapter]),
+        "label_names": facts["label_names"],
+        "head": "taken over" if same_classes else "new",
+        "parameters_taken_over": sum(
+            p.numel() for name, p in backbone.model.named_parameters() if same_classes or name not in head
+        ),
+    }
+    return backbone
+
+
+def merged_weights(assembled: Assembled, config: RunConfig, given: str) -> dict[str, Tensor]:
+    """The weights of ``assembled`` as a model without any method has them: the adapter merged, wrappers gone.
+
+    Args:
+        assembled: is changed by it.
+        config: the run's config.
+        given: the run's folder, for messages.
+
+    Raises:
+        PeftlabError: if the method cannot be merged.
+    """
+    backbone = assembled.backbone
+    plain = set(config.backbone.build(2, seed=0, run_folder=Path(given), device="meta").model.state_dict())
+    if set(backbone.model.state_dict()) != plain:
+        try:
+            assembled.strategy.merge(backbone)
+        except PeftlabError as error:
+            raise type(error)(f"backbone.from_run={given}: {error}") from error
+        unwrap_merged(backbone.model)
+    weights = backbone.model.state_dict()
+    assert set(weights) == plain, "merging left more than the backbone's own weights"
+    return weights
+
+
+FREE_TO_DIFFER = {"from_run", "train_head", "freeze", "glove", "dropout", "attention_dropout", "attention"}
+"""Backbone fields that may be other than the earlier run's: they change how it trains, not what it is."""
+
+
+def _require_same_backbone(given: str, wanted: BackboneConfig, earlier: BackboneConfig) -> None:
+    if type(wanted) is not type(earlier):
+        raise RunError(
+            f"backbone.from_run={given} has a {type(earlier).__name__}, and this run a {type(wanted).__name__}. "
+            "Choose the backbone of that run."
+        )
+    if wanted.quantize is not None or earlier.quantize is not None:
+        raise RunError(
+            f"backbone.from_run={given}: weights that a run has trained cannot be put into a quantised backbone, nor "
+            "taken out of one without loss. Set backbone.quantize=null, in that run too."
+        )
+    differing = [
+        f"backbone.{name}={value} (this run: {getattr(wanted, name)})"
+        for name, value in asdict(earlier).items()
+        if name not in FREE_TO_DIFFER and value != getattr(wanted, name)
+    ]
+    if differing:
+        raise RunError(
+            f"backbone.from_run={given} is a run with {', '.join(differing)}. Set the same here: a run starts from that "
+            "backbone as it is."
+        )
 
 
 def _inject(config: RunConfig, backbone: Backbone) -> Assembled:
@@ -72,13 +173,15 @@ def lightning_module(config: RunConfig, assembled: Assembled, num_labels: int) -
     )
 
 
-def count_parameters(backbone: Backbone) -> dict[str, int]:
-    """Elements: all, trainable, of the head, trainable without the head; and the adapter's bytes.
+def count_parameters(backbone: Backbone, strategy: PEFTStrategy | None = None) -> dict[str, int]:
+    """Elements: all, trainable, of the head, trainable without the head, stored; and the adapter's bytes.
 
-    4-bit weights count their logical elements, not their packed ones.
+    ``adapted`` counts the weights of the layers that the method puts something around: what full fine-tuning of the
+    same layers would train. 4-bit weights count their logical elements, not their packed ones. What is stored is what
+    ``strategy`` says; without one, what trains.
     """
     head = {name for name, _ in backbone.head_parameters()}
-    total = trainable = head_total = without_head = adapter_bytes = 0
+    total = trainable = head_total = without_head = 0
     for name, parameter in backbone.model.named_parameters():
         elements = logical_size(parameter)
         total += elements
@@ -86,11 +189,24 @@ def count_parameters(backbone: Backbone) -> dict[str, int]:
         if parameter.requires_grad:
             trainable += elements
             without_head += 0 if name in head else elements
-            adapter_bytes += parameter.numel() * parameter.element_size()
+    stored: Collection[Tensor] = [p for p in backbone.parameters() if p.requires_grad]
+    if strategy is not None:
+        stored = strategy.adapter_tensors(backbone).values()
+    weights = {id(w): w for _, layer in wrappers(backbone.model) if isinstance(w := _weight(layer), nn.Parameter)}
     return {
         "total": total,
         "trainable": trainable,
         "trainable_without_head": without_head,
         "head": head_total,
-        "adapter_bytes": adapter_bytes,
+        "adapted": sum(logical_size(weight) for weight in weights.values()),
+        "stored": sum(tensor.numel() for tensor in stored),
+        "adapter_bytes": sum(tensor.numel() * tensor.element_size() for tensor in stored),
+        "model_bytes": sum(p.numel() * p.element_size() for p in backbone.model.parameters()),
     }
+
+
+def _weight(wrapper: nn.Module) -> Any:
+    layer = wrapper.base
+    while isinstance(inner := getattr(layer, "base", None), nn.Module):  # one method's wrapper around another's
+        layer = inner
+    return getattr(layer, "weight", None)

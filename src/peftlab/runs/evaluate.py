@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from peftlab.config import RunConfig
-from peftlab.data.base import Splits
+from peftlab.data.base import Splits, Texts
 from peftlab.data.module import TextDataModule
 from peftlab.data.truncation import truncating
 from peftlab.errors import DataError, RunError
-from peftlab.runs.assemble import lightning_module, reassemble
+from peftlab.runs.assemble import Assembled, lightning_module, reassemble
 from peftlab.runs.folder import RunFolder
 from peftlab.training.trainer import build_trainer
 
@@ -28,10 +28,24 @@ def evaluate(folder: RunFolder, config: RunConfig, *, split: str = "test") -> di
     assembled, facts = reassemble(folder, config)
     _require_same_labels(splits, facts["label_names"])
     rows = getattr(splits, split)
+    metrics = measure(config, assembled, splits, rows, folder)
+    metrics["per_class"] = {
+        name: dict(zip(splits.label_names, numbers, strict=True)) for name, numbers in metrics["per_class"].items()
+    }
+    kind = splits.test_kind if split == "test" else split
+    return {"run": str(folder.path), "split": split, "kind": kind, "metrics": metrics}
+
+
+def measure(config: RunConfig, assembled: Assembled, splits: Splits, rows: Texts, folder: RunFolder) -> dict[str, Any]:
+    """The test metrics of ``assembled`` on ``rows`` of ``splits``, every one of them once.
+
+    Raises:
+        RunError: if not every row was seen once.
+    """
     # The one split three times: the data module tokenises all that it is given.
     tested = Splits(rows, rows, rows, splits.label_names, splits.test_kind)
     data = TextDataModule(config.data, tested, assembled.backbone.tokenizer, config.seed)
-    module = lightning_module(config, assembled, len(facts["label_names"]))
+    module = lightning_module(config, assembled, len(splits.label_names))
     trainer = build_trainer(
         config.trainer,
         folder=folder.path,
@@ -40,13 +54,8 @@ def evaluate(folder: RunFolder, config: RunConfig, *, split: str = "test") -> di
         rows_per_step=config.data.eval_batch_size,
     )
     trainer.test(module, data, verbose=False)
-    metrics = module.test_metrics
-    require_all_rows(metrics["rows"], len(rows))
-    metrics["per_class"] = {
-        name: dict(zip(splits.label_names, numbers, strict=True)) for name, numbers in metrics["per_class"].items()
-    }
-    kind = splits.test_kind if split == "test" else split
-    return {"run": str(folder.path), "split": split, "kind": kind, "metrics": metrics}
+    require_all_rows(module.test_metrics["rows"], len(rows))
+    return module.test_metrics
 
 
 def require_all_rows(seen: int, expected: int) -> None:

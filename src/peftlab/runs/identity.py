@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.config import RunConfig
-from peftlab.errors import PeftlabError
+from peftlab.errors import PeftlabError, RunError
 from peftlab.files import cache_folder, write_atomically
 
 KEY_LENGTH = 12
@@ -31,7 +31,18 @@ def semantic(config: RunConfig) -> dict[str, Any]:
     values: dict[str, Any] = _semantic_fields(config)
     values["data_content"] = {split: content_sha256(files) for split, files in config.data.files().items()}
     values["backbone_content"] = content_sha256(config.backbone.weight_files())
+    if config.backbone.from_run is not None:
+        values["from_run"] = _earlier_run(Path(config.backbone.from_run).expanduser())
     return values
+
+
+def _earlier_run(folder: Path) -> dict[str, Any]:
+    """What an earlier run is, beside the content of its adapter: its own key, and the backbone under it."""
+    try:
+        facts = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+        return {name: facts[name] for name in ("run", "backbone_fingerprint")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"backbone.from_run: {folder / 'adapter.json'} is damaged ({error}).") from error
 
 
 def _semantic_fields(node: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from rich.table import Table
 
@@ -26,7 +27,17 @@ def print_before(
     table.add_row("", f"validation: {rows[1]:,} rows")
     table.add_row("", f"test, {splits.test_kind}: {rows[2]:,} rows")
     table.add_row("backbone", _backbone_line(backbone))
-    table.add_row("method", f"{config.peft.name}  ({_head_line(backbone, parameters, config)})")
+    if (start := backbone.provenance.get("from_run")) is not None:
+        table.add_row("started from", _start_line(start))
+    table.add_row("method", f"{config.peft.name}: {config.peft.count}")
+    if parameters["adapted"] and parameters["trainable_without_head"]:
+        ratio = parameters["adapted"] / parameters["trainable_without_head"]
+        table.add_row(
+            "",
+            f"{parameters['trainable_without_head']:,} parameters beside the {parameters['adapted']:,} of the weights "
+            f"they adapt: {ratio:.1f} times fewer",
+        )
+    table.add_row("head", _head_line(backbone, parameters, config))
     share = parameters["trainable"] / parameters["total"]
     table.add_row(
         "trainable",
@@ -34,7 +45,9 @@ def print_before(
         f"{parameters['trainable_without_head']:,} without the head",
     )
     table.add_row(
-        "adapter", f"about {parameters['adapter_bytes'] / 1e6:.2f} MB ({parameters['adapter_bytes']:,} bytes)"
+        "stored",
+        f"{parameters['stored']:,} numbers in about {parameters['adapter_bytes']:,} bytes; the whole model has "
+        f"{parameters['model_bytes']:,} bytes",
     )
     step = config.data.batch_size * config.trainer.accumulate_grad_batches
     table.add_row("batch", f"{step} texts a step and device, at most {config.data.max_length} tokens each")
@@ -50,4 +63,10 @@ def _backbone_line(backbone: Backbone) -> str:
 
 def _head_line(backbone: Backbone, parameters: dict[str, int], config: RunConfig) -> str:
     state = "trains" if config.backbone.train_head else "frozen"
-    return f"head {', '.join(backbone.head_modules())}: {parameters['head']:,} parameters, {state}"
+    return f"{', '.join(backbone.head_modules())}: {parameters['head']:,} parameters, {state}"
+
+
+def _start_line(start: dict[str, Any]) -> str:
+    classes = ", ".join(start["label_names"])
+    head = "its head too" if start["head"] == "taken over" else f"not its head, which knew other classes ({classes})"
+    return f"{start['path']} (peft={start['method']}): took over {start['parameters_taken_over']:,} parameters, {head}"

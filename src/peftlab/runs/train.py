@@ -27,6 +27,7 @@ from peftlab.runs.assemble import Assembled, assemble, count_parameters, lightni
 from peftlab.runs.evaluate import require_all_rows
 from peftlab.runs.finished import finished_record
 from peftlab.runs.folder import RunFolder
+from peftlab.runs.forgetting import measure_forgetting
 from peftlab.runs.summary import print_before
 from peftlab.seeding import derive_seed
 from peftlab.training.trainer import MODES, build_trainer, quiet
@@ -90,7 +91,7 @@ class _Run:
 
     def __init__(self, config: RunConfig, folder: RunFolder, splits: Splits, assembled: Assembled) -> None:
         self.config, self.folder, self.splits, self.assembled = config, folder, splits, assembled
-        self.parameters = count_parameters(assembled.backbone)
+        self.parameters = count_parameters(assembled.backbone, assembled.strategy)
         self.data = TextDataModule(config.data, splits, assembled.backbone.tokenizer, config.seed)
         self.module = lightning_module(config, assembled, len(splits.label_names))
         self.logger: Logger | None = None
@@ -164,6 +165,7 @@ class _Run:
         history = self.module.history
         write_metrics_csv(folder.metrics, history)
         draw_curves(folder.curves, history, title=f"{config.name}  {folder.key}", chosen_epoch=chosen["epoch"])
+        forgetting = measure_forgetting(config, assembled, folder) if config.measure_forgetting else None
         # test() has compared the frozen weights, or we were not here
         frozen = {"fingerprint": assembled.fingerprint, "frozen_unchanged": True}
         written = record.head(config, folder, argv, "finished") | {
@@ -172,6 +174,7 @@ class _Run:
             "parameters": self.parameters | {"adapter_bytes": adapter["bytes"]},
             "selection": chosen,
             "metrics": record.metrics(self.module, chosen["epoch"], splits),
+            "forgetting": forgetting,
             "history": history,
             "timing": record.timing(self.module, len(splits.test), test_seconds, resumed=resumed),
             "memory": facts.peak_memory_mib(),

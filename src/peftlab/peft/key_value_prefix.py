@@ -1,0 +1,200 @@
+"""What prefix tuning and P-tuning v2 share: trained keys and values in front of those of every layer.
+
+    Attention(Q, [P_K ; K], [P_V ; V])        P_K, P_V (H_kv, n, d_head), for each attention module
+
+They go straight into attention (:mod:`peftlab.backbones.attention`): positions do not move and the text keeps all of
+them. HF peft passes them as a cache, which moves the text n positions on; a prefix trained there has seen the
+text in other places (absolute positions), or from n positions further away (rotary ones).
+
+One table (n, 2 · Σ H_kv · d_head) holds everything, the keys and the values of one module beside each other, then
+the next module's: for decoders and encoders of L layers (n, 2·L·d), as HF peft saves it. It is trained as it
+is, or comes out of a small network:
+
+    table = tanh(E W₁ + b₁) W₂ + b₂        E (n, H_kv·d_head)        reparameterize=true
+
+Keys and values may have fewer heads than queries; the prefix has as many as they. ALBERT runs one layer many times,
+and so has one prefix. T5 has a prefix in the self-attention of its encoder and its decoder, and in cross-attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from peftlab.errors import PeftlabError
+from peftlab.fields import PositiveInt, Probability
+from peftlab.peft.base import PEFTStrategy, Supports
+from peftlab.peft.soft_prompt import copy_tensors, fresh_linear
+from peftlab.peft.surgery import adapter_generator
+
+if TYPE_CHECKING:
+    from peftlab.backbones.base import Backbone
+
+_CHILD = "key_value_prefix"
+"""The model's child that holds the prefix."""
+_DEFAULT_HIDDEN = 512
+
+
+@dataclass(kw_only=True)
+class KeyValuePrefix(PEFTStrategy):
+    """Base of the methods that train keys and values in every layer."""
+
+    supports = Supports(identity_at_start=False)
+
+    length: PositiveInt = 20
+    """Keys and values n in front of those of each layer; they take no position from the text."""
+    reparameterize: bool = False
+    """Let a network of two linear layers make the keys and values, which trains more smoothly."""
+    hidden: PositiveInt | None = None
+    """Width of that network; null: 512."""
+    dropout: Probability = 0.0
+    """Dropout on the prefix's keys and values."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a network's width without the network."""
+        if self.hidden is not None and not self.reparameterize:
+            raise ValueError(
+                f"peft.hidden={self.hidden} is the width of a network that peft.reparameterize=false leaves out. Set "
+                "peft.hidden=null, or peft.reparameterize=true."
+            )
+
+    def inject(self, backbone: Backbone, *, seed: int) -> None:
+        """Put the prefix into the model and attach its parts to the attention modules."""
+        from peftlab.backbones.attention import attach
+
+        if hasattr(backbone.model, _CHILD):
+            raise PeftlabError("this backbone has a prefix already; build it anew for another one.")
+        shapes = _shapes(backbone)
+        hidden = (self.hidden or _DEFAULT_HIDDEN) if self.reparameterize else None
+        prefix = Prefix(list(shapes.values()), self.length, hidden, self.dropout, adapter_generator(seed, _CHILD))
+        device = next(backbone.model.parameters()).device
+        trunk: nn.Module = backbone.model.base_model  # type: ignore[assignment]
+        attach(backbone, {name: partial(prefix.part, index) for index, name in enumerate(shapes)})
+        # The table is computed once for all layers, and let go of when the trunk is through.
+        trunk.register_forward_pre_hook(partial(_compute, prefix))
+        trunk.register_forward_hook(partial(_release, prefix), always_call=True)
+        backbone.model.add_module(_CHILD, prefix.to(device).train(backbone.model.training))
+
+    def closed_form(self, backbone: Backbone) -> int:
+        """Trainable parameters without the head, by the formulas of the method's file."""
+        sizes = [heads * size for heads, size in _shapes(backbone).values()]
+        table = 2 * sum(sizes)
+        if not self.reparameterize:
+            return self.length * table
+        hidden = self.hidden or _DEFAULT_HIDDEN
+        return self.length * sizes[0] + (sizes[0] + 1) * hidden + (hidden + 1) * table
+
+    def inference_prompt(self, backbone: Backbone) -> dict[str, Tensor]:
+        """The table, which is all that is needed after training: ``prompt_embeddings`` (n, 2 · Σ H_kv · d_head)."""
+        with torch.no_grad():
+            return {"prompt_embeddings": prefix_module(backbone).table().clone()}
+
+    def load_inference_prompt(self, backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`inference_prompt` returned.
+
+        Raises:
+            PeftlabError: if it does not fit, or this prefix comes out of a network.
+        """
+        if self.reparameterize:
+            raise PeftlabError(
+                "the network of a prefix cannot be found from the keys and values that it made. Use them, and train "
+                f"them on, with peft={self.name} peft.reparameterize=false."
+            )
+        copy_tensors({"prompt_embeddings": prefix_module(backbone).embedding}, tensors)
+
+    @contextmanager
+    def switched_off(self, backbone: Backbone) -> Iterator[None]:
+        """Inside, attention reads the text's keys and values alone."""
+        prefix = prefix_module(backbone)
+        prefix.active = False
+        try:
+            yield
+        finally:
+            prefix.active = True
+
+    def merge(self, backbone: Backbone) -> None:
+        """Refused: no weight stands for the prefix."""
+        raise PeftlabError(
+            f"'{self.name}' cannot be merged: attention reads its keys and values beside the text's own, and no weight "
+            "of the backbone stands for them. Use the model with its adapter."
+        )
+
+    def unmerge(self, backbone: Backbone) -> None:
+        """Refused, as :meth:`merge`."""
+        self.merge(backbone)
+
+
+class Prefix(nn.Module):
+    """The keys and values of all attention modules."""
+
+    def __init__(
+        self,
+        shapes: list[tuple[int, int]],
+        length: int,
+        hidden: int | None,
+        dropout: float,
+        generator: torch.Generator,
+    ) -> None:
+        """``shapes``: (H_kv, d_head) of each attention module; ``hidden``: None for no network."""
+        super().__init__()
+        self.shapes = shapes
+        self.sizes = [heads * size for heads, size in shapes for _ in ("key", "value")]
+        width = sum(self.sizes) if hidden is None else self.sizes[0]
+        self.embedding = nn.Parameter(torch.randn(length, width, generator=generator))
+        self.network = (
+            None
+            if hidden is None
+            else nn.Sequential(
+                fresh_linear(width, hidden, generator), nn.Tanh(), fresh_linear(hidden, sum(self.sizes), generator)
+            )
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.active = True
+        self.current: list[Tensor] | None = None
+
+    def table(self) -> Tensor:
+        """(n, 2 · Σ H_kv · d_head)."""
+        table: Tensor = self.embedding if self.network is None else self.network(self.embedding)
+        return table
+
+    def parts(self) -> list[Tensor]:
+        """Keys, values, keys, … of the modules in order, each (H_kv, n, d_head)."""
+        heads = [head for head, _ in self.shapes for _ in ("key", "value")]
+        columns = self.dropout(self.table()).split(self.sizes, dim=1)
+        return [part.unflatten(1, (head, -1)).transpose(0, 1) for part, head in zip(columns, heads, strict=True)]
+
+    def part(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of the module at ``index``; None while the prefix is switched off."""
+        if not self.active:
+            return None
+        # Outside of a forward pass of the whole trunk (one layer run by itself) they are computed for it.
+        parts = self.parts() if self.current is None else self.current
+        return parts[2 * index], parts[2 * index + 1]
+
+
+def prefix_module(backbone: Backbone) -> Prefix:
+    """The prefix inside ``backbone``."""
+    prefix = getattr(backbone.model, _CHILD, None)
+    if not isinstance(prefix, Prefix):
+        raise PeftlabError("this backbone has no prefix: inject the method first.")
+    return prefix
+
+
+def _shapes(backbone: Backbone) -> dict[str, tuple[int, int]]:
+    from peftlab.backbones.attention import attention_modules, key_value_shape
+
+    return {name: key_value_shape(module) for name, module in attention_modules(backbone).items()}
+
+
+def _compute(prefix: Prefix, *_: Any) -> None:
+    prefix.current = prefix.parts()
+
+
+def _release(prefix: Prefix, *_: Any) -> None:
+    prefix.current = None

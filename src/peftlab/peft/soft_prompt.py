@@ -1,0 +1,235 @@
+"""What the methods that put trained vectors among the token embeddings share.
+
+    x' = [P ; E(x)]        P (n, d), E(x) (T, d)                    position=before
+    x' = [E(x₁) ; P ; E(x₂ … x_T)]                                  position=after_first
+
+The text's own tokens stay where they are among themselves; n places of the model's positions are used up.
+How the vectors reach the model is told in :mod:`peftlab.backbones.soft_prompt`.
+
+``auto`` is ``after_first`` for encoders, whose head reads the first token: so ``[CLS]`` stays in the place
+that the pretrained pooler knows. Decoders, and T5, which has no such token, get the prompt in front. HF peft
+always puts it in front, and its encoders then classify from the first prompt vector: ``before`` does the same.
+With ``backbone.pooling=mean`` the mean is over the text's tokens, not the prompt. T5's classifier reads the
+text in its encoder and once more in its decoder: the prompt, as a part of the text, stands in both.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from peftlab.errors import PeftlabError
+from peftlab.fields import PositiveInt
+from peftlab.peft.base import PEFTStrategy, Supports
+from peftlab.peft.surgery import adapter_generator
+
+if TYPE_CHECKING:
+    from peftlab.backbones.base import Backbone
+
+PLACE = "soft_prompt"
+"""The name that the generator of a prompt's start is derived from."""
+
+
+@dataclass(kw_only=True)
+class SoftPrompt(PEFTStrategy):
+    """Base of the methods that train vectors among the token embeddings."""
+
+    supports = Supports(identity_at_start=False)
+
+    length: PositiveInt = 20
+    """Prompt vectors n; each takes one of the model's positions from the text."""
+    position: Literal["auto", "before", "after_first"] = "auto"
+    """In front of the text (as HF peft), behind its first token, or auto: behind an encoder's [CLS], else in front."""
+
+    @abstractmethod
+    def vectors(self, backbone: Backbone, generator: torch.Generator) -> nn.Module:
+        """The trainable module that returns the prompt's vectors (rows, d), drawn from ``generator`` on the CPU."""
+
+    def inject(self, backbone: Backbone, *, seed: int) -> None:
+        """Make the vectors and let every text be read with them."""
+        weight = embedding_weight(backbone)  # refuses a backbone that reads no sequence
+        vectors = self.vectors(backbone, adapter_generator(seed, PLACE)).to(weight.device)
+        vectors.train(backbone.model.training)
+        backbone.add_soft_prompt(vectors, length=self.length, position=self.position, task=self.chosen_task())
+
+    def extra_tokens(self) -> int:
+        """The prompt's length."""
+        return self.length
+
+    def chosen_task(self) -> int:
+        """Which of several tasks' prompts the texts are read with."""
+        return 0
+
+    def closed_form(self, backbone: Backbone) -> int:
+        """Trainable parameters without the head."""
+        return self.trainable(embedding_weight(backbone).shape[1])
+
+    @abstractmethod
+    def trainable(self, dim: int) -> int:
+        """Trainable parameters without the head, for word vectors of ``dim`` dimensions."""
+
+    def inference_prompt(self, backbone: Backbone) -> dict[str, Tensor]:
+        """What is needed to use the trained prompt, without what trained it: ``prompt_embeddings`` (n, d)."""
+        module = prompt_module(backbone)
+        was_training = module.training
+        module.eval()  # no dropout inside an encoder of the prompt
+        try:
+            with torch.no_grad():
+                return {"prompt_embeddings": module()}
+        finally:
+            module.train(was_training)
+
+    def load_inference_prompt(self, backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`inference_prompt` returned.
+
+        Raises:
+            PeftlabError: if a tensor is missing or misshapen.
+        """
+        copy_tensors(dict(prompt_module(backbone).named_parameters()), tensors)
+
+    @contextmanager
+    def switched_off(self, backbone: Backbone) -> Iterator[None]:
+        """Inside, texts are read without the prompt."""
+        with backbone.without_soft_prompt():
+            yield
+
+    def merge(self, backbone: Backbone) -> None:
+        """Refused: the prompt is a part of the input."""
+        raise PeftlabError(
+            f"'{self.name}' cannot be merged: its prompt is a part of the model's input, and no weight of the "
+            "backbone stands for it. Use the model with its adapter."
+        )
+
+    def unmerge(self, backbone: Backbone) -> None:
+        """Refused, as :meth:`merge`."""
+        self.merge(backbone)
+
+
+@dataclass(kw_only=True)
+class InitialisedSoftPrompt(SoftPrompt):
+    """Base of those whose vectors may start from words."""
+
+    init: Literal["random", "vocabulary", "text"] = "vocabulary"
+    """Start from uniform(-0.5, 0.5), from the embeddings of randomly chosen tokens, or from those of init_text."""
+    init_text: str | None = None
+    """Words to start from with init=text, repeated or cut to the length."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where init and init_text contradict each other."""
+        if self.init == "text" and not (self.init_text or "").strip():
+            raise ValueError("peft.init=text needs words to start from: give peft.init_text, or another peft.init.")
+        if self.init != "text" and self.init_text is not None:
+            raise ValueError(
+                f"peft.init_text has no effect with peft.init={self.init}. Set peft.init=text, or peft.init_text=null."
+            )
+
+    def initial_vectors(self, backbone: Backbone, generator: torch.Generator) -> Tensor:
+        """Vectors (n, d) to start from, float32."""
+        embedding = backbone.token_embedding()
+        weight = embedding_weight(backbone)
+        if self.init == "random":
+            return torch.rand(self.length, weight.shape[1], generator=generator) - 0.5
+        if self.init == "text":
+            ids = _text_ids(backbone, self.init_text or "")
+        else:
+            order: list[int] = torch.randperm(weight.shape[0], generator=generator).tolist()
+            ids = _words(backbone, order, self.length)
+        repeated = [ids[index % len(ids)] for index in range(self.length)]
+        with torch.no_grad():
+            vectors: Tensor = embedding(torch.tensor(repeated, device=weight.device))
+            return vectors.float().clone()
+
+
+class PromptVectors(nn.Module):
+    """A prompt that is its own parameter."""
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.prompt_embeddings = nn.Parameter(start)  # (n, d)
+
+    def forward(self) -> Tensor:
+        """(n, d)."""
+        return self.prompt_embeddings
+
+
+def embedding_weight(backbone: Backbone) -> Tensor:
+    """The token embedding's weight (vocabulary, d).
+
+    Raises:
+        BackboneError: if the backbone reads no sequence.
+    """
+    weight = backbone.token_embedding().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def prompt_module(backbone: Backbone) -> nn.Module:
+    """The module that was given to the backbone as its prompt."""
+    from peftlab.backbones.soft_prompt import PromptedEmbedding
+
+    embedding = backbone.token_embedding()
+    if not isinstance(embedding, PromptedEmbedding):
+        raise PeftlabError("this backbone has no soft prompt: inject the method first.")
+    return embedding.vectors
+
+
+def copy_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copy ``given`` into the tensors of the same names.
+
+    Raises:
+        PeftlabError: naming the first tensor that is missing or misshapen.
+    """
+    for name, tensor in own.items():
+        if name not in given:
+            raise PeftlabError(f"the prompt does not fit: '{name}' is missing.")
+        if given[name].shape != tensor.shape:
+            raise PeftlabError(
+                f"the prompt does not fit: '{name}' is {tuple(given[name].shape)}, and {tuple(tensor.shape)} in the "
+                "model. It was trained with another length, task count, rank or backbone."
+            )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+
+
+def fresh_linear(in_features: int, out_features: int, generator: torch.Generator) -> nn.Linear:
+    """A float32 linear layer with torch's usual start, uniform(± 1/√in), drawn from ``generator`` alone."""
+    # Made on "meta": nn.Linear would draw from the global random state.
+    layer = nn.Linear(in_features, out_features, device="meta", dtype=torch.float32).to_empty(device="cpu")
+    bound = in_features**-0.5
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    return layer
+
+
+def _text_ids(backbone: Backbone, text: str) -> list[int]:
+    """Ids of the words of ``text``, without special tokens."""
+    ids = backbone.tokenizer.encode([text], max_length=1_000_000)[0]
+    words = _words(backbone, ids, len(ids))
+    if not words:
+        raise PeftlabError(f"peft.init_text={text!r} has no word that this backbone's tokenizer knows. Give another.")
+    return words
+
+
+def _words(backbone: Backbone, ids: list[int], most: int) -> list[int]:
+    """The first ``most`` of ``ids`` that stand for text: special and unknown tokens decode to nothing."""
+    found: list[int] = []
+    for token in ids:
+        if len(found) == most:
+            break
+        if _stands_for_text(backbone, token):
+            found.append(token)
+    return found
+
+
+def _stands_for_text(backbone: Backbone, token: int) -> bool:
+    try:
+        return backbone.tokenizer.decode([token]) != ""
+    except (ValueError, IndexError, OverflowError):  # the model embeds more ids than the tokenizer makes
+        return False
