@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from peftlab.backbones.base import Backbone
 from peftlab.backbones.config import BackboneConfig
-from peftlab.backbones.glove import load_glove
+from peftlab.backbones.glove import cached_glove
 from peftlab.backbones.tokenizers import WordTokenizer
 from peftlab.errors import BackboneError
 from peftlab.fields import PositiveInt
@@ -88,10 +88,10 @@ class TextClassifierConfig(BackboneConfig):
             model = TextClassifier(len(tokenizer), self.embedding_dim, self.hidden_dim, num_labels)
         provenance: dict[str, Any] = {"source": "random", "vocabulary": len(tokenizer), "quantize": None}
         # A finished run's word vectors are rebuilt the same way: from the seed, then from the file.
-        if self.glove is not None:
+        if self.glove is not None and torch.device(device).type != "meta":
             words = {word: row for row, word in enumerate(tokenizer.vocabulary) if row > tokenizer.unknown_id}
             path = Path(self.glove).expanduser()
-            hits = load_glove(path, self.embedding_dim, words, model.embedding.weight.data)
+            hits = cached_glove(path, self.embedding_dim, words, model.embedding.weight.data)
             provenance |= {
                 "source": "glove",
                 "glove": {"file": path.name, "found": hits, "words": len(words)},

@@ -148,8 +148,8 @@ def _require_same_backbone(given: str, wanted: BackboneConfig, earlier: Backbone
     ]
     if differing:
         raise RunError(
-            f"backbone.from_run={given} is a run with {', '.join(differing)}. Set the same here: a run starts from that "
-            "backbone as it is."
+            f"backbone.from_run={given} is a run with {', '.join(differing)}. Set the same here: a run starts "
+            "from that backbone as it is."
         )
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from peftlab.backbones.base import Backbone
 from peftlab.config import RunConfig
-from peftlab.errors import PeftlabError, RunError
+from peftlab.errors import PeftlabError
 from peftlab.peft.surgery import replace_module
 from peftlab.runs.assemble import Assembled, reassemble
 from peftlab.runs.evaluate import measure
@@ -27,11 +27,7 @@ from peftlab.runs.folder import RunFolder, finished_run
 
 
 def measure_forgetting(config: RunConfig, assembled: Assembled, folder: RunFolder) -> dict[str, Any]:
-    """Accuracies on the earlier task, and what was lost; leaves ``assembled`` as it was.
-
-    Raises:
-        RunError: if the earlier run's accuracy is not found again by testing it now.
-    """
+    """Accuracies on the earlier task, and what was lost; leaves ``assembled`` as it was."""
     earlier_folder, earlier_config, record = finished_run(str(config.backbone.from_run))
     earlier, _ = reassemble(earlier_folder, earlier_config)
     one_device = replace(config.trainer, devices=1, num_nodes=1, strategy="auto", progress_bar=False)
@@ -42,13 +38,7 @@ def measure_forgetting(config: RunConfig, assembled: Assembled, folder: RunFolde
         found: float = measure(test_config, model, splits, splits.test, folder)["accuracy"]
         return found
 
-    before = accuracy(earlier)
-    recorded = record["metrics"]["test"]["accuracy"]
-    if before != recorded:
-        raise RunError(
-            f"backbone.from_run={earlier_folder.path} has an accuracy of {recorded} in its record and {before} now: its "
-            "data or this machine's arithmetic has changed, so forgetting cannot be told from that change."
-        )
+    before = accuracy(earlier)  # measured again, so that all three figures are of this machine
     backbone, strategy = assembled.backbone, assembled.strategy
     with head_of(earlier.backbone, backbone):
         after = accuracy(assembled)
@@ -61,6 +51,7 @@ def measure_forgetting(config: RunConfig, assembled: Assembled, folder: RunFolde
         "earlier_run": record["key"],
         "test_kind": splits.test_kind,
         "rows": len(splits.test),
+        "before_recorded": record["metrics"]["test"]["accuracy"],
         "before": before,
         "after": after,
         "forgetting": before - after,

@@ -1,0 +1,212 @@
+"""Declared sweeps: declarations and their mistakes, running, stopping and running again, the table and its pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from peftlab.config import config_folder
+from peftlab.report.sweep_table import Figure
+from peftlab.sweeps.declaration import plan, read_sweep
+from tests.conftest import REPOSITORY, Peftlab
+
+COMMON = [
+    "backbone=text_classifier", "logger=none", "data=text_files", "data.path=reviews.jsonl", "data.batch_size=8",
+    "optim=sgd", "optim.lr=1", "trainer.max_epochs=2", "trainer.threads=1", "trainer.progress_bar=false",
+]  # fmt: skip
+DECLARED: dict[str, Any] = {
+    "name": "small",
+    "title": "A small sweep",
+    "source": "a test",
+    "command": "peftlab sweep small.yaml",
+    "cost": "seconds",
+    "selection": "Best on validation.",
+    "overrides": COMMON,
+    "settings": {"size": {"two": {"rank": ["peft.rank=2"]}, "three": {"rank": ["peft.rank=3"]}}},
+    "seeds": [0, 1],
+    "metric": "metrics.test.accuracy",
+    "cells": [
+        {"id": "before", "overrides": ["peft=full", "backbone.freeze=false"], "row": False},
+        {
+            "id": "lora",
+            "label": "LoRA with alpha {peft.alpha}",
+            "from": "before",
+            "overrides": ["peft=lora", "peft.targets=[hidden]", "$rank", "measure_forgetting=true"],
+            "grid": {"peft.alpha": [1, 4]},
+            "curve": True,
+        },
+    ],
+    "columns": [
+        {"title": "accuracy", "value": "metrics.test.accuracy"},
+        {"title": "trainable", "value": "parameters.trainable_without_head", "format": "count"},
+        {"title": "forgetting, off", "value": "forgetting.forgetting_with_adapter_off", "format": "difference"},
+    ],
+    "expected": [
+        {"cell": "lora_1", "column": "metrics.test.accuracy", "value": 0.5, "tolerance": 1, "source": "a guess"}
+    ],
+}
+
+
+def declare(**changes: Any) -> Path:
+    path = Path("small.yaml")
+    path.write_text(yaml.safe_dump({**DECLARED, **changes}, sort_keys=False))
+    return path
+
+
+def test_it_runs_skips_and_tabulates(peftlab: Peftlab, reviews: Path) -> None:
+    declare()
+    Path("README.md").write_text("Before.\n<!-- table small -->\nold\n<!-- end of table small -->\nAfter.\n")
+    first = peftlab("sweep", "small.yaml", "--jobs", "2", "--publish", "README.md")
+    assert first.status == 0, first.out + first.err
+    records = [json.loads(path.read_text()) for path in Path("outputs/small").glob("*/record.json")]
+    assert len(records) == 6
+    assert {record["status"] for record in records} == {"finished"}
+    loras = [record for record in records if record["config"]["peft"].get("alpha") == 1.0]
+    accuracies = [record["metrics"]["test"]["accuracy"] for record in loras]
+    table = Path("outputs/small/table.md").read_text()
+    assert (
+        f"| LoRA with alpha 1 | {statistics.mean(accuracies):.4f} ± {statistics.stdev(accuracies):.4f} | 456 |" in table
+    )
+    assert "0 (exactly)" in table
+    assert "a guess gives 0.5; measured" in table
+    rows = list(csv.DictReader(Path("outputs/small/table.csv").read_text().splitlines()))
+    assert len(rows) == 6
+    assert {row["key"] for row in rows} == {record["key"] for record in records}
+    readme = Path("README.md").read_text()
+    assert readme.startswith("Before.\n")
+    assert readme.endswith("After.\n")
+    assert "LoRA with alpha 4" in readme
+    assert "\nold\n" not in readme
+    for name in ("curves", "parameters"):
+        assert Path(f"docs/small_{name}.png").read_bytes().startswith(b"\x89PNG")
+
+    times = {path: path.stat().st_mtime_ns for path in Path("outputs/small").glob("*/record.json")}
+    again = peftlab("sweep", "small.yaml")
+    assert again.status == 0
+    assert "6 of 6 jobs are finished already" in again.out
+    assert times == {path: path.stat().st_mtime_ns for path in Path("outputs/small").glob("*/record.json")}
+    # One result gone: the table says so, and the next run makes it again.
+    lost = next(Path("outputs/small", record["key"]) for record in loras if record["seeds"]["seed"] == 1)
+    (lost / "record.json").unlink()
+    assert "(1/2 seeds)" in peftlab("sweep", "small.yaml", "--report-only").out
+    third = peftlab("sweep", "small.yaml", "--jobs", "1")
+    assert "5 of 6 jobs are finished already" in third.out
+    assert Path("outputs/small/table.md").read_text() == table
+
+
+def test_a_failed_job_leaves_the_others_alone(peftlab: Peftlab, reviews: Path) -> None:
+    cells = [
+        {"id": "broken", "overrides": ["peft=head", "data.path=missing_label.jsonl"]},
+        {"id": "after", "from": "broken", "overrides": ["peft=head"]},
+        {"id": "good", "overrides": ["peft=head"]},
+    ]
+    Path("missing_label.jsonl").write_text('{"text": "a film"}\n')
+    declare(cells=cells, expected=[], columns=DECLARED["columns"][:2], seeds=[0])
+    result = peftlab("sweep", "small.yaml", "--jobs", "1")
+    assert result.status == 1
+    assert "2 of 3 jobs failed" in result.out
+    assert "missing_label.jsonl" in result.out
+    assert "after, seed 0: not run, 'broken' has failed" in result.out
+    assert "Traceback" not in result.out + result.err
+    assert "| broken | not run | not run |" in result.out
+    assert len(list(Path("outputs/small").glob("*/record.json"))) >= 1
+
+
+def test_dry_run_runs_nothing(peftlab: Peftlab, reviews: Path) -> None:
+    declare()
+    result = peftlab("sweep", "small.yaml", "size=three", "--dry-run")
+    assert result.status == 0
+    assert result.out.splitlines()[-1].startswith("6 jobs, 0 of them finished.")
+    assert "peft.rank=3" in result.out
+    assert "from the run of before" in result.out
+    assert not Path("outputs").exists()
+
+
+CELL = DECLARED["cells"][0]
+MISTAKES = [
+    ({"cells": [{**CELL, "overides": []}]}, [], ["small.yaml", "cells[0].overides", "Did you mean 'overrides'?"]),
+    ({"cells": [CELL, CELL], "expected": []}, [], ["two cells are called 'before'"]),
+    ({"cells": [{**CELL, "from": "befor"}], "expected": []}, [], ["starts from 'befor', which is no cell above it"]),
+    ({"cells": [{**CELL, "overrides": ["peft.rnak=2"]}], "expected": []}, [], ["cell 'before'", "mean 'rank'?"]),
+    ({"cells": [{**CELL, "overrides": ["$words"]}], "expected": []}, [], ["nothing says what '$words' stands for"]),
+    ({"seeds": []}, [], ["seeds must be different numbers"]),
+    ({"seeds": [1, 1]}, [], ["seeds must be different numbers"]),
+    ({"metric": "metrics.test.acuracy"}, [], ["is no column's value"]),
+    ({"expected": [{"cell": "lora_1", "column": "metrics.test.accuracy", "value": 1, "tolerance": 0}]}, [], ["source"]),
+    ({"expected": [{**DECLARED["expected"][0], "cell": "lora_7"}]}, [], ["expected names the cell 'lora_7'"]),
+    ({}, ["size=four"], ["size=four: unknown option", "three, two"]),
+    ({}, ["seed=3"], ["the seeds of a sweep stand in small.yaml"]),
+    ({}, ["name=../../x"], ["the name and the seeds of a sweep stand in"]),
+    ({"name": "../../x"}, [], ["name"]),
+    ({}, ["--jobs", "0"], ["--jobs 0"]),
+    ({}, ["--publish", "README.md"], ["README.md", "cannot be read"]),
+    ({}, ["--report-only"], ["no run of small.yaml is finished"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "more", "said"), MISTAKES)
+def test_mistakes(peftlab: Peftlab, reviews: Path, changes: dict[str, Any], more: list[str], said: list[str]) -> None:
+    declare(**changes)
+    result = peftlab("sweep", "small.yaml", *more)
+    assert result.status == 2
+    for part in said:
+        assert part in result.err
+    assert "Traceback" not in result.err
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize("content", [None, "a: [", "just text", "cells: 3", "cells: [3]"])
+def test_files_that_declare_nothing(peftlab: Peftlab, content: str | None) -> None:
+    if content is not None:
+        Path("small.yaml").write_text(content)
+    result = peftlab("sweep", "small.yaml")
+    assert result.status == 2
+    assert "small.yaml" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+def test_a_metric_that_no_record_has(peftlab: Peftlab, reviews: Path) -> None:
+    columns = [*DECLARED["columns"][:1], {"title": "x", "value": "metrics.test.bleu"}]
+    declare(columns=columns, cells=[CELL], expected=[], seeds=[0])
+    result = peftlab("sweep", "small.yaml", "--jobs", "1")
+    assert result.status == 2
+    assert "no record has a value at 'metrics.test.bleu': there is no 'bleu'" in result.err
+    assert len(list(Path("outputs/small").glob("*/record.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "form", "text"),
+    [
+        ((), "accuracy", "–"),
+        ((0.5, 0.7, 0.9), "accuracy", "0.7000 ± 0.2000"),
+        ((0.5,), "accuracy", "0.5000 (1/3 seeds)"),
+        ((0.0, 0.0, 0.0), "difference", "0 (exactly)"),
+        ((0.0, 0.0, 0.3), "difference", "+0.1000 ± 0.1732"),
+        ((456.0, 456.0, 456.0), "count", "456"),
+        ((3000.0, 3008.0, 3000.0), "count", "3,000 … 3,008"),
+        ((1.25, 1.25, 1.25), "seconds", "1.2"),
+    ],
+)
+def test_figures(values: tuple[float, ...], form: str, text: str) -> None:
+    assert Figure(values, seeds=3).text(form) == text
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_sweeps_compose(path: Path, peftlab: Peftlab, monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
+    for name in ("PEFTLAB_DATA", "PEFTLAB_GLOVE"):
+        monkeypatch.setenv(name, str(scratch))
+    assert config_folder().is_dir()
+    sweep = read_sweep(path)
+    assert len(sweep.seeds) >= 5
+    for setting, options in sweep.settings.items():
+        for option in options:
+            jobs = plan(sweep, {setting: option}, [])
+            assert len(jobs) == len(sweep.cells) * len(sweep.seeds)
+    result = peftlab("sweep", str(path), *(["data_set=packaged"] if "data_set" in sweep.settings else []), "--dry-run")
+    assert result.status == 0, result.err
