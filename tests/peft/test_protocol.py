@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from peftlab.errors import ConfigError, PeftlabError
-from peftlab.peft.base import PEFTStrategy, apply, methods
+from peftlab.peft.base import PEFTStrategy, Supports, apply, methods
+from peftlab.verbs.methods import markdown_table, summary, table
 from tests.conftest import REPOSITORY, TINY, Peftlab
 from tests.peft.tiny import batch, tiny
 
 KNOWN = dict(methods())
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", [name for name in KNOWN if name != "import"])  # that one needs a folder: tests/interop
 def test_it_trains_saves_and_loads(name: str) -> None:
     """Frozen tensors keep their bits, trainable ones get gradients, and the saved state restores the logits."""
     backbone, strategy = tiny("bert"), KNOWN[name]()
@@ -50,6 +51,48 @@ def test_it_says_what_it_is(name: str, peftlab: Peftlab) -> None:
     assert explained.status == 0
     assert f"peft={name}" in explained.out
     assert KNOWN[name].count
+    assert summary(KNOWN[name])
+    assert all(line.strip() in explained.out for line in KNOWN[name].count.splitlines())
+    assert "The classification head trains beside it (backbone.train_head=false freezes it)." in explained.out
+
+
+def test_the_table_of_methods_fits_a_terminal() -> None:
+    """Every method has its line with what it can do, and nothing runs beyond 110 columns."""
+    for width in (110, 140):
+        lines = table(KNOWN, width).splitlines()
+        assert max(map(len, lines)) <= width
+        for name, cls in KNOWN.items():
+            (line,) = (one for one in lines if one.startswith(f"{name} "))
+            supports = cls.supports
+            declared = (
+                supports.encoder,
+                supports.decoder,
+                supports.quantized,
+                supports.identity_at_start,
+                supports.mergeable,
+            )
+            assert line.split()[1:6] == ["yes" if holds else "no" for holds in declared]
+            below = " ".join(one.strip() for one in lines[lines.index(line) + 1 :][:6])
+            assert " ".join(summary(cls).split()) in " ".join(below.split())
+
+
+def test_long_names_of_hf_peft_are_broken_behind_underscores() -> None:
+    class Long(PEFTStrategy):
+        """A method that is in no registry."""
+
+        name = "long"
+        supports = Supports(hf_peft="MULTITASK_PROMPT_TUNING", encoder=False)
+        count = "n · d"
+
+        def inject(self, backbone, *, seed):  # type: ignore[no-untyped-def]
+            pass
+
+    shown = table({"long": Long}, 110)
+    cells = [line.split() for line in shown.splitlines()]
+    assert ["long", "no", "yes", "yes", "yes", "no", "MULTITASK_", "n", "·", "d"] in cells
+    assert ["PROMPT_"] in cells
+    assert ["TUNING"] in cells
+    assert "| no | yes | yes | yes | no | MULTITASK_PROMPT_TUNING | n · d |" in markdown_table({"long": Long})
 
 
 def test_methods_explains_fields(peftlab: Peftlab) -> None:

@@ -62,7 +62,7 @@ def adaptable_modules(backbone: Backbone) -> dict[str, nn.Module]:
 
 
 def _is_adaptable(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Embedding) or type(module).__name__ == "Conv1D"
+    return isinstance(module, nn.Linear | nn.Embedding) or any(cls.__name__ == "Conv1D" for cls in type(module).__mro__)
 
 
 def _matches(backbone: Backbone, modules: dict[str, nn.Module], entry: str) -> list[Target]:

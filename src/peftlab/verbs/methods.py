@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
+import textwrap
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
-
-from rich.box import SIMPLE_HEAVY
-from rich.table import Table
 
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.peft.base import PEFTStrategy, methods
@@ -25,11 +24,11 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(list(arguments))
     known = dict(methods())
     if given.name is None:
-        print(markdown_table(known)) if given.markdown else console().print(_table(known))
+        print(markdown_table(known) if given.markdown else table(known, console().width))
         return 0
     if given.name not in known:
         raise ConfigError(f"there is no method '{given.name}'.{nearest(given.name, known)} There are: {listed(known)}.")
-    print(explain(known[given.name]))
+    print(explain(known[given.name], console().width))
     return 0
 
 
@@ -39,29 +38,39 @@ COLUMNS = (
     "encoder",
     "decoder",
     "4/8-bit base",
+    "identity at start",
     "mergeable",
+    "HF peft file",
     "trainable without the head",
 )
+MEANINGS = {
+    "encoder, decoder": "works on BERT and kin, on GPT-2, Llama and kin",
+    "4/8-bit base": "works on a backbone whose frozen weights are quantised (backbone.quantize)",
+    "identity at start": "before the first step the model computes what the backbone computes",
+    "mergeable": "the update can be folded into the backbone's weights, for inference without extra cost",
+    "HF peft file": "the peft_type of its file in the format of Hugging Face peft; none: the format has no such method",
+}
+HEAD = "The classification head trains beside it (backbone.train_head=false freezes it)."
 
 
 def rows(known: dict[str, type[PEFTStrategy]]) -> list[tuple[str, ...]]:
     """One row a method, in the order of :data:`COLUMNS`."""
+    return [(name, summary(cls), *capabilities(cls).values(), cls.count) for name, cls in known.items()]
 
-    def yes(value: bool) -> str:
-        return "yes" if value else "no"
 
-    return [
-        (
-            name,
-            summary(cls),
-            yes(cls.supports.encoder),
-            yes(cls.supports.decoder),
-            yes(cls.supports.quantized),
-            yes(cls.supports.mergeable),
-            cls.count,
-        )
-        for name, cls in known.items()
-    ]
+def capabilities(cls: type[PEFTStrategy]) -> dict[str, str]:
+    """What a method declares that it can do: column → yes, no, or a word."""
+    supports = cls.supports
+    flags = {
+        "encoder": supports.encoder,
+        "decoder": supports.decoder,
+        "4/8-bit base": supports.quantized,
+        "identity at start": supports.identity_at_start,
+        "mergeable": supports.mergeable,
+    }
+    return {name: "yes" if holds else "no" for name, holds in flags.items()} | {
+        "HF peft file": supports.hf_peft or "none"
+    }
 
 
 def summary(cls: type[PEFTStrategy]) -> str:
@@ -75,17 +84,53 @@ def markdown_table(known: dict[str, type[PEFTStrategy]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _table(known: dict[str, type[PEFTStrategy]]) -> Table:
-    table = Table(box=SIMPLE_HEAVY)
-    for column in COLUMNS:
-        table.add_column(column)
-    for row in rows(known):
-        table.add_row(*row)
-    return table
+def table(known: dict[str, type[PEFTStrategy]], width: int) -> str:
+    """The capability table for a terminal ``width`` columns wide: what a method is stands below its capabilities."""
+    heading, *body = [(name, *more) for name, _, *more in [COLUMNS, *rows(known)]]
+    names = max(len(row[0]) for row in body)
+    widths = [names, *(max(len(word) for word in name.split()) for name in heading[1:-2])]
+    widths.append(max([len(line) for row in body for line in _broken(row[-2])] + [len("HF peft")]))
+    widths.append(max(24, width - sum(widths) - 2 * len(widths)))
+    lines = [*_cells(heading, widths), "─" * width]
+    for row, (_, what, *_rest) in zip(body, rows(known), strict=True):
+        lines += _cells(row, widths)
+        lines += textwrap.wrap(what, width, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join([*lines, "", *_meanings(width), HEAD, "peftlab methods NAME explains a method and its fields."])
 
 
-def explain(cls: type[PEFTStrategy]) -> str:
-    """Source, docstring, and each field with type, default and meaning."""
+def _cells(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """The lines of one row, whose cells are wrapped to ``widths``."""
+    wrapped = [
+        _broken(cell) if "_" in cell and len(cell) > width else textwrap.wrap(cell, width)
+        for cell, width in zip(row, widths, strict=True)
+    ]
+    lines = zip_longest(*wrapped, fillvalue="")
+    return ["  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _broken(name: str, most: int = 12) -> list[str]:
+    """A long name of HF peft in lines of at most ``most`` letters, broken behind underscores where possible."""
+    lines = [""]
+    for part in name.replace("_", "_ ").split():
+        if lines[-1] and len(lines[-1] + part) > most:
+            lines.append("")
+        lines[-1] += part
+    return lines
+
+
+def _meanings(width: int) -> list[str]:
+    longest = max(map(len, MEANINGS))
+    return [
+        line
+        for name, meaning in MEANINGS.items()
+        for line in textwrap.wrap(
+            f"{name.ljust(longest)}  {meaning}", width, subsequent_indent=" " * (longest + 2), drop_whitespace=True
+        )
+    ]
+
+
+def explain(cls: type[PEFTStrategy], width: int) -> str:
+    """Source, docstring, what it can do, and each field with type, default and meaning."""
     module = inspect.getmodule(cls)
     lines = [f"peft={cls.name}    {cls.__module__}", "", (inspect.getdoc(module) or "") if module else "", ""]
     own = [field for field in fields(cls) if field.init]
@@ -93,9 +138,12 @@ def explain(cls: type[PEFTStrategy]) -> str:
     meanings = _field_docs(cls)
     for field in own:
         lines.append(f"  {field.name}: {field.type} = {_default(field)}")
-        if meanings.get(field.name):
-            lines.append(f"      {meanings[field.name]}")
-    return "\n".join(lines)
+        lines += textwrap.wrap(meanings.get(field.name, ""), width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    lines += ["", "What it can do:"]
+    described = {**capabilities(cls), COLUMNS[-1]: cls.count}
+    longest = max(map(len, described))
+    lines += [f"  {name.ljust(longest)}  {value}" for name, value in described.items()]
+    return "\n".join([*lines, "", HEAD])
 
 
 def _default(field: Field[Any]) -> Any:
@@ -106,9 +154,6 @@ def _default(field: Field[Any]) -> Any:
 
 def _field_docs(cls: type) -> dict[str, str]:
     """The string under each annotated field, for every dataclass of the class's line."""
-    import ast
-    import textwrap
-
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         try:

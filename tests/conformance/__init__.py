@@ -1,0 +1,1 @@
+"""Every method of the registry on every kind of backbone: what the protocol promises, cell by cell."""

@@ -1,0 +1,516 @@
+"""One cell of the matrix: a method with its defaults on one tiny architecture, and what must hold there.
+
+Each check is a function of a :class:`Trial` that raises :class:`Broken`. :func:`examine` runs them all and
+collects what they say, so that one cell reports everything that is wrong with it at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from peftlab.backbones.base import Backbone
+from peftlab.backbones.quantize import quantize
+from peftlab.backbones.roles import find_targets
+from peftlab.errors import PeftlabError
+from peftlab.peft.base import PEFTStrategy, apply, methods
+from peftlab.runs.adapter_file import load_adapter, save_adapter
+from peftlab.runs.assemble import count_parameters
+from peftlab.runs.folder import RunFolder
+from peftlab.seeding import derive_seed
+from tests.backbones.tiny_backbones import batch, shake, tiny, tiny_config
+from tests.conformance.expectations import backbone_cannot
+
+ENCODERS = ("bert", "distilbert", "roberta", "deberta-v2", "modernbert")
+DECODERS = ("gpt2", "llama")
+KINDS = (*ENCODERS, *DECODERS)
+WEIGHTS = ("fp32", "nf4")
+
+STEPS = 4
+LEARNING_RATE = 0.01
+TEXTS = (  # two batches, so that no step repeats the one before it; lengths differ, so that there is padding
+    ("a fine and moving film", "dull", "great acting, no story", "so-so"),
+    ("I hated it", "wonderful story, 10/10", "boring", "the best of 1999"),
+)
+LABELS = torch.tensor([0, 1, 2, 0])
+
+Make = Callable[[], PEFTStrategy]
+
+
+def known_methods() -> dict[str, type[PEFTStrategy]]:
+    """The registry, without what other tests may have put into it."""
+    return {name: cls for name, cls in methods() if not cls.__module__.startswith("tests.")}
+
+
+class Broken(AssertionError):
+    """Something that the protocol promises does not hold."""
+
+
+def require(holds: bool, message: str) -> None:
+    if not holds:
+        raise Broken(message)
+
+
+# -- backbones -----------------------------------------------------------------------------------------
+
+
+@cache
+def _template(kind: str, weights: str, dtype: str) -> Backbone:
+    backbone = tiny(kind)
+    shake(backbone)
+    if dtype != "float32":
+        values = backbone.state_dict()
+        backbone = tiny(kind, dtype=dtype)
+        backbone.load_state_dict(values)
+    if weights == "nf4":  # as the backbone's config does it; the weights had to be enlarged before
+        quantize(backbone.model, "nf4", keep=backbone.head_modules(), device=torch.device("cpu"))
+        backbone.provenance["quantize"] = "nf4"
+    return backbone
+
+
+@cache
+def _meta_template(kind: str) -> Backbone:
+    return tiny_config(kind).build(3, seed=0, device="meta")
+
+
+def untouched(kind: str, weights: str, dtype: str = "float32") -> Backbone:
+    """A backbone that nothing was injected into; always the same weights."""
+    return copy.deepcopy(_template(kind, weights, dtype))
+
+
+@cache
+def _ids(kind: str, number: int) -> tuple[Tensor, Tensor]:
+    return batch(_template(kind, "fp32", "float32"), TEXTS[number])
+
+
+def logits_of(backbone: Backbone, ids: Tensor, mask: Tensor) -> Tensor:
+    backbone.eval()
+    with torch.no_grad():
+        logits: Tensor = backbone(ids, mask)
+    return logits
+
+
+@cache
+def _untouched_logits(kind: str, weights: str) -> Tensor:
+    return logits_of(untouched(kind, weights), *_ids(kind, 0))
+
+
+# -- training ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Training:
+    """A model in training, as :class:`peftlab.training.module.ClassificationModule` trains it."""
+
+    strategy: PEFTStrategy
+    backbone: Backbone
+    kind: str
+    optimizer: torch.optim.Optimizer = field(init=False)
+    largest_gradient: dict[str, float] = field(default_factory=dict)
+    """Largest entry, over all steps, of each gradient that there was."""
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.AdamW(self.strategy.param_groups(self.backbone, LEARNING_RATE))
+
+    def run(self, steps: range) -> None:
+        for step in steps:
+            torch.manual_seed(derive_seed(0, "dropout", step))
+            self.optimizer.zero_grad()
+            loss = self.loss(step)
+            require(bool(torch.isfinite(loss)), f"the loss of step {step} is {loss.item()}")
+            loss.backward()
+            self._note_gradients()
+            self.optimizer.step()
+            self.strategy.on_train_step(self.backbone, step + 1, STEPS)
+
+    def loss(self, step: int) -> Tensor:
+        self.backbone.train()
+        ids, mask = _ids(self.kind, step % len(TEXTS))
+        loss = F.cross_entropy(self.backbone(ids, mask).float(), LABELS)
+        penalty = self.strategy.regularization(self.backbone)
+        return loss if penalty is None else loss + penalty
+
+    def _note_gradients(self) -> None:
+        for name, parameter in self.backbone.named_parameters():
+            if parameter.requires_grad and parameter.grad is not None:
+                gradient = parameter.grad
+                require(bool(torch.isfinite(gradient).all()), f"the gradient of '{name}' is not finite")
+                known = self.largest_gradient.get(name, 0.0)
+                self.largest_gradient[name] = max(known, float(gradient.abs().max()))
+
+    def saved(self) -> bytes:
+        """The adapter as a safetensors file."""
+        return safetensors.torch.save(
+            {name: tensor.contiguous() for name, tensor in self.strategy.adapter_state(self.backbone).items()}
+        )
+
+    def optimizer_file(self) -> bytes:
+        file = io.BytesIO()
+        torch.save(self.optimizer.state_dict(), file)
+        return file.getvalue()
+
+
+def injected(make: Make, backbone: Backbone, seed: int) -> PEFTStrategy:
+    strategy = make()
+    apply(strategy, backbone, seed=seed)
+    return strategy
+
+
+# -- a trial -------------------------------------------------------------------------------------------
+
+
+class Trial:
+    """A method trained in one cell, with what was seen on the way; raises PeftlabError where it is refused."""
+
+    def __init__(self, make: Make, kind: str, weights: str) -> None:
+        self.make, self.kind, self.weights = make, kind, weights
+        self.original = _template(kind, weights, "float32")
+        """Nothing was injected here; to be looked at only."""
+        backbone = untouched(kind, weights)
+        random_state = torch.get_rng_state()
+        self.strategy = injected(make, backbone, seed=0)
+        self.random_state_kept = torch.equal(random_state, torch.get_rng_state())
+        self.backbone = backbone
+        self.ids, self.mask = _ids(kind, 0)
+        self.logits_at_start = logits_of(backbone, self.ids, self.mask)
+        self.frozen_at_start = self._frozen()
+        self.training = Training(self.strategy, backbone, kind)
+
+    def train(self) -> None:
+        """Train, and keep what a run that is killed half-way would have kept."""
+        self.training.run(range(STEPS // 2))
+        self.half_way = self.training.saved(), self.training.optimizer_file()
+        self.training.run(range(STEPS // 2, STEPS))
+        self.logits = logits_of(self.backbone, self.ids, self.mask)
+        self.scale = float(self.logits.abs().max())
+
+    def another(self, dtype: str = "float32") -> tuple[PEFTStrategy, Backbone]:
+        """The same method on a further model, drawn from another seed, not trained."""
+        backbone = untouched(self.kind, self.weights, dtype)
+        return injected(self.make, backbone, seed=99), backbone
+
+    @cached_property
+    def reloaded(self) -> tuple[PEFTStrategy, Backbone]:
+        """A further model after it loaded the adapter file of the trained one."""
+        strategy, backbone = self.another()
+        self.logits_before_loading = logits_of(backbone, self.ids, self.mask)
+        with tempfile.TemporaryDirectory() as folder:
+            save_adapter(RunFolder(Path(folder)), self.strategy, self.backbone, {})
+            load_adapter(RunFolder(Path(folder)), strategy, backbone)
+        return strategy, backbone
+
+    @cached_property
+    def in_bf16(self) -> tuple[PEFTStrategy, Backbone]:
+        """The method on the same weights in bfloat16, not trained."""
+        return self.another("bfloat16")
+
+    def _frozen(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self._frozen_now().items()}
+
+    def _frozen_now(self) -> dict[str, Tensor]:
+        return {
+            name: tensor
+            for name, tensor in self.backbone.state_dict(keep_vars=True).items()
+            if isinstance(tensor, Tensor) and not tensor.requires_grad
+        }
+
+    def key_biases(self) -> set[str]:
+        """Biases whose gradient is zero by mathematics: they add the same number to all scores of a query,
+        which the softmax takes away again."""
+        return {
+            f"model.{target.name}.bias"
+            for target in find_targets(self.original, ["key"])
+            if target.output_slice is None
+        }
+
+
+# -- the checks ----------------------------------------------------------------------------------------
+
+
+def identity_at_start(trial: Trial) -> None:
+    """The model starts as the backbone, or, where the method says so, it does not."""
+    before = _untouched_logits(trial.kind, trial.weights)
+    difference, scale = _largest_difference(trial.logits_at_start, before), float(before.abs().max())
+    if trial.strategy.supports.identity_at_start:
+        require(
+            difference <= 1e-6 * scale, f"logits differ by {difference:.1e} from the backbone's (scale {scale:.2g})"
+        )
+    else:
+        require(difference > 1e-6 * scale, "supports.identity_at_start is False, yet the logits are the backbone's")
+
+
+def global_random_state(trial: Trial) -> None:
+    """Adapters draw from generators of their own."""
+    require(trial.random_state_kept, "inject drew from the global random state")
+
+
+def closed_form(trial: Trial) -> None:
+    """The formula of the paper, on an untouched backbone, gives what trains."""
+    expected = trial.strategy.closed_form(trial.original)
+    counted = count_parameters(trial.backbone)["trainable_without_head"]
+    if expected is None:
+        built_in = type(trial.strategy).__module__.startswith("peftlab.")
+        require(not built_in, f"closed_form gives None; {counted} elements train")
+        return
+    require(expected == counted, f"closed_form gives {expected}, but {counted} elements train")
+
+
+def on_meta(trial: Trial) -> None:
+    """A model without values can be adapted, to count its parameters before its weights are fetched."""
+    if trial.weights != "fp32":  # "meta" models are never quantised
+        return
+    backbone = copy.deepcopy(_meta_template(trial.kind))
+    injected(trial.make, backbone, seed=0)
+    strays = {str(p.device) for p in backbone.parameters()} - {"meta"}
+    require(not strays, f"parameters on {', '.join(strays)} beside a backbone on meta")
+    counted = count_parameters(backbone)["trainable_without_head"]
+    expected = count_parameters(trial.backbone)["trainable_without_head"]
+    require(counted == expected, f"{counted} elements train on meta, {expected} on the CPU")
+
+
+def adapters_in_fp32(trial: Trial) -> None:
+    """What a method adds is float32, whatever the backbone's type."""
+    _, backbone = trial.in_bf16
+    own = {name for name, _ in trial.original.named_parameters()}
+    added = {n: p for n, p in backbone.named_parameters() if p.requires_grad and n not in own}
+    wrong = sorted(name for name, p in added.items() if p.dtype != torch.float32 and own_name(name) not in own)
+    require(not wrong, f"{_some(wrong)}: {added[wrong[0]].dtype if wrong else ''} on a bfloat16 backbone")
+
+
+def frozen_tensors(trial: Trial) -> None:
+    """Training and evaluation change nothing that does not train."""
+    now = trial._frozen_now()
+    require(now.keys() == trial.frozen_at_start.keys(), "training changed which tensors are frozen")
+    changed = [name for name, tensor in trial.frozen_at_start.items() if not torch.equal(now[name], tensor)]
+    require(not changed, f"changed though frozen: {_some(changed)}")
+
+
+def gradients(trial: Trial) -> None:
+    """Every trainable parameter got a gradient that is not zero in one of the steps."""
+    seen, key_biases = trial.training.largest_gradient, trial.key_biases()
+    trainable = [name for name, p in trial.backbone.named_parameters() if p.requires_grad]
+    without = [name for name in trainable if name not in seen]
+    require(not without, f"no gradient in {STEPS} steps: {_some(without)}")
+    zero = [name for name in trainable if seen[name] <= 1e-12 and own_name(name) not in key_biases]
+    require(not zero, f"gradient zero in all {STEPS} steps: {_some(zero)}")
+
+
+def save_and_load(trial: Trial) -> None:
+    """The adapter file makes a model that started from another seed compute the same bits."""
+    _, backbone = trial.reloaded
+    require(not torch.equal(trial.logits_before_loading, trial.logits), "training changed no logit")
+    after = logits_of(backbone, trial.ids, trial.mask)
+    difference = _largest_difference(after, trial.logits)
+    require(torch.equal(after, trial.logits), f"logits after loading differ by {difference:.1e}")
+
+
+def resume(trial: Trial) -> None:
+    """A run that is killed half-way and started again ends with the bits of one that was not."""
+    adapter, optimizer_file = trial.half_way
+    strategy, backbone = trial.another()
+    strategy.load_adapter_state(backbone, safetensors.torch.load(adapter))
+    training = Training(strategy, backbone, trial.kind)
+    training.optimizer.load_state_dict(torch.load(io.BytesIO(optimizer_file), weights_only=True))
+    training.run(range(STEPS // 2, STEPS))
+    expected, found = trial.strategy.adapter_state(trial.backbone), strategy.adapter_state(backbone)
+    require(expected.keys() == found.keys(), f"other tensors: {_some(expected.keys() ^ found.keys())}")
+    differing = [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])]
+    require(not differing, f"{len(differing)} of {len(expected)} tensors differ after resuming: {_some(differing)}")
+
+
+def merging(trial: Trial) -> None:
+    """Merged weights compute the same, and unmerging takes it back; or merging is refused with a reason."""
+    strategy, backbone = trial.reloaded
+    if not strategy.supports.mergeable:
+        for verb in (strategy.merge, strategy.unmerge):
+            reason = _refusal(partial(verb, backbone))
+            require(reason is not None, f"{verb.__name__} works though supports.mergeable is False")
+        return
+    if trial.weights == "nf4":
+        reason = _refusal(partial(strategy.merge, backbone))
+        if reason is not None:
+            require("backbone.quantize" in reason, f"the refusal to merge does not name backbone.quantize: {reason}")
+            untouched_by_refusal = logits_of(backbone, trial.ids, trial.mask)
+            require(torch.equal(untouched_by_refusal, trial.logits), "a refused merge changed the model")
+            return
+    else:
+        strategy.merge(backbone)
+    merged = _largest_difference(logits_of(backbone, trial.ids, trial.mask), trial.logits)
+    require(merged <= 1e-4 * trial.scale, f"merged logits differ by {merged:.1e} (scale {trial.scale:.2g})")
+    strategy.unmerge(backbone)
+    restored = _largest_difference(logits_of(backbone, trial.ids, trial.mask), trial.logits)
+    require(restored <= 1e-5 * trial.scale, f"unmerged logits differ by {restored:.1e} (scale {trial.scale:.2g})")
+
+
+def padding(trial: Trial) -> None:
+    """A text alone and the same text in a padded batch have the same logits."""
+    for row in (1, 3):  # two short ones
+        length = int(trial.mask[row].sum())
+        require(length < trial.mask.shape[1], "the row has no padding")
+        alone = logits_of(trial.backbone, trial.ids[row : row + 1, :length], trial.mask[row : row + 1, :length])
+        difference = _largest_difference(alone[0], trial.logits[row])
+        require(
+            difference <= 1e-5 * max(1.0, trial.scale), f"row {row} alone differs by {difference:.1e} from in the batch"
+        )
+
+
+def bf16_backbone(trial: Trial) -> None:
+    """On a backbone in bfloat16 it computes about the same, and trains."""
+    strategy, backbone = trial.in_bf16
+    strategy.load_adapter_state(backbone, trial.strategy.adapter_state(trial.backbone))
+    difference = _largest_difference(logits_of(backbone, trial.ids, trial.mask), trial.logits)
+    require(difference <= 0.1 * trial.scale, f"logits differ by {difference:.2g} from fp32's (scale {trial.scale:.2g})")
+    Training(strategy, backbone, trial.kind).run(range(1))
+
+
+def autocast(trial: Trial) -> None:
+    """Under autocast to bfloat16 it computes about the same, and trains."""
+    reason = backbone_cannot("autocast", trial.kind, trial.weights)
+    if reason is not None:
+        return
+    strategy, backbone = trial.reloaded
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        difference = _largest_difference(logits_of(backbone, trial.ids, trial.mask), trial.logits)
+        training = Training(strategy, backbone, trial.kind)
+        loss = training.loss(0)
+    require(difference <= 0.1 * trial.scale, f"logits differ by {difference:.2g} from fp32's (scale {trial.scale:.2g})")
+    require(bool(torch.isfinite(loss)), f"the loss is {loss.item()}")
+    loss.backward()
+    training._note_gradients()
+
+
+AT_START: Sequence[Callable[[Trial], None]] = (
+    identity_at_start,
+    global_random_state,
+    closed_form,
+    on_meta,
+    adapters_in_fp32,
+)
+TRAINED: Sequence[Callable[[Trial], None]] = (
+    frozen_tensors,
+    gradients,
+    save_and_load,
+    resume,
+    padding,
+    bf16_backbone,
+    autocast,
+    merging,  # the last one on the reloaded model: unmerging restores it within rounding only
+)
+
+
+# -- a cell --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of a cell: nothing wrong, a refusal, or a list of what does not hold."""
+
+    failures: tuple[str, ...] = ()
+    """``check: what is wrong``."""
+    refusal: str | None = None
+
+    @property
+    def failed_checks(self) -> list[str]:
+        return [failure.partition(":")[0] for failure in self.failures]
+
+
+def examine(make: Make, kind: str, weights: str) -> Outcome:
+    """Run every check of one cell."""
+    try:
+        trial = Trial(make, kind, weights)
+    except PeftlabError as error:
+        return Outcome(refusal=str(error))
+    except Exception as error:
+        return Outcome(failures=(f"inject: {_described(error)}",))
+    failures = _run(AT_START, trial)
+    try:
+        trial.train()
+    except Exception as error:
+        return Outcome(failures=(*failures, f"training: {_described(error)}"))
+    return Outcome(failures=(*failures, *_run(TRAINED, trial)))
+
+
+def judged(outcome: Outcome, strategy: Any, kind: str, weights: str, words: str | None) -> Outcome:
+    """The outcome against what was expected: a refusal is a failure, unless declared or listed, and so is its absence.
+
+    Args:
+        outcome: what :func:`examine` found.
+        strategy: the method's class, which declares what it supports.
+        kind: the architecture.
+        weights: ``fp32`` or ``nf4``.
+        words: what a refusal listed in ``expectations.py`` must say; None: none is listed.
+    """
+    supports = strategy.supports
+    declared = [
+        f"supports.{name} is False"
+        for name, holds in (
+            ("quantized", supports.quantized or weights == "fp32"),
+            ("encoder", supports.encoder or kind not in ENCODERS),
+            ("decoder", supports.decoder or kind not in DECODERS),
+        )
+        if not holds
+    ]
+    if outcome.refusal is None:
+        if declared:
+            return Outcome((*outcome.failures, f"refusal: {declared[0]}, yet the method is not refused"))
+        if words is not None:
+            return Outcome((*outcome.failures, f"refusal: expected ('{words}'), but it did not come"))
+        return outcome
+    if words is not None and words not in outcome.refusal:
+        return Outcome((f"refusal: '{words}' expected, said was: {outcome.refusal}",))
+    if words is None and not declared:
+        return Outcome((f"refusal: not expected: {outcome.refusal}",))
+    return outcome
+
+
+def _run(checks: Sequence[Callable[[Trial], None]], trial: Trial) -> list[str]:
+    failures = []
+    for check in checks:
+        try:
+            check(trial)
+        except Broken as error:
+            failures.append(f"{check.__name__}: {error}")
+        except Exception as error:
+            failures.append(f"{check.__name__}: {_described(error)}")
+    return failures
+
+
+def _described(error: Exception) -> str:
+    if isinstance(error, Broken):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _refusal(call: Callable[[], None]) -> str | None:
+    try:
+        call()
+    except PeftlabError as error:
+        return str(error)
+    return None
+
+
+def _largest_difference(a: Tensor, b: Tensor) -> float:
+    return float((a.float() - b.float()).abs().max())
+
+
+def own_name(name: str) -> str:
+    """The backbone's own name of a parameter that a method wrapped: ``….key.base.bias`` is ``….key.bias``."""
+    return re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", name).replace(".base.", ".")
+
+
+def _some(names: Any) -> str:
+    ordered = sorted(names)
+    rest = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
+    return ", ".join(ordered[:3]) + rest

@@ -1,0 +1,36 @@
+"""What a cell of the matrix may do other than pass: the only file of the suite that names methods.
+
+Refusals that follow from what a method declares (``supports``) need no entry here.
+"""
+
+from __future__ import annotations
+
+REFUSALS: dict[tuple[str, str, str], str] = {
+    ("bitfit", "llama", "*"): "has no bias term",
+    ("bitfit", "modernbert", "*"): "has no bias term",
+    ("hf_peft", "gpt2", "fp32"): "Target module Conv1D",  # quantised it is a Linear, which OFT takes
+    ("import", "*", "*"): "peft.path is needed",
+    ("parameters", "*", "nf4"): "is stored in nf4",
+}
+"""(method, kind, weights) → words of the reason; ``*`` stands for every kind, or for both sorts of weights."""
+
+
+def expected_refusal(method: str, kind: str, weights: str) -> str | None:
+    """The words that the refusal of this cell must hold; None: the cell must work."""
+    for key in ((method, kind, weights), (method, kind, "*"), (method, "*", weights), (method, "*", "*")):
+        if key in REFUSALS:
+            return REFUSALS[key]
+    return None
+
+
+BACKBONE_LIMITS: dict[tuple[str, str, str], str] = {
+    # transformers fills DeBERTa's masked scores with the smallest number of the query's type; bitsandbytes' layers
+    # keep returning float32 under autocast, while the scores are in bfloat16. backbone.dtype=bfloat16 works.
+    ("autocast", "deberta-v2", "nf4"): "cannot be converted to type c10::BFloat16",
+}
+"""(check, kind, weights) → the error of the untouched backbone, which no method can be blamed for."""
+
+
+def backbone_cannot(check: str, kind: str, weights: str) -> str | None:
+    """Why the backbone itself fails this check; None: it does not."""
+    return BACKBONE_LIMITS.get((check, kind, weights))
