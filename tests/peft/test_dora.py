@@ -56,7 +56,7 @@ def test_it_starts_as_the_backbone_to_the_bit(kind: str) -> None:
 def test_the_norm_needs_no_dense_product(quantize: str | None) -> None:
     backbone = adapted("bert", tiny("bert", quantize=quantize), targets=["ffn_up"])
     layer = only_layer(backbone, "intermediate")
-    (update,) = layer._dora_updates()
+    (update,) = layer.dora_updates()
     weight = weight_matrix(layer.base)
     dense = (weight.double() + update.scale * update.B.double() @ update.A.double()).norm(dim=1)
     assert (dense / weight.double().norm(dim=1) > 1.5).all(), "the update must matter"
@@ -77,7 +77,7 @@ def test_dequantised_weights_are_what_the_layer_multiplies_with(quantize: str) -
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_a_layer_is_the_book_s_formula(kind: str) -> None:
     layer = only_layer(adapted(kind, targets=["value"]), "v_proj" if kind == "llama" else "value")
-    (update,) = layer._dora_updates()
+    (update,) = layer.dora_updates()
     x = torch.randn(2, 5, 32)
     expected = F.linear(x.double(), dense_rows(layer, update), None if layer.bias is None else layer.bias.double())
     torch.testing.assert_close(layer(x).double(), expected, atol=1e-5, rtol=0)
@@ -101,7 +101,7 @@ def test_slices_of_gpt2_have_their_own_magnitudes() -> None:
 
 def test_an_embedding_is_scaled_by_dimension() -> None:
     layer = only_layer(adapted("bert", targets=["embedding"], rank=2), "word_embeddings")
-    (update,) = layer._dora_updates()
+    (update,) = layer.dora_updates()
     assert update.magnitude.shape == (32,)
     ids = torch.tensor([[5, 9, 5]])
     torch.testing.assert_close(layer(ids).double(), dense_rows(layer, update).T[ids], atol=1e-5, rtol=0)
@@ -111,7 +111,7 @@ def test_the_norm_is_detached_or_not() -> None:
     gradients = {}
     for detach in (True, False):
         layer = only_layer(adapted("bert", targets=["query"], detach_norm=detach), "query")
-        (update,) = layer._dora_updates()
+        (update,) = layer.dora_updates()
         x = torch.randn(7, 32, generator=torch.Generator().manual_seed(0))
         layer(x).square().sum().backward()
         ours = {name: parameter.grad.double() for name, parameter in update.named_parameters()}
@@ -131,7 +131,7 @@ def test_the_norm_is_detached_or_not() -> None:
 
 def test_dropout_leaves_the_base_product_alone() -> None:
     layer = only_layer(adapted("bert", targets=["query"], dropout=0.5), "query").train()
-    (update,) = layer._dora_updates()
+    (update,) = layer.dora_updates()
     with torch.no_grad():
         update.B.zero_()
     x = torch.randn(4, 32)

@@ -6,6 +6,7 @@ own state, which ``fingerprint`` hashes.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -188,6 +189,13 @@ class HFTokenizer:
             verbose=False,
         )["input_ids"]
         return [list(row) or [self.pad_id] for row in rows]
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files, with the token that pads where it has none of its own."""
+        tokenizer = copy.deepcopy(self._tokenizer)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.pad_id)
+        tokenizer.save_pretrained(folder)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids`` without special tokens."""

@@ -33,6 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from peftlab.fields import NonNegativeFloat, Probability
+from peftlab.interop.hf_adalora import adalora_adapter, adalora_fields, load_triplets
+from peftlab.interop.hf_format import HFAdapter, HFFolder
 from peftlab.peft.base import Supports
 from peftlab.peft.low_rank import Place
 from peftlab.peft.rank_budget import PrunableUpdate, RankBudgetStrategy
@@ -47,7 +49,7 @@ _FACTORS = ("A", "diagonal", "B")
 class AdaLoRA(RankBudgetStrategy, name="adalora"):
     """Low-rank updates P Λ Q whose ranks are moved to where they matter:  h = W x + s · P Λ Q x."""
 
-    supports = Supports(mergeable=True)
+    supports = Supports(mergeable=True, hf_peft="ADALORA")
     count = "initial rank · (in + out + 1) a target"
 
     targets: list[str] = field(
@@ -81,6 +83,19 @@ class AdaLoRA(RankBudgetStrategy, name="adalora"):
             for distance in update.distances_from_orthogonal()
         ]
         return self.orthogonality * torch.stack(distances).mean()
+
+    def to_hf(self, backbone: Backbone) -> HFAdapter:
+        """All triplets of every layer, with λ = 0 for the pruned ones."""
+        return adalora_adapter(backbone, self)
+
+    @classmethod
+    def from_hf(cls, folder: HFFolder) -> dict[str, Any] | None:
+        """ADALORA; its schedule in steps is not taken over, as a new one in shares of the run begins."""
+        return adalora_fields(folder)
+
+    def load_hf(self, backbone: Backbone, folder: HFFolder) -> None:
+        """P, Λ and Q of every layer."""
+        load_triplets(backbone, folder)
 
 
 class SVDUpdate(PrunableUpdate):

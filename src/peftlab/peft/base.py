@@ -22,10 +22,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftlab.errors import ConfigError, PeftlabError
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from peftlab.backbones.base import Backbone
+    from peftlab.interop.hf_format import HFAdapter, HFFolder
+    from peftlab.peft.weight_update import WeightUpdate
 
 _REGISTRY: dict[str, type[PEFTStrategy]] = {}
 
@@ -97,6 +100,13 @@ class PEFTStrategy(ABC):
             PeftlabError: if there is nothing to adapt, listing what there is.
         """
 
+    def files(self) -> list[Path]:
+        """Local files that the method starts from; their content goes into the run's identity.
+
+        Called on a class that was read without its heavy imports (see :mod:`peftlab.schema`), so light names only.
+        """
+        return []
+
     def extra_tokens(self) -> int:
         """Places in the model's sequence that the method takes beside a text's tokens (a soft prompt's length)."""
         return 0
@@ -153,6 +163,14 @@ class PEFTStrategy(ABC):
         """Undo :meth:`merge`."""
         raise PeftlabError(f"'{self.name}' cannot be merged into the backbone's weights.")
 
+    def weight_updates(self, backbone: Backbone) -> Iterable[WeightUpdate] | None:
+        """What was changed of each weight matrix, for ``peftlab inspect``; read while the adapter is not merged.
+
+        None, the default: it is to be seen by comparing the weights, after :meth:`merge` where the method has one,
+        with those before training. A method that knows more (the factors of its update) says it here.
+        """
+        return None
+
     @contextmanager
     def switched_off(self, backbone: Backbone) -> Iterator[None]:
         """Inside, ``backbone`` computes what it computed before :meth:`inject`, but for its head.
@@ -168,6 +186,30 @@ class PEFTStrategy(ABC):
             if not count:
                 raise PeftlabError(f"peft={self.name} changes the backbone itself: there is no adapter to switch off.")
             yield
+
+    def to_hf(self, backbone: Backbone) -> HFAdapter:
+        """The adapter in ``backbone`` as HF peft's checkpoint format says it (:mod:`peftlab.interop.hf_format`).
+
+        Raises:
+            PeftlabError: if the format cannot say it, with the reason.
+        """
+        raise PeftlabError(
+            f"peft={self.name} cannot be written in the format of HF peft, which knows no such method "
+            "(`peftlab methods` shows those it knows, under 'HF peft file')."
+        )
+
+    @classmethod
+    def from_hf(cls, folder: HFFolder) -> dict[str, Any] | None:  # noqa: ARG003
+        """The fields under which this method computes what HF peft's ``folder`` says; None if it is not this method's.
+
+        Raises:
+            PeftlabError: if it is, but says something that this method has not.
+        """
+        return None
+
+    def load_hf(self, backbone: Backbone, folder: HFFolder) -> None:
+        """Load the tensors of ``folder`` into ``backbone``, which was injected with the fields of :meth:`from_hf`."""
+        raise NotImplementedError(f"{type(self).__name__} has from_hf, but no load_hf")
 
     def regularization(self, backbone: Backbone) -> Tensor | None:
         """A term added to the training loss (a scalar), for methods that have one; None for none."""

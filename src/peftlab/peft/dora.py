@@ -31,21 +31,26 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from peftlab.interop.hf_format import MODEL, HFAdapter, HFFolder, plain_float
+from peftlab.interop.hf_low_rank import load_factors, lora_adapter, lora_fields
 from peftlab.peft.base import Supports
-from peftlab.peft.low_rank import FixedRankStrategy, LowRankLayer, LowRankUpdate, add_to_slice, attach
+from peftlab.peft.low_rank import FixedRankStrategy, LowRankLayer, LowRankUpdate, add_to_slice, attach, layers_of
 from peftlab.peft.surgery import adapter_generator, weight_matrix
+from peftlab.peft.weight_update import WeightUpdate, slice_name
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone
 
 _SMALLEST_SQUARED_NORM = 1e-12
+_MAGNITUDE_KEY = "lora_magnitude_vector"
+"""What HF peft calls m."""
 
 
 @dataclass(kw_only=True)
 class DoRA(FixedRankStrategy, name="dora"):
     """Low-rank update of the weight's direction, and a trained magnitude:  h = m · (W + s·BA) x / ‖W + s·BA‖."""
 
-    supports = Supports(mergeable=True)
+    supports = Supports(mergeable=True, hf_peft="LORA")
     count = "rank · (in + out) + out a target"
 
     detach_norm: bool = True
@@ -77,6 +82,39 @@ class DoRA(FixedRankStrategy, name="dora"):
             self.rank_at(place) * (place.in_features + place.out_features) + place.out_features
             for place in self.places(backbone)
         )
+
+    def to_hf(self, backbone: Backbone) -> HFAdapter:
+        """A, B and the magnitude of every layer; rows without an update keep the norm that they have."""
+        adapter = lora_adapter(backbone, dropout=self.dropout, rank_stabilized=self.rank_stabilized, use_dora=True)
+        for name, layer in layers_of(backbone, DoRALayer):
+            magnitude = plain_float(torch.linalg.vector_norm(weight_matrix(layer.base).detach().float(), dim=1))
+            for update in layer.dora_updates():
+                magnitude[update.output_slice or slice(None)] = plain_float(update.magnitude)
+            adapter.tensors[f"{MODEL}{name}.{_MAGNITUDE_KEY}"] = magnitude
+        return adapter
+
+    @classmethod
+    def from_hf(cls, folder: HFFolder) -> dict[str, Any] | None:
+        """LORA with a magnitude."""
+        if folder.peft_type != "LORA" or not folder.option("use_dora", False):
+            return None
+        return {**lora_fields(folder), "dropout_mode": "peft"}
+
+    def load_hf(self, backbone: Backbone, folder: HFFolder) -> None:
+        """A, B and the magnitude."""
+        load_factors(backbone, folder)
+        for name, layer in layers_of(backbone, DoRALayer):
+            for update in layer.dora_updates():
+                folder.copy(f"{MODEL}{name}.{_MAGNITUDE_KEY}", update.magnitude, backbone)
+
+    def weight_updates(self, backbone: Backbone) -> list[WeightUpdate]:
+        """m · (W + s · B A) / ‖W + s · B A‖ − W of every target: the magnitude changes it beyond rank r."""
+        return [
+            WeightUpdate(slice_name(name, part), weight, update.change(weight))
+            for name, layer in layers_of(backbone, DoRALayer)
+            for part, update in zip(layer.updates, layer.dora_updates(), strict=True)
+            for weight in [weight_matrix(layer.base)[update.output_slice or slice(None)]]
+        ]
 
 
 class DoRAUpdate(LowRankUpdate):
@@ -112,6 +150,11 @@ class DoRAUpdate(LowRankUpdate):
         norm = self.norm(weight)
         return self.magnitude / (norm.detach() if self.detach_norm else norm)
 
+    @torch.no_grad()
+    def change(self, weight: Tensor) -> Tensor:
+        """What merging adds to ``weight`` (out, in), in float32."""
+        return self.factor(weight)[:, None] * (weight.float() + self.dense()) - weight.float()
+
     def norm(self, weight: Tensor) -> Tensor:
         """‖W + s · B A‖ (out,), without forming B A."""
         with (
@@ -138,7 +181,7 @@ class DoRALayer(LowRankLayer):
             return base_out
         weight = weight_matrix(self.base)  # (out, in)
         out = base_out
-        for update in self._dora_updates():
+        for update in self.dora_updates():
             rows = update.output_slice or slice(None)
             factor = update.factor(weight[rows])
             if isinstance(self.base, nn.Embedding):
@@ -162,7 +205,7 @@ class DoRALayer(LowRankLayer):
         # Kept to the bit: m / ‖W + s · B A‖ may be zero, and rounding would add up over repeated merges.
         self._original = self.weight.detach().to("cpu", copy=True)
         weight = weight_matrix(self.base)
-        for update in self._dora_updates():
+        for update in self.dora_updates():
             rows = update.output_slice or slice(None)
             factor = update.factor(weight[rows])
             weight[rows] = (factor[:, None] * (weight[rows].float() + update.dense())).to(weight.dtype)
@@ -175,5 +218,6 @@ class DoRALayer(LowRankLayer):
             self.weight.copy_(self._original)
             self._original, self.merged = None, False
 
-    def _dora_updates(self) -> list[DoRAUpdate]:
+    def dora_updates(self) -> list[DoRAUpdate]:
+        """The updates, in the order of their slices."""
         return [update for update in self.all_updates() if isinstance(update, DoRAUpdate)]

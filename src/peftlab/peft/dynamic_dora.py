@@ -37,6 +37,8 @@ import torch
 from torch import Tensor
 
 from peftlab.fields import NonNegativeFloat, Probability
+from peftlab.interop.hf_format import HFAdapter
+from peftlab.interop.hf_low_rank import lora_adapter
 from peftlab.peft.base import Supports
 from peftlab.peft.low_rank import Place
 from peftlab.peft.rank_budget import PrunableUpdate, RankBudgetStrategy
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 class DynamicDoRA(RankBudgetStrategy, name="dynamic_dora"):
     """Sum of rank-1 updates, pruned by their share of the whole:  h = W x + s · Σ c_i B_i A_i x."""
 
-    supports = Supports(mergeable=True)
+    supports = Supports(mergeable=True, hf_peft="LORA")
     count = "initial rank · (in + out + 1) a target"
 
     targets: list[str] = field(
@@ -78,6 +80,12 @@ class DynamicDoRA(RankBudgetStrategy, name="dynamic_dora"):
         kept = torch.cat([update.kept for update in updates]).float()
         variances = torch.cat([update.variances() for update in updates])
         return self.equilibrium * (variances * kept).sum() / kept.sum()
+
+    def to_hf(self, backbone: Backbone) -> HFAdapter:
+        """Plain LoRA of the initial rank, which it computes: Σ c_i B_i A_i = (B diag(c)) A."""
+        adapter = lora_adapter(backbone, dropout=self.dropout)
+        adapter.notes.append("The components' weights are multiplied into B: peft knows it as plain LoRA.")
+        return adapter
 
 
 class ComponentUpdate(PrunableUpdate):

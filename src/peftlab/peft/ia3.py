@@ -15,15 +15,20 @@ A role that is a slice of a fused projection is scaled on its own.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from peftlab.backbones.role_table import output_features
 from peftlab.backbones.roles import find_targets
 from peftlab.errors import PeftlabError
+from peftlab.interop.hf_format import MODEL, HFAdapter, HFFolder, module_names, plain_float
 from peftlab.peft.base import PEFTStrategy, Supports
+from peftlab.peft.surgery import is_conv1d, weight_matrix
+from peftlab.peft.weight_update import WeightUpdate
 from peftlab.peft.wrapping import MergeableLayer, merge_all, part_name, target_features, weight_as_out_in, wrap
 
 if TYPE_CHECKING:
@@ -94,6 +99,62 @@ class IA3(PEFTStrategy, name="ia3"):
                 )
         merge_all(backbone, IA3Layer, undo=True)
 
+    def weight_updates(self, backbone: Backbone) -> list[WeightUpdate]:
+        """(l · l_ffᵀ − 1) ⊙ W of every target: rows and columns of the weight, scaled."""
+        return [
+            WeightUpdate(name, weight, layer.scaled(weight) - weight)
+            for name, layer in backbone.model.named_modules()
+            if isinstance(layer, IA3Layer)
+            for weight in [weight_matrix(layer.base).float()]
+        ]
+
+    def to_hf(self, backbone: Backbone) -> HFAdapter:
+        """One vector a layer; outputs outside of the scaled slices are scaled by one."""
+        tensors: dict[str, Tensor] = {}
+        fed = []
+        layers = {name: layer for name, layer in backbone.model.named_modules() if isinstance(layer, IA3Layer)}
+        for name, layer in layers.items():
+            if layer.input_scale is not None and layer.rows:
+                raise PeftlabError(
+                    f"this (IA)³ cannot be written in the format of HF peft: '{name}' has its inputs and its outputs "
+                    "scaled, and a layer has one of the two there."
+                )
+            if layer.input_scale is not None:
+                fed.append(name)
+                scale = plain_float(layer.input_scale).unsqueeze(0)  # (1, in)
+            else:
+                scale = torch.ones(output_features(layer.base), 1)  # (out, 1)
+                for part, rows in layer.rows.items():
+                    scale[rows, 0] = plain_float(layer.output_scales[part])
+            tensors[f"{MODEL}{name}.ia3_l"] = scale
+        config = {
+            "peft_type": "IA3",
+            "target_modules": module_names(backbone, layers),
+            "feedforward_modules": module_names(backbone, fed),
+            "fan_in_fan_out": any(is_conv1d(layer.base) for layer in layers.values()),
+        }
+        return HFAdapter(config, tensors)
+
+    @classmethod
+    def from_hf(cls, folder: HFFolder) -> dict[str, Any] | None:
+        """IA3: a column scales a layer's outputs, a row its inputs."""
+        if folder.peft_type != "IA3":
+            return None
+        folder.understands("target_modules", "feedforward_modules", "exclude_modules", "fan_in_fan_out")
+        folder.understands("init_ia3_weights")
+        names = folder.modules_with("ia3_l")
+        fed = {name for name in names if folder.tensors[f"{MODEL}{name}.ia3_l"].shape[0] == 1}
+        return {
+            "targets": [re.escape(name) for name in names if name not in fed],
+            "feedforward_targets": [re.escape(name) for name in names if name in fed],
+        }
+
+    def load_hf(self, backbone: Backbone, folder: HFFolder) -> None:
+        """The scales of every layer."""
+        for name, layer in backbone.model.named_modules():
+            if isinstance(layer, IA3Layer):
+                folder.copy(f"{MODEL}{name}.ia3_l", layer.scales()[0], backbone)
+
 
 def _layer(backbone: Backbone, target: Target) -> IA3Layer:
     layer = wrap(backbone, target, IA3Layer)
@@ -136,6 +197,14 @@ class IA3Layer(MergeableLayer):
     def scales(self) -> list[Tensor]:
         """All scale vectors."""
         return [*self.output_scales.values(), *([] if self.input_scale is None else [self.input_scale])]
+
+    @torch.no_grad()
+    def scaled(self, weight: Tensor) -> Tensor:
+        """``weight`` (out, in) with its rows and columns scaled, as a matrix of its own."""
+        weight = weight.clone() if self.input_scale is None else weight * self.input_scale
+        for part, rows in self.rows.items():
+            weight[rows] *= self.output_scales[part].unsqueeze(1)
+        return weight
 
     def fold(self, *, undo: bool) -> None:
         """Multiply weight and bias by the scales, or divide."""

@@ -4,7 +4,8 @@
 
 They go straight into attention (:mod:`peftlab.backbones.attention`): positions do not move and the text keeps all of
 them. HF peft passes them as a cache, which moves the text n positions on; a prefix trained there has seen the
-text in other places (absolute positions), or from n positions further away (rotary ones).
+text in other places (absolute positions), or from n positions further away (rotary ones). ``position_shift`` does
+the same, so that such a prefix can be imported, and one trained here exported for any model that peft can run.
 
 One table (n, 2 · Σ H_kv · d_head) holds everything, the keys and the values of one module beside each other, then
 the next module's: for decoders and encoders of L layers (n, 2·L·d), as HF peft saves it. It is trained as it
@@ -29,6 +30,8 @@ from torch import Tensor, nn
 
 from peftlab.errors import PeftlabError
 from peftlab.fields import PositiveInt, Probability
+from peftlab.interop.hf_format import HFAdapter, HFFolder
+from peftlab.interop.hf_prompt import load_prompt, prefix_adapter, takes_a_cache
 from peftlab.peft.base import PEFTStrategy, Supports
 from peftlab.peft.soft_prompt import copy_tensors, fresh_linear
 from peftlab.peft.surgery import adapter_generator
@@ -55,6 +58,8 @@ class KeyValuePrefix(PEFTStrategy):
     """Width of that network; null: 512."""
     dropout: Probability = 0.0
     """Dropout on the prefix's keys and values."""
+    position_shift: bool = False
+    """Let the text's positions begin behind the prefix, as HF peft does; they are then missing at a text's end."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a network's width without the network."""
@@ -75,11 +80,32 @@ class KeyValuePrefix(PEFTStrategy):
         prefix = Prefix(list(shapes.values()), self.length, hidden, self.dropout, adapter_generator(seed, _CHILD))
         device = next(backbone.model.parameters()).device
         trunk: nn.Module = backbone.model.base_model  # type: ignore[assignment]
+        if self.position_shift:
+            self._shift_positions(backbone, trunk, prefix)
         attach(backbone, {name: partial(prefix.part, index) for index, name in enumerate(shapes)})
         # The table is computed once for all layers, and let go of when the trunk is through.
         trunk.register_forward_pre_hook(partial(_compute, prefix))
         trunk.register_forward_hook(partial(_release, prefix), always_call=True)
         backbone.model.add_module(_CHILD, prefix.to(device).train(backbone.model.training))
+
+    def extra_tokens(self) -> int:
+        """Positions that the text cannot have: none, or the prefix's length."""
+        return self.length if self.position_shift else 0
+
+    def _shift_positions(self, backbone: Backbone, trunk: nn.Module, prefix: Prefix) -> None:
+        if not takes_a_cache(trunk):
+            raise PeftlabError(
+                f"peft.position_shift=true: {backbone.architecture} takes neither positions nor a cache, so HF peft "
+                "cannot run a prefix in it either. Set peft.position_shift=false."
+            )
+        # RoBERTa and kin count positions from behind the padding id.
+        paddings = [
+            int(padding)
+            for name, module in trunk.named_modules()
+            if name.endswith("position_embeddings") and (padding := getattr(module, "padding_idx", None)) is not None
+        ]
+        first = self.length + (paddings[0] + 1 if paddings else 0)
+        trunk.register_forward_pre_hook(partial(_positions_from, first, prefix), with_kwargs=True)
 
     def closed_form(self, backbone: Backbone) -> int:
         """Trainable parameters without the head, by the formulas of the method's file."""
@@ -107,6 +133,16 @@ class KeyValuePrefix(PEFTStrategy):
                 f"them on, with peft={self.name} peft.reparameterize=false."
             )
         copy_tensors({"prompt_embeddings": prefix_module(backbone).embedding}, tensors)
+
+    def to_hf(self, backbone: Backbone) -> HFAdapter:
+        """The table; its keys are turned on by n positions where the model's positions are rotary and not shifted."""
+        prefix = prefix_module(backbone)
+        table = self.inference_prompt(backbone)["prompt_embeddings"]
+        return prefix_adapter(backbone, table, prefix.shapes, shifted=self.position_shift)
+
+    def load_hf(self, backbone: Backbone, folder: HFFolder) -> None:
+        """The table, which is trained on as it is."""
+        load_prompt(backbone, folder, {"prompt_embeddings": prefix_module(backbone).embedding})
 
     @contextmanager
     def switched_off(self, backbone: Backbone) -> Iterator[None]:
@@ -194,6 +230,16 @@ def _shapes(backbone: Backbone) -> dict[str, tuple[int, int]]:
 
 def _compute(prefix: Prefix, *_: Any) -> None:
     prefix.current = prefix.parts()
+
+
+def _positions_from(
+    first: int, prefix: Prefix, _trunk: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    if not prefix.active:
+        return None
+    ids = next(x for x in (*given[:1], named.get("input_ids"), named.get("inputs_embeds")) if x is not None)
+    positions = torch.arange(first, first + ids.shape[1], device=ids.device)
+    return given, named | {"position_ids": positions.expand(ids.shape[0], -1)}  # (B, T)
 
 
 def _release(prefix: Prefix, *_: Any) -> None:

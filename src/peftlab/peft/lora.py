@@ -38,6 +38,8 @@ from torch import nn
 
 from peftlab.errors import PeftlabError
 from peftlab.fields import PositiveFloat
+from peftlab.interop.hf_format import MODEL, HFAdapter, HFFolder, plain_float
+from peftlab.interop.hf_low_rank import load_factors, lora_adapter, lora_fields
 from peftlab.peft.base import Supports
 from peftlab.peft.low_rank import FixedRankStrategy, LowRankLayer, LowRankUpdate, Place, attach
 from peftlab.peft.surgery import adapter_generator, is_quantized, weight_matrix
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 class LoRA(FixedRankStrategy, name="lora"):
     """Low-rank update beside frozen weights:  h = W x + (alpha / rank) · B A x."""
 
-    supports = Supports(mergeable=True)
+    supports = Supports(mergeable=True, hf_peft="LORA")
     count = "rank · (in + out) a target"
 
     lr_ratio: PositiveFloat = 1.0
@@ -148,6 +150,37 @@ class LoRA(FixedRankStrategy, name="lora"):
             )
         with super().switched_off(backbone):
             yield
+
+    def to_hf(self, backbone: Backbone) -> HFAdapter:
+        """A and B of every layer (PiSSA's at twice the rank, slices as blocks), and the biases that train."""
+        adapter = lora_adapter(backbone, dropout=self.dropout, rank_stabilized=self.rank_stabilized, bias=self.bias)
+        adapter.tensors |= {key: plain_float(bias) for key, bias in self._hf_biases(backbone).items()}
+        return adapter
+
+    def _hf_biases(self, backbone: Backbone) -> dict[str, nn.Parameter]:
+        """The biases that train in an injected backbone, by HF peft's keys."""
+        if self.bias == "none":
+            return {}
+        left_out = {*backbone.always_frozen(), *(name for name, _ in backbone.head_parameters())}
+        ending = ".bias" if self.bias == "all" else ".base.bias"
+        return {
+            f"{MODEL}{name.replace('.base.bias', '.base_layer.bias')}": parameter
+            for name, parameter in backbone.model.named_parameters()
+            if name.endswith(ending) and name not in left_out
+        }
+
+    @classmethod
+    def from_hf(cls, folder: HFFolder) -> dict[str, Any] | None:
+        """LORA without a magnitude."""
+        if folder.peft_type != "LORA" or folder.option("use_dora", False):
+            return None
+        return {**lora_fields(folder), "bias": folder.option("bias", "none")}
+
+    def load_hf(self, backbone: Backbone, folder: HFFolder) -> None:
+        """A and B, and the biases if they train."""
+        load_factors(backbone, folder)
+        for key, bias in self._hf_biases(backbone).items():
+            folder.copy(key, bias, backbone)
 
 
 class LoRALayer(LowRankLayer):

@@ -28,6 +28,7 @@ from peftlab.peft.surgery import (
     slice_length,
     weight_matrix,
 )
+from peftlab.peft.weight_update import WeightUpdate, slice_name
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone
@@ -139,6 +140,19 @@ class LowRankStrategy(PEFTStrategy):
         """Take the updates out of the weights again."""
         for _, layer in layers_of(backbone, LowRankLayer):
             layer.unmerge()
+
+    def weight_updates(self, backbone: Backbone) -> list[WeightUpdate]:
+        """The factors of every update."""
+        return [
+            WeightUpdate(
+                slice_name(name, part),
+                weight_matrix(layer.base)[update.output_slice or slice(None)],
+                (B * update.scale, A),
+            )
+            for name, layer in layers_of(backbone, LowRankLayer)
+            for part, update in zip(layer.updates, layer.all_updates(), strict=True)
+            for A, B in [update.factors()]
+        ]
 
 
 @dataclass(kw_only=True)
@@ -259,6 +273,12 @@ class LowRankUpdate(nn.Module):
         if self.A_start is not None and self.B_start is not None:
             update = update - (self.B_start @ self.A_start) * self.scale
         return update
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """(k, in) and (out, k), whose product times the scale is :meth:`dense`; k is the rank, or twice it."""
+        if self.A_start is not None and self.B_start is not None:
+            return torch.cat([self.A, self.A_start]), torch.cat([self.B, -self.B_start], dim=1)
+        return self.A, self.B
 
     def further_state(self) -> dict[str, Tensor]:
         """Tensors beside the trainable ones that a reloaded update needs."""

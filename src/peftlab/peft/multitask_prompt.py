@@ -15,12 +15,14 @@ Trainable: n·d + tasks · r · (n + d).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from peftlab.fields import NonNegativeInt, PositiveInt
+from peftlab.interop.hf_format import HFAdapter, HFFolder
+from peftlab.interop.hf_prompt import prompt_length
 from peftlab.peft.base import Supports
 from peftlab.peft.soft_prompt import InitialisedSoftPrompt, prompt_module
 
@@ -66,6 +68,32 @@ class MultitaskPrompt(InitialisedSoftPrompt, name="multitask_prompt"):
     def inference_prompt(self, backbone: Backbone) -> dict[str, Tensor]:
         """All three parts, which together are compact already."""
         return {name: tensor.detach().clone() for name, tensor in prompt_module(backbone).named_parameters()}
+
+    def to_hf(self, backbone: Backbone) -> HFAdapter:
+        """All three parts; the task is an argument of peft's models."""
+        adapter = super().to_hf(backbone)
+        adapter.notes.append(
+            f"Give the model `task_ids` with every batch: this run's texts are task {self.task} of {self.num_tasks} "
+            f"(`task_ids=torch.full((len(input_ids),), {self.task})`)."
+        )
+        return adapter
+
+    def hf_options(self, backbone: Backbone) -> dict[str, Any]:
+        """The tasks and their rank."""
+        return {"num_tasks": self.num_tasks, "num_ranks": self.rank, "prompt_tuning_init": "RANDOM"}
+
+    @classmethod
+    def from_hf(cls, folder: HFFolder) -> dict[str, Any] | None:
+        """MULTITASK_PROMPT_TUNING, with its first task."""
+        if folder.peft_type != "MULTITASK_PROMPT_TUNING":
+            return None
+        return {
+            "length": prompt_length(folder),
+            "position": "before",
+            "init": "random",
+            "num_tasks": folder.option("num_tasks", 1),
+            "rank": folder.option("num_ranks", 1),
+        }
 
 
 class TaskPrompts(nn.Module):

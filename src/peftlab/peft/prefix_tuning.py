@@ -10,7 +10,8 @@ default here. After training P alone is needed; the MLP is saved with it, so tha
 
 Departures from the paper: P' is as wide as a layer's keys (the authors' code; the paper has a narrower one); the
 start is random, P' from N(0, 1) and the MLP as torch starts it, not the activations of words; the
-classification head trains as well. The text's positions are not moved (HF peft moves them by n).
+classification head trains as well. The text's positions are not moved (HF peft moves them by n;
+``position_shift=true`` does, too).
 
 Trainable, with d the size of a layer's keys, L attention modules and h = hidden:
 n·d + (d+1)·h + (h+1)·2·L·d, of which n·2·L·d remain after training; without the MLP n·2·L·d.
@@ -19,7 +20,10 @@ n·d + (d+1)·h + (h+1)·2·L·d, of which n·2·L·d remain after training; wit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from peftlab.interop.hf_format import HFFolder
+from peftlab.interop.hf_prompt import prompt_length
 from peftlab.peft.base import Supports
 from peftlab.peft.key_value_prefix import KeyValuePrefix
 
@@ -33,3 +37,10 @@ class PrefixTuning(KeyValuePrefix, name="prefix_tuning"):
 
     reparameterize: bool = True
     """Let a network of two linear layers make the keys and values, which trains more smoothly."""
+
+    @classmethod
+    def from_hf(cls, folder: HFFolder) -> dict[str, Any] | None:
+        """PREFIX_TUNING: the keys and values themselves, with the text's positions behind them."""
+        if folder.peft_type != "PREFIX_TUNING":
+            return None
+        return {"length": prompt_length(folder), "reparameterize": False, "position_shift": True}

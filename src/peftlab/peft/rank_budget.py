@@ -155,6 +155,10 @@ class PrunableUpdate(LowRankUpdate):
         """The way up, (…, r) → (…, out)."""
         return super().expand(low * self.diagonal)
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (r, in) and B diag(d) (out, r)."""
+        return self.A, self.B * self.diagonal
+
     def dense(self) -> Tensor:
         """s · B diag(d) A as one matrix (out, in)."""
         return ((self.B * self.diagonal) @ self.A) * self.scale

@@ -19,13 +19,15 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from peftlab.errors import PeftlabError
 from peftlab.fields import PositiveInt
+from peftlab.interop.hf_format import HFAdapter, HFFolder
+from peftlab.interop.hf_prompt import load_prompt, prompt_adapter
 from peftlab.peft.base import PEFTStrategy, Supports
 from peftlab.peft.surgery import adapter_generator
 
@@ -92,6 +94,20 @@ class SoftPrompt(PEFTStrategy):
             PeftlabError: if a tensor is missing or misshapen.
         """
         copy_tensors(dict(prompt_module(backbone).named_parameters()), tensors)
+
+    def to_hf(self, backbone: Backbone) -> HFAdapter:
+        """What is needed to use the prompt."""
+        tensors = self.inference_prompt(backbone)
+        peft_type = str(self.supports.hf_peft)
+        return prompt_adapter(backbone, peft_type, tensors, length=self.length, **self.hf_options(backbone))
+
+    def hf_options(self, backbone: Backbone) -> dict[str, Any]:
+        """Options of HF peft's config beside the sizes that all prompts have."""
+        return {}
+
+    def load_hf(self, backbone: Backbone, folder: HFFolder) -> None:
+        """The prompt, which is trained on as it is."""
+        load_prompt(backbone, folder, dict(prompt_module(backbone).named_parameters()))
 
     @contextmanager
     def switched_off(self, backbone: Backbone) -> Iterator[None]:

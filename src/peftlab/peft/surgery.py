@@ -29,7 +29,8 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether ``module`` is GPT-2's Conv1D: a linear layer that stores its weight as (in, out)."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+    # by its line of classes: a parametrised layer is of a class of its own below Conv1D
+    return any(cls.__name__ == "Conv1D" for cls in type(module).__mro__) and hasattr(module, "nf")
 
 
 def linear_features(module: nn.Module) -> tuple[int, int]:

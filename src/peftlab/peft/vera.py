@@ -16,17 +16,21 @@ fused projection is adapted on its own.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftlab.backbones.roles import find_targets
+from peftlab.errors import PeftlabError
 from peftlab.fields import FiniteFloat, NonNegativeInt, PositiveInt, Probability
+from peftlab.interop.hf_format import MODEL, HFAdapter, HFFolder, module_names, plain_float
 from peftlab.peft.base import PEFTStrategy, Supports
-from peftlab.peft.surgery import adapter_generator
+from peftlab.peft.surgery import adapter_generator, is_conv1d, weight_matrix
+from peftlab.peft.weight_update import WeightUpdate, slice_name
 from peftlab.peft.wrapping import (
     MergeableLayer,
     add_to_rows,
@@ -111,6 +115,75 @@ class VeRA(PEFTStrategy, name="vera"):
         """Take it away from the weights again (within rounding)."""
         merge_all(backbone, VeRALayer, undo=True)
 
+    def weight_updates(self, backbone: Backbone) -> list[WeightUpdate]:
+        """Λ_b B and Λ_d A of every target."""
+        return [
+            WeightUpdate(
+                slice_name(name, part), weight_matrix(layer.base)[update.output_slice or slice(None)], update.factors()
+            )
+            for name, layer in backbone.model.named_modules()
+            if isinstance(layer, VeRALayer)
+            for part, update in layer.updates.items()
+            if isinstance(update, VectorUpdate)
+        ]
+
+    def to_hf(self, backbone: Backbone) -> HFAdapter:
+        """The vectors of every layer, and the shared matrices once."""
+        projection = backbone.model.get_submodule(_PROJECTION)
+        tensors = {f"base_model.vera_{letter}": plain_float(matrix) for letter, matrix in projection.named_buffers()}
+        layers = {name: layer for name, layer in backbone.model.named_modules() if isinstance(layer, VeRALayer)}
+        for name, layer in layers.items():
+            first, *more = layer.all_updates()
+            if more or first.output_slice is not None:
+                raise PeftlabError(
+                    f"this VeRA cannot be written in the format of HF peft: '{name}' is adapted in slices, each with "
+                    "the leading rows of B, and a whole layer has other rows there. Train it on whole modules: "
+                    "peft.targets with their names."
+                )
+            tensors[f"{MODEL}{name}.vera_lambda_d"] = plain_float(first.d)
+            tensors[f"{MODEL}{name}.vera_lambda_b"] = plain_float(first.b)
+        config = {
+            "peft_type": "VERA",
+            "r": self.rank,
+            "target_modules": module_names(backbone, layers),
+            "vera_dropout": self.dropout,
+            "d_initial": self.d_initial,
+            "projection_prng_key": 0,
+            "save_projection": True,
+            "fan_in_fan_out": any(is_conv1d(layer.base) for layer in layers.values()),
+            "bias": "none",
+        }
+        return HFAdapter(config, tensors)
+
+    @classmethod
+    def from_hf(cls, folder: HFFolder) -> dict[str, Any] | None:
+        """VERA, with the shared matrices."""
+        if folder.peft_type != "VERA":
+            return None
+        if "base_model.vera_A" not in folder.tensors:
+            raise PeftlabError(
+                f"peft.path: {folder.path} holds no vera_A and vera_B (save_projection=false): they come from HF "
+                "peft's own random numbers, and the vectors mean nothing without them. Save it with "
+                "save_projection=True."
+            )
+        folder.understands("r", "target_modules", "fan_in_fan_out", "layers_to_transform", "layers_pattern")
+        folder.understands("d_initial", "init_weights", "projection_prng_key", "save_projection")
+        return {
+            "rank": folder.tensors["base_model.vera_A"].shape[0],
+            "targets": [re.escape(name) for name in folder.modules_with("vera_lambda_d")],
+            "dropout": folder.option("vera_dropout", 0.0),
+        }
+
+    def load_hf(self, backbone: Backbone, folder: HFFolder) -> None:
+        """The shared matrices and the vectors of every layer."""
+        for letter, matrix in backbone.model.get_submodule(_PROJECTION).named_buffers():
+            folder.copy(f"base_model.vera_{letter}", matrix, backbone)
+        for name, layer in backbone.model.named_modules():
+            if isinstance(layer, VeRALayer):
+                (update,) = layer.all_updates()
+                folder.copy(f"{MODEL}{name}.vera_lambda_d", update.d, backbone)
+                folder.copy(f"{MODEL}{name}.vera_lambda_b", update.b, backbone)
+
 
 class RandomProjection(nn.Module):
     """A and B, frozen and shared by all layers; it stands once, at the top of the model."""
@@ -159,8 +232,13 @@ class VectorUpdate(nn.Module):
 
     def dense(self) -> Tensor:
         """Λ_b B Λ_d A as one matrix (out, in)."""
+        left, right = self.factors()
+        return left @ right
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Λ_b B (out, r) and Λ_d A (r, in)."""
         A, B = self._matrices()
-        return (self.b.unsqueeze(1) * B) @ (self.d.unsqueeze(1) * A)
+        return self.b.unsqueeze(1) * B, self.d.unsqueeze(1) * A
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
@@ -178,15 +256,16 @@ class VeRALayer(MergeableLayer):
         """(…, in) → (…, out)."""
         out: Tensor = self.base(x)
         if not self.merged:
-            for update in self._updates():
+            for update in self.all_updates():
                 out = add_to_rows(out, update(x), update.output_slice)
         return out
 
     def fold(self, *, undo: bool) -> None:
         """Add the updates to the base's weight, or take them away."""
         weight = weight_as_out_in(self.base)
-        for update in self._updates():
+        for update in self.all_updates():
             weight[update.output_slice or slice(None)] += (update.dense() * (-1 if undo else 1)).to(weight.dtype)
 
-    def _updates(self) -> list[VectorUpdate]:
+    def all_updates(self) -> list[VectorUpdate]:
+        """The updates, in the order of their slices."""
         return list(self.updates.values())  # type: ignore[arg-type]

@@ -31,6 +31,8 @@ def semantic(config: RunConfig) -> dict[str, Any]:
     values: dict[str, Any] = _semantic_fields(config)
     values["data_content"] = {split: content_sha256(files) for split, files in config.data.files().items()}
     values["backbone_content"] = content_sha256(config.backbone.weight_files())
+    if files := config.peft.files():
+        values["peft_content"] = content_sha256(files)
     if config.backbone.from_run is not None:
         values["from_run"] = _earlier_run(Path(config.backbone.from_run).expanduser())
     return values

@@ -1,0 +1,1 @@
+"""Adapters in the checkpoint format of Hugging Face peft, in both directions, without importing peft."""

@@ -1,0 +1,182 @@
+"""A finished run as a folder of HF peft, or of ``transformers`` with the adapter merged."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from peftlab.backbones.base import Backbone
+from peftlab.config import RunConfig
+from peftlab.errors import PeftlabError
+from peftlab.interop.card import CARD_FILE, TITLES, base_name, card, how_to_load
+from peftlab.interop.hf_files import CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE
+from peftlab.interop.hf_format import MODEL, PROMPT_MODEL, HFAdapter, plain_float
+from peftlab.interop.hf_model import (
+    merged_backbone,
+    require_pooling,
+    save_model,
+    transformer_of,
+    untouched_backbone,
+)
+from peftlab.interop.whole_folder import require_free, whole_folder
+from peftlab.peft.base import PEFTStrategy
+from peftlab.runs.assemble import reassemble
+from peftlab.runs.folder import RunFolder
+
+
+def export_adapter(
+    folder: RunFolder,
+    config: RunConfig,
+    record: dict[str, Any],
+    to: Path,
+    *,
+    base: Path | None = None,
+    trunk_only: bool = False,
+) -> HFAdapter:
+    """Write the run's adapter and head in HF peft's format.
+
+    Args:
+        folder: the run's.
+        config: the run's.
+        record: the run's.
+        to: the folder to write; it must not be there yet, or be empty.
+        base: a second folder, for the frozen backbone; the adapter then names it as its base.
+        trunk_only: write the adapter for ``AutoModel``, and the head as tensors beside it.
+
+    Raises:
+        PeftlabError: if the format cannot say what the run computes, or the folder cannot be written.
+    """
+    backbone_config = transformer_of(config)
+    if not trunk_only:
+        require_pooling(backbone_config, "export")
+    if backbone_config.from_run is not None and base is None:
+        raise PeftlabError(
+            f"this run started from the weights of {backbone_config.from_run}: on the original backbone its adapter "
+            "would compute something else. Give --base FOLDER as well, which writes the backbone that it belongs to."
+        )
+    for path, key in ((to, "--to"), (base, "--base")):
+        if path is not None:
+            require_free(path, key)
+    assembled, facts = reassemble(folder, config)
+    named = base_name(backbone_config, base)
+    adapter, files = adapter_files(
+        assembled.backbone,
+        assembled.strategy,
+        base=named,
+        revision=None if base is not None else backbone_config.revision,
+        trunk_only=trunk_only,
+    )
+    kind = "trunk" if trunk_only else "adapter"
+    how = how_to_load(kind, named, assembled.backbone.head_modules(), len(facts["label_names"]), backbone_config)
+    readme = card(config, facts, record, title=TITLES[kind], base=named, notes=adapter.notes, how=how)
+    files[CARD_FILE] = readme.encode()
+    with ExitStack() as stack:
+        if base is not None:
+            labels = facts["label_names"]
+            save_model(
+                untouched_backbone(folder, config, labels), stack.enter_context(whole_folder(base, "--base")), labels
+            )
+        into = stack.enter_context(whole_folder(to, "--to"))
+        for name, content in files.items():
+            (into / name).write_bytes(content)
+    return adapter
+
+
+def adapter_files(
+    backbone: Backbone,
+    strategy: PEFTStrategy,
+    *,
+    base: str | None = None,
+    revision: str | None = None,
+    trunk_only: bool = False,
+) -> tuple[HFAdapter, dict[str, bytes]]:
+    """The adapter in ``backbone``, and the content of each file that says it, by the file's name.
+
+    Raises:
+        PeftlabError: if the format cannot say it.
+    """
+    adapter = strategy.to_hf(backbone)
+    config = adapter.config | {
+        "task_type": "FEATURE_EXTRACTION" if trunk_only else "SEQ_CLS",
+        "base_model_name_or_path": base,
+        "revision": revision,
+        "inference_mode": True,
+    }
+    head = _head(backbone)
+    if trunk_only:
+        adapter = for_trunk(HFAdapter(config, adapter.tensors, adapter.notes), str(backbone.model.base_model_prefix))
+    else:
+        prefix = PROMPT_MODEL if adapter.is_prompt else MODEL
+        tensors = adapter.tensors | {f"{prefix}{name}": tensor for name, tensor in head.items()}
+        adapter = HFAdapter(config | {"modules_to_save": backbone.head_modules()}, tensors, adapter.notes)
+    if quantized := backbone.provenance.get("quantize"):
+        adapter.notes.append(
+            f"It was trained beside a backbone in {quantized} (bitsandbytes): load the base model in the same form for "
+            "the same logits."
+        )
+    files = {CONFIG_FILE: _json(adapter.config), WEIGHTS_FILE: _safetensors(adapter.tensors)}
+    return adapter, files | ({HEAD_FILE: _safetensors(head)} if trunk_only else {})
+
+
+def export_merged(folder: RunFolder, config: RunConfig, record: dict[str, Any], to: Path) -> None:
+    """Write the run as a plain ``transformers`` classifier with its adapter merged.
+
+    Raises:
+        PeftlabError: if the method cannot be merged, or ``transformers`` would compute something else.
+    """
+    backbone_config = transformer_of(config)
+    require_pooling(backbone_config, "--merged")
+    require_free(to, "--to")
+    assembled, facts = reassemble(folder, config)
+    labels = facts["label_names"]
+    merged = merged_backbone(folder, config, assembled, labels)
+    how = how_to_load("merged", None, merged.head_modules(), len(labels), backbone_config)
+    named = base_name(backbone_config, None)
+    text = card(config, facts, record, title=TITLES["merged"], base=named, notes=[], how=how)
+    with whole_folder(to, "--to") as into:
+        save_model(merged, into, labels)
+        (into / CARD_FILE).write_text(text, encoding="utf-8")
+
+
+def for_trunk(adapter: HFAdapter, prefix: str) -> HFAdapter:
+    """The same adapter for the model without its classification class, whose names lack ``prefix``."""
+
+    def inner(name: str) -> str:
+        return name.removeprefix(f"{prefix}.").removeprefix(f"{re.escape(prefix)}\\.")
+
+    config = dict(adapter.config)
+    for key in ("target_modules", "feedforward_modules"):
+        if key in config:
+            config[key] = [inner(name) for name in config[key]]
+    for key in ("rank_pattern", "alpha_pattern"):
+        if key in config:
+            config[key] = {inner(name): value for name, value in config[key].items()}
+    tensors = {
+        f"{MODEL}{inner(name.removeprefix(MODEL))}" if name.startswith(MODEL) else name: tensor
+        for name, tensor in adapter.tensors.items()
+    }
+    return HFAdapter(config, tensors, adapter.notes)
+
+
+def _head(backbone: Backbone) -> dict[str, Tensor]:
+    """Every tensor of the head, by its name in the model."""
+    return {
+        name: plain_float(tensor)
+        for name, tensor in backbone.model.state_dict().items()
+        if any(name.startswith(f"{part}.") for part in backbone.head_modules())
+    }
+
+
+def _safetensors(tensors: dict[str, Tensor]) -> bytes:
+    data: bytes = safetensors.torch.save({k: tensors[k] for k in sorted(tensors)}, metadata={"format": "pt"})
+    return data
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,182 @@
+"""Soft prompts and prefixes in HF peft's format: one tensor ``prompt_embeddings``, and the sizes of the model.
+
+Peft puts a soft prompt in front of the text, where ours may stand behind the first token. It passes a prefix as a
+cache, which moves the text n positions on, while ours leaves it in place (``position_shift=false``):
+
+- rotary positions: a query at position t + n meets the prefix's keys as they are. With R(n) the rotation by n
+  positions, q(t + n) · R(n) k = q(t) · k, so that rotated keys give the very same attention.
+- absolute positions: the text itself is another one at other positions, so only a prefix that was trained with
+  ``position_shift=true`` can be had there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from peftlab.errors import PeftlabError
+from peftlab.interop.hf_format import PROMPT, HFAdapter, HFFolder, plain_float
+
+if TYPE_CHECKING:
+    from peftlab.backbones.base import Backbone
+
+_HOW_IT_STARTED = (
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "prompt_tuning_init_state_dict_path",
+    "prompt_tuning_init_task",
+    "tokenizer_name_or_path",
+    "tokenizer_kwargs",
+    "init_weights",
+    # the encoder that made the prompt, which is not in the folder
+    "encoder_reparameterization_type",
+    "encoder_hidden_size",
+    "encoder_num_layers",
+    "encoder_dropout",
+    "prefix_projection",
+    # sizes of the model, which the shape of the tensor is checked against
+    "token_dim",
+    "num_layers",
+    "num_attention_heads",
+)
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Rotations that are the same for texts of all lengths."""
+
+
+def prompt_adapter(
+    backbone: Backbone, peft_type: str, tensors: dict[str, Tensor], *, length: int, **options: Any
+) -> HFAdapter:
+    """A soft prompt.
+
+    Raises:
+        PeftlabError: if it does not stand in front of the text, or the model reads it twice.
+    """
+    model: Any = backbone.model
+    placement: Any = getattr(backbone, "_prompt", None)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise PeftlabError(
+            f"a soft prompt in {backbone.architecture} cannot be written in the format of HF peft, whose classifiers "
+            "of that kind take none. Use an encoder or a decoder, or peft=lora."
+        )
+    if placement is None or placement.position != "before":
+        raise PeftlabError(
+            "this soft prompt stands behind the text's first token, and HF peft always puts it in front: it would "
+            "compute something else. Train it with peft.position=before to export it."
+        )
+    config = {
+        "peft_type": peft_type,
+        "num_virtual_tokens": length,
+        "token_dim": tensors[PROMPT].shape[1],
+        "num_transformer_submodules": 1,
+        "num_attention_heads": model.config.num_attention_heads,
+        "num_layers": model.config.num_hidden_layers,
+        **options,
+    }
+    notes = []
+    if backbone.head_modules() == ["score"]:
+        notes.append(
+            "With a prompt peft classifies from the last place of the batch, padding included: give it texts of one "
+            "length (or one at a time)."
+        )
+    return HFAdapter(config, {name: plain_float(tensor) for name, tensor in tensors.items()}, notes)
+
+
+def prompt_length(folder: HFFolder) -> int:
+    """Vectors or keys n; also notes the options that the tensors answer."""
+    folder.understands(*_HOW_IT_STARTED)
+    if folder.option("num_transformer_submodules", 1) != 1:
+        raise PeftlabError(
+            f"peft.path: {folder.path} is of a model with an encoder and a decoder (num_transformer_submodules=2), "
+            "which is not supported. Give an adapter of an encoder or a decoder."
+        )
+    if PROMPT not in folder.tensors:
+        raise PeftlabError(f"peft.path: the weights in {folder.path} lack '{PROMPT}', so they hold no prompt.")
+    stored = folder.tensors[PROMPT].shape[0]
+    length = folder.option("num_virtual_tokens", stored)
+    if length != stored:
+        raise PeftlabError(
+            f"peft.path: {folder.path} says num_virtual_tokens={length} and holds {stored} vectors: its two files do "
+            "not belong together."
+        )
+    return stored
+
+
+def load_prompt(backbone: Backbone, folder: HFFolder, into: dict[str, Tensor]) -> None:
+    """Copy the tensors of the folder ``into`` those of the same names."""
+    for name, tensor in into.items():
+        folder.copy(name, tensor, backbone)
+
+
+def takes_a_cache(trunk: nn.Module) -> bool:
+    """Whether the trunk can be given keys and values, and positions: only then peft can give it a prefix."""
+    return {"past_key_values", "position_ids"} <= set(inspect.signature(trunk.forward).parameters)
+
+
+def prefix_adapter(backbone: Backbone, table: Tensor, shapes: list[tuple[int, int]], *, shifted: bool) -> HFAdapter:
+    """A prefix.
+
+    Args:
+        backbone: the model that it was trained in.
+        table: (n, 2 · Σ H_kv · d_head), keys and values of each attention module beside each other.
+        shapes: (H_kv, d_head) of each attention module.
+        shifted: whether it was trained with the text at positions n, n + 1, …
+
+    Raises:
+        PeftlabError: if peft would compute something else with it.
+    """
+    trunk: Any = backbone.model.base_model
+    if not takes_a_cache(trunk) or len(set(shapes)) != 1 or trunk.config.is_encoder_decoder:
+        raise PeftlabError(
+            f"a prefix of {backbone.architecture} cannot be written in the format of HF peft: peft passes it as a "
+            "cache of equal layers, and this model takes none. Use peft=lora, or a backbone such as BERT, GPT-2 or "
+            "Llama."
+        )
+    heads, size = shapes[0]
+    length = table.shape[0]
+    if not shifted:
+        parts = table.view(length, len(shapes), 2, heads, size).clone()
+        parts[:, :, 0] = _rotated(backbone, parts[:, :, 0], length)
+        table = parts.view(length, -1)
+    config = {
+        "peft_type": "PREFIX_TUNING",
+        "num_virtual_tokens": length,
+        "token_dim": heads * size,
+        "num_transformer_submodules": 1,
+        "num_attention_heads": heads,
+        "num_layers": len(shapes),
+        "encoder_hidden_size": heads * size,
+        "prefix_projection": False,
+    }
+    return HFAdapter(config, {PROMPT: plain_float(table)})
+
+
+def _rotated(backbone: Backbone, keys: Tensor, places: int) -> Tensor:
+    """Keys (…, H_kv, d_head) turned on by ``places`` positions.
+
+    Raises:
+        PeftlabError: if the model's positions are no rotations, or change with the length of a text.
+    """
+    trunk: Any = backbone.model.base_model
+    source: Any = sys.modules[type(trunk).__module__]
+    rotary = getattr(trunk, "rotary_emb", None)
+    if rotary is None or not hasattr(source, "apply_rotary_pos_emb"):
+        raise PeftlabError(
+            f"this prefix was trained with the text at its own positions. HF peft moves the text by the prefix's "
+            f"length, and {backbone.architecture} learnt its positions one by one, so that it would read another text. "
+            "Train it with peft.position_shift=true to export it."
+        )
+    kind = getattr(rotary, "rope_type", "default")
+    if kind not in _ROPE_TYPES or list(inspect.signature(rotary.forward).parameters)[1:] != ["position_ids"]:
+        raise PeftlabError(
+            f"HF peft moves the text by the prefix's length, and the rotary positions of this {backbone.architecture} "
+            f"({kind}) are not the same for all lengths or layers. Train with peft.position_shift=true to export it."
+        )
+    flat = keys.reshape(1, -1, 1, keys.shape[-1]).float()  # (1, many, 1 place, d_head)
+    cos, sin = rotary(flat, torch.tensor([[places]], device=flat.device))
+    strength = getattr(rotary, "attention_scaling", 1.0)  # belongs to the product, not to the rotation
+    _, turned = source.apply_rotary_pos_emb(flat, flat, cos / strength, sin / strength)
+    return turned.view(keys.shape)  # type: ignore[no-any-return]

@@ -1,0 +1,388 @@
+"""Any layer-wise method of Hugging Face peft (github.com/huggingface/peft), by the names of its own config.
+
+``peft_type`` says which (OFT, LOHA, LOKR, HRA, BOFT, FOURIERFT, …), ``options`` are the fields of that type's config.
+The default is OFT, Orthogonal Fine-Tuning (Qiu et al. 2023, arXiv:2306.07280; Liu et al. 2023, arXiv:2311.06243),
+
+    h = W R x        R block-diagonal and orthogonal, R = (I + Q)(I − Q)⁻¹, Q skew-symmetric
+
+whose Q starts from zero. The equations of the other types are in the papers that HF peft's documentation names.
+
+The layers are HF peft's own code, put into the model in place; everything else is as with the other methods. Two things
+are added. The head is left alone whatever ``target_modules`` says, and every name in ``target_modules`` must
+match something. HF peft draws from torch's global generator: here it is seeded from the run's seed for the time of
+the injection, and put back.
+
+Refused are types that cannot work in this way: those without layers of their own (prompts), those that need a call at
+every step or share state between layers. For several of them peftlab has a method of its own, which the message names.
+Names of layers are HF peft's (``query``, ``c_attn``, regexes, ``all-linear``), not peftlab's roles.
+
+Trainable: the formulas in :meth:`HFPeft.closed_form`, of OFT, LORA, LOHA and FOURIERFT; other types have none here.
+
+This file imports neither torch nor peft, and is imported itself when a config is checked.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from peftlab.errors import PeftlabError, listed, nearest
+from peftlab.peft.base import PEFTStrategy, Supports
+from peftlab.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from peftlab.backbones.base import Backbone
+
+NATIVE: Mapping[str, str] = MappingProxyType(
+    {
+        "PROMPT_TUNING": "peft=prompt_tuning",
+        "MULTITASK_PROMPT_TUNING": "peft=multitask_prompt",
+        "P_TUNING": "peft=p_tuning",
+        "PREFIX_TUNING": "peft=prefix_tuning",
+        "ADALORA": "peft=adalora",
+        "VERA": "peft=vera",
+    }
+)
+"""Types that cannot be used through this method → the method of peftlab that does the same."""
+
+NOT_OPTIONS = frozenset(
+    {
+        "peft_type", "task_type", "inference_mode", "auto_mapping", "peft_version", "base_model_name_or_path",
+        "revision", "modules_to_save",
+    }
+)  # fmt: skip
+"""Fields of HF peft's configs that describe its files, or the head, which ``backbone.train_head`` decides about."""
+
+COUNTED: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "OFT": frozenset({"oft_block_size"}),
+        "LORA": frozenset({"r", "lora_alpha"}),
+        "LOHA": frozenset({"r", "alpha"}),
+        "FOURIERFT": frozenset({"n_frequency", "scaling"}),
+    }
+)
+"""Types with a formula of what trains → the options under which it holds, beside target_modules."""
+
+
+@dataclass(kw_only=True)
+class HFPeft(PEFTStrategy, name="hf_peft"):
+    """Any layer-wise method of Hugging Face peft, OFT by default:  h = W R x with R orthogonal."""
+
+    supports = Supports(mergeable=True)
+    count = "by type; OFT: in · (block − 1) / 2 a layer"
+
+    peft_type: str = "OFT"
+    """HF peft's name of the method, in capitals."""
+    options: dict[str, Any] = field(default_factory=lambda: {"oft_block_size": 32, "target_modules": "all-linear"})
+    """Fields of that method's config in HF peft, those that differ from its defaults."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a missing package, an unknown type or option; imports nothing heavy."""
+        package = _package_folder()
+        known = _enum_members(package / "utils" / "peft_types.py", "PeftType")
+        if known and self.peft_type not in known:
+            close = nearest(self.peft_type.upper(), known)
+            raise ValueError(
+                f"peft.peft_type={self.peft_type}: HF peft has no such type.{close} It has: {listed(known, limit=100)}."
+            )
+        if self.peft_type in NATIVE:
+            raise ValueError(
+                f"peft.peft_type={self.peft_type} does not work by layers that can be put into a model one by one. "
+                f"Use {NATIVE[self.peft_type]}, peftlab's own."
+            )
+        if "modules_to_save" in self.options:
+            raise ValueError("peft.options.modules_to_save: the head trains by backbone.train_head. Leave this out.")
+        fields = _annotated(package / "tuners" / self.peft_type.lower() / "config.py", package / "config.py")
+        if fields:  # else HF peft keeps it elsewhere, and inject checks
+            self._require_known(fields)
+
+    def _require_known(self, fields: set[str]) -> None:
+        allowed = fields - NOT_OPTIONS
+        for name in self.options:
+            if name not in allowed:
+                raise ValueError(
+                    f"peft.options.{name}: {self.peft_type} of HF peft has no such option.{nearest(name, allowed)} "
+                    f"It has: {listed(allowed)}."
+                )
+
+    def inject(self, backbone: Backbone, *, seed: int) -> None:
+        """Let HF peft put its layers in place."""
+        import peft
+        import torch
+
+        config = self._config(backbone)
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # Only the CPU's generator: torch.manual_seed would reseed the accelerators' as well.
+            torch.default_generator.manual_seed(derive_seed(seed, "adapter", "hf_peft"))
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # and is then set to what it must be
+            try:
+                peft.inject_adapter_in_model(config, backbone.model)
+            except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
+                raise self._refused(error) from error
+        layers = dict(tuner_layers(backbone.model))
+        self._check(backbone, layers)
+        for layer in layers.values():
+            # Not registered as a submodule, which it is already: peftlab's tools know a wrapper by its `base`.
+            object.__setattr__(layer, "base", layer.base_layer)
+            _adapter_in_float32(layer)
+            if not isinstance(layer.base_layer, torch.nn.Embedding):
+                layer.register_forward_hook(_in_type_of_autocast)
+
+    def _config(self, backbone: Backbone) -> Any:
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+        config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING[self.peft_type]  # type: ignore[index]
+        tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[self.peft_type]  # type: ignore[index]
+        self._require_possible(tuner)
+        names = {one.name for one in dataclasses.fields(config_class) if one.init}
+        self._require_known(names)
+        try:
+            config = config_class(**self.options)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise self._refused(error) from error
+        if "exclude_modules" in names:
+            config.exclude_modules = _excluded(config.exclude_modules, backbone)
+        return config
+
+    def _require_possible(self, tuner: Any) -> None:
+        reason = ""
+        if getattr(tuner, "uses_shared_state", False):
+            reason = "it shares state between its layers"
+        elif hasattr(tuner, "update_and_allocate"):
+            reason = "it must be called at every step of the training"
+        elif self.peft_type == "POLY":
+            reason = "it must be told the task of every text"
+        if reason:
+            raise PeftlabError(f"peft.peft_type={self.peft_type} cannot be used through peft=hf_peft: {reason}.")
+
+    def _refused(self, error: Exception) -> PeftlabError:
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return PeftlabError(f"peft=hf_peft, {self.peft_type}: HF peft refuses this: {said} Change peft.options.")
+
+    def _check(self, backbone: Backbone, layers: Mapping[str, Any]) -> None:
+        """Raise for what HF peft lets pass without a word."""
+        from peftlab.peft.surgery import is_quantized
+
+        if not layers:
+            raise PeftlabError(f"peft.peft_type={self.peft_type} has put no layer of its own into the model.")
+        head = backbone.head_modules()
+        for name in layers:
+            if any(name == top or name.startswith(f"{top}.") for top in head):
+                raise PeftlabError(
+                    f"peft.options.target_modules reaches the head ('{name}'), which trains by itself. Name the "
+                    "layers of the trunk only."
+                )
+        for layer in layers.values():
+            # Other layers would read packed weights as if they were a matrix.
+            reads_packed = type(layer).__module__.endswith(".bnb") or getattr(layer, "quantization_backend", None)
+            if is_quantized(layer.base_layer) and not reads_packed:
+                raise PeftlabError(
+                    f"peft.peft_type={self.peft_type}: HF peft has no layers of this type for weights in "
+                    f"{backbone.provenance.get('quantize')}. Set backbone.quantize=null, or choose another type "
+                    "(OFT and LORA have them)."
+                )
+        wanted = self.options.get("target_modules")
+        for entry in wanted if isinstance(wanted, list) else []:
+            if not any(name == entry or name.endswith(f".{entry}") for name in layers):
+                endings = {name.rpartition(".")[2] for name, _ in backbone.model.named_modules()}
+                raise PeftlabError(
+                    f"peft.options.target_modules: '{entry}' matches none of the layers.{nearest(str(entry), endings)} "
+                    "Names are those of the model (regexes: as text, not as a list), not peftlab's roles."
+                )
+
+    def closed_form(self, backbone: Backbone) -> int | None:
+        """The sum over the layers that ``target_modules`` means; None for a type or option without formula here.
+
+        OFT in / b blocks of b · (b − 1) / 2, LORA r · (in + out), LOHA 2 r · (in + out), FOURIERFT n a layer.
+        """
+        from peftlab.backbones.roles import adaptable_modules
+        from peftlab.peft.surgery import linear_features
+
+        wanted = self.options.get("target_modules")  # without it HF peft has a choice of its own for each model
+        if wanted is None or not self.options.keys() <= {"target_modules", *COUNTED.get(self.peft_type, ())}:
+            return None
+        shapes = [
+            linear_features(module)
+            for name, module in adaptable_modules(backbone).items()
+            if not hasattr(module, "num_embeddings") and _meant(wanted, name)
+        ]
+        match self.peft_type:
+            case "OFT":
+                block = int(self.options.get("oft_block_size", 32))
+                return sum(in_features // block * (block * (block - 1) // 2) for in_features, _ in shapes)
+            case "LORA" | "LOHA":
+                pairs = 1 if self.peft_type == "LORA" else 2
+                return pairs * int(self.options.get("r", 8)) * sum(map(sum, shapes))
+            case "FOURIERFT":
+                return int(self.options.get("n_frequency", 1000)) * len(shapes)
+        return None
+
+    def adapter_tensors(self, module: nn.Module) -> dict[str, Tensor]:
+        """What trains, and what else HF peft's layers save (frozen random matrices, indices)."""
+        tensors = super().adapter_tensors(module)
+        for name, layer in tuner_layers(module):
+            for inner, tensor in layer.state_dict(keep_vars=True).items():
+                if not inner.startswith("base_layer."):
+                    tensors[f"{name}.{inner}"] = tensor
+        return tensors
+
+    def merge(self, backbone: Backbone) -> None:
+        """Let every layer fold its update into the weight; nothing where that is done already.
+
+        Raises:
+            PeftlabError: if the type cannot, or a weight is in 4 or 8 bits; then nothing is changed.
+        """
+        from peftlab.peft.surgery import is_quantized
+
+        layers = [(name, layer) for name, layer in tuner_layers(backbone.model) if not layer.merged]
+        for name, layer in layers:
+            if is_quantized(layer.base_layer):
+                raise PeftlabError(
+                    f"'{name}' keeps its weight in {backbone.provenance.get('quantize')}: merging would round the "
+                    "changed weight to that grid again and lose most of the change. Build the backbone with "
+                    "backbone.quantize=null to merge."
+                )
+        for index, (_, layer) in enumerate(layers):
+            # Kept to the bit: not every type can be undone exactly, and some not at all.
+            before = {key: tensor.detach().clone() for key, tensor in layer.base_layer.state_dict().items()}
+            object.__setattr__(layer, "weights_before_merge", before)
+            try:
+                layer.merge()
+            except (NotImplementedError, AttributeError, ValueError, TypeError) as error:
+                for _, done in layers[:index]:
+                    _restore(done)
+                raise PeftlabError(
+                    f"'{self.name}' with peft.peft_type={self.peft_type} cannot be merged into the backbone's weights: "
+                    f"{str(error) or 'HF peft has no code for it'}."
+                ) from error
+
+    def unmerge(self, backbone: Backbone) -> None:
+        """Put the very weights back that were there before; nothing where nothing was merged."""
+        for _, layer in tuner_layers(backbone.model):
+            if layer.merged:
+                _restore(layer)
+
+    @contextmanager
+    def switched_off(self, backbone: Backbone) -> Iterator[None]:
+        """Inside, every layer computes what its base alone computes."""
+        layers = [layer for _, layer in tuner_layers(backbone.model)]
+        trainable = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+            for parameter in trainable:  # HF peft freezes what it switches off
+                parameter.requires_grad_(True)
+
+
+def tuner_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Name and module of HF peft's layers in ``model``."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            yield name, module
+
+
+def _adapter_in_float32(layer: Any) -> None:
+    """Cast what HF peft has made in the backbone's 16 bits."""
+    for name, child in layer.named_children():
+        if name != "base_layer":
+            child.float()
+    for parameter in layer.parameters(recurse=False):
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+
+
+def _in_type_of_autocast(_layer: nn.Module, _inputs: Any, out: Tensor) -> Tensor:
+    """Give back what a linear layer gives back under autocast; HF peft casts to the type of the input."""
+    import torch
+
+    device = out.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return out.to(torch.get_autocast_dtype(device))
+    return out
+
+
+def _restore(layer: Any) -> None:
+    import torch
+
+    layer.merged_adapters.clear()
+    with torch.no_grad():
+        for key, tensor in layer.base_layer.state_dict(keep_vars=True).items():
+            tensor.copy_(layer.weights_before_merge[key])
+    object.__delattr__(layer, "weights_before_merge")
+
+
+def _excluded(given: Any, backbone: Backbone) -> str:
+    """A regex for what was excluded already, and for every module of the head."""
+    head = [
+        f"{top}.{inner}" if inner else top
+        for top in backbone.head_modules()
+        for inner, _ in backbone.model.get_submodule(top).named_modules()
+    ]
+    patterns = [re.escape(name) for name in head]
+    if isinstance(given, str):
+        patterns.append(f"(?:{given})")
+    elif given:
+        patterns += [rf"(?:.*\.)?{re.escape(name)}" for name in sorted(given)]
+    return "|".join(patterns)
+
+
+def _meant(wanted: str | list[str], name: str) -> bool:
+    """Whether HF peft's ``target_modules`` means the linear layer ``name``."""
+    if isinstance(wanted, str):
+        return wanted.lower() == "all-linear" or re.fullmatch(wanted, name) is not None
+    return any(name == entry or name.endswith(f".{entry}") for entry in wanted)
+
+
+def _package_folder() -> Path:
+    spec = importlib.util.find_spec("peft")
+    if spec is None or spec.origin is None:
+        raise ValueError("peft=hf_peft needs the package peft. Run: pip install 'peftlab[peft]'")
+    return Path(spec.origin).parent
+
+
+def _enum_members(path: Path, name: str) -> set[str]:
+    """Members of the enum ``name`` in the file; empty if it cannot be read so."""
+    return {
+        node.targets[0].id
+        for statement in _statements(path)
+        if isinstance(statement, ast.ClassDef) and statement.name == name
+        for node in statement.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+
+
+def _annotated(path: Path, shared: Path) -> set[str]:
+    """Fields of the dataclasses in the file ``path`` and in ``shared``; empty if there is no such file."""
+    if not path.is_file():
+        return set()
+    return {
+        node.target.id
+        for statement in [*_statements(path), *_statements(shared)]
+        if isinstance(statement, ast.ClassDef)
+        for node in statement.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+def _statements(path: Path) -> list[ast.stmt]:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8")).body
+    except (OSError, SyntaxError, ValueError):
+        return []

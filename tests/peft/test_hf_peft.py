@@ -1,0 +1,252 @@
+"""Methods of HF peft by its own configs: training, saving, merging, what is left alone, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch.nn import functional as F
+
+from peftlab.backbones.quantize import quantize
+from peftlab.errors import PeftlabError
+from peftlab.peft.base import apply
+from peftlab.peft.hf_peft import HFPeft, tuner_layers
+from peftlab.peft.surgery import unwrap_merged
+from peftlab.runs.assemble import count_parameters
+from tests.conftest import TINY, Peftlab, run_folder
+from tests.peft.tiny import batch, tiny
+
+TYPES: dict[str, dict[str, Any]] = {
+    "OFT": {"oft_block_size": 16, "target_modules": "all-linear"},
+    "LOHA": {"r": 2, "target_modules": ["query", "value"]},
+    "LOKR": {"r": 2, "target_modules": r".*\.(query|value)"},
+    "FOURIERFT": {"n_frequency": 50, "target_modules": ["query", "value"]},
+    "HRA": {"r": 2, "target_modules": ["query", "output.dense"]},
+    "LORA": {"r": 4, "target_modules": ["query", "value"]},
+    "IA3": {"target_modules": ["key", "output.dense"], "feedforward_modules": ["output.dense"]},
+    "RANDLORA": {"r": 4, "target_modules": ["query", "value"]},
+}
+
+
+def method(peft_type: str, **more: Any) -> HFPeft:
+    return HFPeft(peft_type=peft_type, options=copy.deepcopy(TYPES[peft_type]) | more)
+
+
+def trained(strategy: HFPeft, backbone: Any, steps: int = 3) -> Any:
+    ids, mask = batch()
+    optimizer = torch.optim.AdamW(strategy.param_groups(backbone, 0.02))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(backbone(ids, mask), torch.tensor([0, 1, 0, 1])).backward()
+        optimizer.step()
+    return backbone.eval()
+
+
+def logits(backbone: Any) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = backbone.eval()(*batch())
+    return result
+
+
+@pytest.mark.parametrize("peft_type", TYPES)
+def test_train_save_reload_merge(peft_type: str) -> None:
+    plain = tiny("bert")
+    backbone, strategy = tiny("bert"), method(peft_type)
+    state = torch.get_rng_state()
+    apply(strategy, backbone, seed=0)
+    assert torch.equal(state, torch.get_rng_state())
+    head = {name for name, _ in backbone.head_parameters()}
+    assert all(backbone.model.get_parameter(name).requires_grad for name in head)
+    frozen = {name: p.detach().clone() for name, p in backbone.named_parameters() if not p.requires_grad}
+    trained(strategy, backbone)
+    for name, before in frozen.items():
+        assert torch.equal(backbone.get_parameter(name), before), name
+    after = logits(backbone)
+    assert not torch.allclose(after, logits(plain), atol=1e-4)
+
+    another = tiny("bert")
+    apply(strategy, another, seed=7)
+    strategy.load_adapter_state(another, {n: t.clone() for n, t in strategy.adapter_state(backbone).items()})
+    assert torch.equal(logits(another), after)
+    assert torch.equal(logits(trained(strategy, another)), logits(trained(strategy, backbone)))
+
+    after = logits(backbone)
+    weights = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    with strategy.switched_off(backbone):
+        for (name, one), (_, other) in zip(backbone.head_parameters(), plain.head_parameters(), strict=True):
+            other.data.copy_(one.data), name
+        torch.testing.assert_close(logits(backbone), logits(plain), atol=1e-6, rtol=0)
+    assert {n for n, p in backbone.named_parameters() if p.requires_grad} == {
+        n for n, p in another.named_parameters() if p.requires_grad
+    }
+    strategy.merge(backbone)
+    strategy.merge(backbone)
+    torch.testing.assert_close(logits(backbone), after, atol=2e-5, rtol=0)
+    merged = copy.deepcopy(backbone)
+    unwrap_merged(merged.model)
+    assert set(merged.model.state_dict()) == set(plain.model.state_dict())
+    torch.testing.assert_close(logits(merged), after, atol=2e-5, rtol=0)
+    strategy.unmerge(backbone)
+    strategy.unmerge(backbone)
+    assert torch.equal(logits(backbone), after)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("peft_type", ["OFT", "LOHA", "FOURIERFT", "LORA"])
+def test_it_is_hf_peft_s_own_model(peft_type: str) -> None:
+    backbone, strategy = tiny("bert"), method(peft_type)
+    apply(strategy, backbone, seed=0)
+    trained(strategy, backbone)
+    reference = tiny("bert")
+    options = TYPES[peft_type]
+    if options["target_modules"] == "all-linear":
+        options = options | {"exclude_modules": ["classifier"]}
+    config = getattr(peft, {"LOHA": "LoHaConfig", "LORA": "LoraConfig", "FOURIERFT": "FourierFTConfig"}.get(
+        peft_type, "OFTConfig"))(**options)  # fmt: skip
+    hf = peft.get_peft_model(reference.model, config)  # type: ignore[arg-type]
+    peft.set_peft_model_state_dict(hf, peft.get_peft_model_state_dict(
+        hf, state_dict={f"base_model.model.{n}": t for n, t in backbone.model.state_dict().items()}))  # fmt: skip
+    for (_, one), (_, other) in zip(backbone.head_parameters(), reference.head_parameters(), strict=True):
+        other.data.copy_(one.data)
+    torch.testing.assert_close(logits(backbone), logits(reference), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("peft_type", ["OFT", "LOHA", "FOURIERFT", "LORA"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "roberta"])
+def test_closed_forms(peft_type: str, kind: str) -> None:
+    options = TYPES[peft_type] | {"target_modules": "all-linear"}
+    backbone, strategy = tiny(kind), HFPeft(peft_type=peft_type, options=options)
+    expected = strategy.closed_form(backbone)
+    apply(strategy, backbone, seed=0)
+    assert count_parameters(backbone)["trainable_without_head"] == expected
+    assert HFPeft(peft_type=peft_type, options=options | {"exclude_modules": ["x"]}).closed_form(tiny(kind)) is None
+
+
+def test_without_target_modules_hf_peft_chooses() -> None:
+    backbone, strategy = tiny("bert"), HFPeft(options={"oft_block_size": 16})
+    assert strategy.closed_form(backbone) is None
+    apply(strategy, backbone, seed=0)
+    assert len(list(tuner_layers(backbone.model))) >= 4
+
+
+def test_seeds() -> None:
+    def factors(seed: int) -> torch.Tensor:
+        backbone, strategy = tiny("bert"), method("LORA")
+        apply(strategy, backbone, seed=seed)
+        return torch.cat([p.flatten() for n, p in backbone.named_parameters() if "lora_A" in n]).detach()
+
+    assert torch.equal(factors(0), factors(0))
+    assert not torch.equal(factors(0), factors(1))
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "deberta-v2", "modernbert", "llama"])
+def test_the_head_is_never_wrapped(kind: str) -> None:
+    backbone = tiny(kind)
+    head = backbone.head_modules()
+    apply(HFPeft(options={"oft_block_size": 16, "target_modules": "all-linear"}), backbone, seed=0)
+    names = [name for name, _ in tuner_layers(backbone.model)]
+    assert len(names) >= 8
+    assert not any(name == top or name.startswith(f"{top}.") for name in names for top in head)
+
+
+def test_adapters_are_float32_on_a_bfloat16_backbone() -> None:
+    for peft_type in ("OFT", "LOHA", "LORA"):
+        backbone = tiny("bert", dtype="bfloat16")
+        apply(method(peft_type), backbone, seed=0)
+        assert {p.dtype for n, p in backbone.named_parameters() if p.requires_grad} == {torch.float32}
+        assert torch.isfinite(logits(trained(method(peft_type), backbone, steps=1))).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"peft_type": "LOHAA"}, "Did you mean 'LOHA'?"),
+        ({"peft_type": "oft"}, "Did you mean 'OFT'?"),
+        ({"peft_type": "PROMPT_TUNING"}, "Use peft=prompt_tuning"),
+        ({"peft_type": "ADALORA"}, "Use peft=adalora"),
+        ({"peft_type": "VERA"}, "Use peft=vera"),
+        ({"options": {"oft_blocksize": 4}}, "Did you mean 'oft_block_size'?"),
+        ({"options": {"task_type": "SEQ_CLS"}}, "no such option"),
+        ({"options": {"modules_to_save": ["classifier"]}}, "backbone.train_head"),
+    ],
+)
+def test_wrong_configs(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=r"peft\.") as error:
+        HFPeft(**fields)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"options": {"target_modules": ["query", "valeu"]}}, "Did you mean 'value'?"),
+        ({"options": {"target_modules": ["nothing"]}}, "HF peft refuses this"),
+        ({"options": {"oft_block_size": 32, "r": 4, "target_modules": ["query"]}}, "HF peft refuses this"),
+        ({"peft_type": "POLY", "options": {"target_modules": ["query"]}}, "task of every text"),
+        ({"peft_type": "ADAMSS", "options": {"target_modules": ["query"]}}, "at every step"),
+        ({"peft_type": "VBLORA", "options": {"target_modules": ["query"]}}, "shares state"),
+    ],
+)
+def test_refusals(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(PeftlabError) as error:
+        apply(HFPeft(**fields), tiny("bert"), seed=0)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_quantised_backbones() -> None:
+    def nf4() -> Any:
+        backbone = tiny("bert")
+        quantize(backbone.model, "nf4", keep=backbone.head_modules(), device=torch.device("cpu"))
+        backbone.provenance["quantize"] = "nf4"
+        return backbone
+
+    backbone = nf4()
+    strategy = method("OFT")
+    apply(strategy, backbone, seed=0)
+    trained(strategy, backbone)
+    with pytest.raises(PeftlabError, match="quantize=null to merge"):
+        strategy.merge(backbone)
+    with pytest.raises(PeftlabError, match="no layers of this type for weights in nf4"):
+        apply(method("LOHA"), nf4(), seed=0)
+
+
+def test_a_missing_package_costs_one_line_and_no_torch() -> None:
+    code = (
+        "import sys, importlib.util as u; find = u.find_spec; "
+        "u.find_spec = lambda name, *a: None if name == 'peft' else find(name, *a); "
+        "from peftlab.cli import main; status = main(['check', 'peft=hf_peft']); "
+        "assert 'torch' not in sys.modules; sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'peftlab[peft]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_wrong_option_is_found_without_torch() -> None:
+    code = (
+        "import sys; from peftlab.cli import main; "
+        "status = main(['check', 'peft=hf_peft', '+peft.options.oft_blocksize=3']); "
+        "assert 'torch' not in sys.modules and 'peft' not in sys.modules; sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Did you mean 'oft_block_size'?" in done.stderr
+
+
+def test_a_run(peftlab: Peftlab, reviews: Any) -> None:
+    change = ["peft=hf_peft", "peft.options.oft_block_size=16", "trainer.max_epochs=1", f"data.path={reviews}"]
+    done = peftlab("train", *TINY, *change, "name=oft")
+    assert done.status == 0, done.err
+    again = peftlab("evaluate", run_folder("oft"))
+    assert again.status == 0
+    assert "the same" in again.out
+    assert "peft=hf_peft" in peftlab("inspect", run_folder("oft")).out
+    onwards = peftlab("train", *TINY, *change, "name=next", f"backbone.from_run={run_folder('oft')}")
+    assert onwards.status == 0, onwards.err
