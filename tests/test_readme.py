@@ -42,19 +42,42 @@ def test_the_make_targets_do_what_the_readme_says() -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] != "make"], ids=" ".join)
-def test_command(command: list[str], peftlab: Peftlab, reviews: Path, scratch: Path) -> None:
+def test_command(
+    command: list[str], peftlab: Peftlab, reviews: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEFTLAB_GLOVE", "glove.6B.100d.txt")
     assert command[0] == "peftlab"
     verb, arguments = command[1], command[2:]
-    if verb in ("evaluate", "predict"):
+    if verb in ("evaluate", "predict", "inspect", "export"):
         assert peftlab("train", *TINY, f"data.path={reviews}", "name=t", "trainer.max_epochs=1").status == 0
         arguments = [str(run_folder("t")) if a == "RUN" else a for a in arguments]
         result = peftlab(verb, *arguments)
+    elif verb == "sweep":
+        result = sweep(peftlab, arguments, scratch)
+    elif "experiment=lecture_lora" in arguments:
+        result = from_run(peftlab, arguments)
     elif verb == "train" and "--help" not in arguments:
         result = train(peftlab, arguments, reviews, scratch)
     else:
         (scratch / "sweeps").symlink_to(REPOSITORY / "sweeps")
         result = peftlab(verb, *arguments)
     assert result.status == 0, result.err
+
+
+def sweep(peftlab: Peftlab, arguments: list[str], scratch: Path) -> Result:
+    """All jobs composed and checked; running them takes minutes."""
+    (scratch / "glove.6B.100d.txt").write_text("film " + "0.1 " * 99 + "0.1\n")
+    (scratch / "sweeps").symlink_to(REPOSITORY / "sweeps")
+    return peftlab("sweep", *arguments, "--dry-run")
+
+
+def from_run(peftlab: Peftlab, arguments: list[str]) -> Result:
+    """The lecture's two steps on a few rows."""
+    few = ["debug=fast", "data.limit_test=64"]
+    first = peftlab("train", "experiment=lecture_pretrain", "data=bbc_news", "name=first", *few)
+    assert first.status == 0, first.err
+    given = [a.replace("RUN", str(run_folder("first"))) for a in arguments]
+    return peftlab("train", *given, *few)
 
 
 def train(peftlab: Peftlab, arguments: list[str], reviews: Path, scratch: Path) -> Result:
@@ -69,7 +92,7 @@ def train(peftlab: Peftlab, arguments: list[str], reviews: Path, scratch: Path) 
         return peftlab("check", *arguments)
     (scratch / "sweeps").symlink_to(REPOSITORY / "sweeps")
     cheap = [*CHEAP, "data.limit_val=null", "data.limit_test=null"] if "text_files" in given else CHEAP
-    if "backbone" not in given:
+    if "backbone" not in given and "lecture" not in given:
         cheap = [*cheap, "backbone=tiny"]
     if "backbone.quantize" in given:
         cheap = [*cheap, "backbone=minilm"]

@@ -16,9 +16,13 @@ STARTED = time.time()
 
 VERBS = {
     "train": "fine-tune: compose a config from groups and key=value, run it, leave a record",
+    "sweep": "run a declared sweep (sweeps/*.yaml) and make its table and pictures",
     "evaluate": "test a finished run again, on its own data or on other data",
     "predict": "label texts with a finished run",
     "methods": "list the PEFT methods, or explain one",
+    "export": "write a finished run as a folder of HF peft, or of transformers with --merged",
+    "inspect": "measure the rank and size of a run's weight updates, and what two runs share",
+    "table": "compute a table of published figures again",
     "check": "compose and check a config or a sweep; run nothing",
 }
 

@@ -68,8 +68,20 @@ class TextClassifierConfig(BackboneConfig):
             )
 
     def weight_files(self) -> list[Path]:
-        """The GloVe file, if there is one, and the files of ``from_run``."""
-        return super().weight_files() + ([] if self.glove is None else [Path(self.glove).expanduser()])
+        """The GloVe file, if there is one, and the files of ``from_run``.
+
+        Raises:
+            BackboneError: if one of them is missing.
+        """
+        if self.glove is None:
+            return super().weight_files()
+        file = Path(self.glove).expanduser()
+        if not file.is_file():
+            raise BackboneError(
+                f"backbone.glove={self.glove}: there is no such file. Give a GloVe text file (glove.6B.100d.txt), or null "
+                "for random vectors."
+            )
+        return [*super().weight_files(), file]
 
     def build(
         self,

@@ -1,0 +1,224 @@
+"""What training changed of a finished run's weights, measured: spectra, ranks, sizes, and shared directions.
+
+For each adapted layer with the update ΔW = U diag(σ) Vᵀ of a weight W:
+
+- effective rank  exp(−Σ p_i ln p_i), p_i = σ_i / Σ σ         (Roy & Vetterli 2007, The effective rank)
+- stable rank     ‖ΔW‖_F² / ‖ΔW‖_2² = Σ σ_i² / σ_1²
+- relative size   ‖ΔW‖_F / ‖W‖_F
+- amplification   ‖ΔW‖_F / ‖UᵀW V‖_F                          (LoRA, arXiv:2106.09685, section 7.3)
+
+The amplification looks at the directions whose σ is above 1 % of the first. Between the same layer of two runs:
+
+- similarity      φ(i, j) = ‖V_A[:, :i]ᵀ V_B[:, :j]‖_F² / min(i, j)      (LoRA, eq. 4)
+
+the share of the smaller space of right-singular directions that lies in the other: 1 if one holds the other, 0 if they
+are orthogonal. For random directions it is max(i, j) / inputs on average.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftlab.backbones.base import Backbone
+from peftlab.config import RunConfig
+from peftlab.errors import PeftlabError, RunError, listed
+from peftlab.peft.base import PEFTStrategy
+from peftlab.peft.surgery import unwrap_merged, weight_matrix, wrappers
+from peftlab.peft.weight_update import WeightUpdate
+from peftlab.runs.assemble import reassemble, start_from_run
+from peftlab.runs.folder import finished_run
+
+NUMERICALLY_ZERO = 1e-6
+"""Singular values below this share of the first have directions that rounding decides: they are not compared."""
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """What was measured of one layer."""
+
+    name: str
+    shape: tuple[int, int]
+    """(out, in)."""
+    singular_values: list[float]
+    effective_rank: float
+    stable_rank: float
+    above_one_percent: int
+    """Singular values above 1 % of the first."""
+    relative_size: float
+    amplification: float | None
+    """None where W does nothing to these directions, or nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One run, inspected."""
+
+    run: str
+    method: str
+    seed: int
+    backbone_fingerprint: str
+    layers: list[LayerUpdate]
+    directions: dict[str, Tensor]
+    """Layer → its first right-singular directions (n, in), in float64."""
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON, without the directions."""
+        return {"run": self.run, "method": self.method, "layers": [asdict(layer) for layer in self.layers]}
+
+
+def inspect_run(given: str, *, directions: int) -> Inspection:
+    """Measure every weight matrix that the run in the folder ``given`` has changed.
+
+    Args:
+        given: the path of a run folder, as typed.
+        directions: how many right-singular directions to keep of each layer.
+
+    Raises:
+        RunError: if it is no finished run.
+        PeftlabError: if its method changes no weight matrix.
+    """
+    folder, config, _ = finished_run(given)
+    assembled, facts = reassemble(folder, config)
+    backbone, strategy = assembled.backbone, assembled.strategy
+    updates = strategy.weight_updates(backbone)
+    if updates is None:
+        updates = _differences(given, config, backbone, strategy, facts["label_names"])
+    layers, kept = [], {}
+    for update in updates:
+        layer, kept[update.name] = measure(update, directions=directions)
+        layers.append(layer)
+    if not layers:
+        raise PeftlabError(f"{given}: peft={strategy.name} has changed no weight matrix: there is nothing to measure.")
+    return Inspection(given, strategy.name, config.seed, assembled.fingerprint, layers, kept)
+
+
+@torch.no_grad()
+def measure(update: WeightUpdate, *, directions: int) -> tuple[LayerUpdate, Tensor]:
+    """The measures of one update, and its first right-singular directions (n, in), those of zero left out."""
+    U, S, Vh = update.svd()
+    weight = update.weight.detach().to(S)
+    first = float(S[0])
+    size = float(torch.linalg.vector_norm(S))
+    above = int((S / first > 0.01).sum())  # none of 0 / 0
+    through = float(torch.linalg.matrix_norm(U[:, :above].T @ weight @ Vh[:above].T)) if above else 0.0
+    layer = LayerUpdate(
+        name=update.name,
+        shape=(weight.shape[0], weight.shape[1]),
+        singular_values=S.tolist(),
+        effective_rank=_effective_rank(S),
+        stable_rank=(size / first) ** 2 if first else 0.0,
+        above_one_percent=above,
+        relative_size=_ratio(size, float(torch.linalg.matrix_norm(weight))) or 0.0,
+        amplification=_ratio(size, through) if first else None,
+    )
+    return layer, Vh[: min(directions, int((S / first > NUMERICALLY_ZERO).sum()))].clone()
+
+
+def _effective_rank(singular_values: Tensor) -> float:
+    total = singular_values.sum()
+    if not total:
+        return 0.0
+    shares = singular_values[singular_values > 0] / total
+    return math.exp(-float((shares * shares.log()).sum()))
+
+
+def _ratio(above: float, below: float) -> float | None:
+    return above / below if below else None
+
+
+def similarity(first: Tensor, second: Tensor) -> Tensor:
+    """φ(i, j) for i = 1 … n, j = 1 … m of orthonormal directions (n, in) and (m, in), as a matrix (n, m)."""
+    squares = (first @ second.T).square().cumsum(0).cumsum(1)
+    n, m = squares.shape
+    sizes = torch.minimum(torch.arange(1, n + 1).unsqueeze(1), torch.arange(1, m + 1))
+    return (squares / sizes).clamp(max=1.0)
+
+
+def similarities(first: Inspection, second: Inspection) -> dict[str, Tensor]:
+    """φ of every layer of two runs; layers that were not changed at all in one of them are left out.
+
+    Raises:
+        RunError: if the runs have not adapted the same layers.
+    """
+    shapes = [{layer.name: layer.shape for layer in run.layers} for run in (first, second)]
+    if different := shapes[0].keys() ^ shapes[1].keys():
+        raise RunError(
+            f"{first.run} and {second.run} have not adapted the same layers: only one of them has "
+            f"{listed(different, limit=4)}. Compare runs with the same peft.targets on the same backbone."
+        )
+    for name, shape in shapes[0].items():
+        if shape != shapes[1][name]:
+            raise RunError(
+                f"'{name}' is {_by(shape)} in {first.run} and {_by(shapes[1][name])} in {second.run}. Compare runs on "
+                "the same backbone."
+            )
+    return {
+        name: similarity(first.directions[name], second.directions[name])
+        for name in shapes[0]
+        if len(first.directions[name]) and len(second.directions[name])
+    }
+
+
+def _by(shape: tuple[int, int]) -> str:
+    return f"{shape[0]} × {shape[1]}"
+
+
+def mean_similarity(by_layer: dict[str, Tensor]) -> Tensor:
+    """The mean over layers, for as many directions as all of them have."""
+    n, m = (min(phi.shape[axis] for phi in by_layer.values()) for axis in (0, 1))
+    return torch.stack([phi[:n, :m] for phi in by_layer.values()]).mean(dim=0)
+
+
+def _differences(
+    given: str, config: RunConfig, trained: Backbone, strategy: PEFTStrategy, label_names: list[str]
+) -> Iterable[WeightUpdate]:
+    """Trained weights minus those that training started from, of a method that does not say it otherwise."""
+    if config.backbone.from_run is None:
+        start = config.backbone.build(len(label_names), seed=config.seed, run_folder=Path(given))
+    else:
+        start = start_from_run(config, label_names)
+    own = {name.removeprefix("model.") for name in strategy.adapter_tensors(trained)}
+    if strategy.supports.mergeable:
+        own |= {f"{name}.weight" for name, _ in wrappers(trained.model)}
+        strategy.merge(trained)
+        unwrap_merged(trained.model)
+    left_out = {*start.always_frozen(), *(name for name, _ in start.head_parameters())}
+    own -= left_out
+    changed = [name for name, p in start.model.named_parameters() if name in own and p.ndim == 2]
+    if not changed:
+        raise PeftlabError(f"{given}: peft={strategy.name} {_why_nothing(trained, own, start.model)}")
+    for name in changed:
+        layer = name.removesuffix(".weight")
+        before, after = _matrix(start.model, name), _matrix(trained.model, name)
+        yield WeightUpdate(layer, before, after.double() - before.double())
+
+
+def _matrix(model: nn.Module, name: str) -> Tensor:
+    """The parameter ``name`` as a matrix (out, in)."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    matrix = weight_matrix(module) if leaf == "weight" else getattr(module, leaf)
+    assert isinstance(matrix, Tensor)
+    return matrix.detach()
+
+
+def _why_nothing(trained: Backbone, own: set[str], start: nn.Module) -> str:
+    if own & {name for name, parameter in start.named_parameters() if parameter.ndim < 2}:
+        return (
+            "trains vectors of the backbone only (biases, scales of normalisation layers): no weight matrix has "
+            "changed, so there is no rank to measure."
+        )
+    reason = "it trains nothing beside the head."
+    if set(dict(trained.model.named_parameters())) != set(dict(start.named_parameters())):
+        reason = (
+            "what it trains stands beside the weights (prompts, or layers with a non-linearity), and is no matrix that "
+            "could be added to them."
+        )
+    return f"changes no weight matrix of the backbone: {reason} Inspect a run of lora, dora, ia3, vera, full, …"

@@ -1,0 +1,1 @@
+"""Tables of papers, declared in ``sweeps/tables`` and computed again; one module a kind of table."""
