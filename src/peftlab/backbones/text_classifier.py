@@ -78,8 +78,8 @@ class TextClassifierConfig(BackboneConfig):
         file = Path(self.glove).expanduser()
         if not file.is_file():
             raise BackboneError(
-                f"backbone.glove={self.glove}: there is no such file. Give a GloVe text file (glove.6B.100d.txt), or null "
-                "for random vectors."
+                f"backbone.glove={self.glove}: there is no such file. Give a GloVe text file (glove.6B.100d.txt), or "
+                "null for random vectors."
             )
         return [*super().weight_files(), file]
 
