@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from math import isfinite, nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from peftlab.files import write_atomically
-from peftlab.report.sweep_table import Records, figure, rows_of
+from peftlab.report.sweep_table import Records, diverged, figure, rows_of
 from peftlab.sweeps.declaration import Column, Sweep
 
 # Paul Tol's "bright" and "muted": told apart by the colour-blind.
@@ -17,7 +18,10 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#3
 
 
 def draw_learning_curves(path: Path, sweep: Sweep, records: Records) -> None:
-    """Training loss and validation accuracy an epoch, for the cells that ask for a curve: mean, and ± one deviation."""
+    """Training loss and validation accuracy an epoch, for the cells that ask for a curve: mean, and ± one deviation.
+
+    A loss that is not finite cannot be drawn: the mean is over the other seeds, and the legend says so.
+    """
     cells = [cell for cell in sweep.cells if cell.curve and any((cell.id, seed) in records for seed in sweep.seeds)]
     drawing, axes = _figure(10.0, 3.9, columns=2)
     for panel, key, title in zip(
@@ -26,10 +30,12 @@ def draw_learning_curves(path: Path, sweep: Sweep, records: Records) -> None:
         for colour, cell in zip(COLOURS, cells, strict=False):
             histories = [records[cell.id, seed]["history"] for seed in sweep.seeds if (cell.id, seed) in records]
             epochs = range(1, 1 + min(len(history) for history in histories))
-            values = [[history[epoch - 1][key] for history in histories] for epoch in epochs]
-            centre = [mean(points) for points in values]
+            values = [_finite([history[epoch - 1][key] for history in histories]) for epoch in epochs]
+            centre = [mean(points) if points else nan for points in values]
             width = [stdev(points) if len(points) > 1 else 0.0 for points in values]
-            panel.plot(epochs, centre, color=colour, marker="o", markersize=3.5, label=cell.label or cell.id)
+            lost = sum(diverged(records[cell.id, seed]) for seed in sweep.seeds if (cell.id, seed) in records)
+            label = f"{cell.label or cell.id}{f' ({lost} of {len(histories)} seeds diverged)' if lost else ''}"
+            panel.plot(epochs, centre, color=colour, marker="o", markersize=3.5, label=label)
             panel.fill_between(
                 epochs,
                 [c - w for c, w in zip(centre, width, strict=True)],
@@ -73,6 +79,10 @@ def draw_against_parameters(path: Path, sweep: Sweep, records: Records) -> None:
     drawing.legend(loc="outside right upper", frameon=False, fontsize=9)
     drawing.suptitle(sweep.title, fontsize=10)
     _save(path, drawing)
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if isfinite(value)]
 
 
 def _figure(width: float, height: float, *, columns: int) -> tuple[Any, Sequence[Any]]:

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from statistics import mean, stdev
 from typing import Any
 
@@ -33,6 +34,8 @@ class Figure:
             shown = f"{low:,}" if low == high else f"{low:,} … {high:,}"
         elif form == "seconds":
             shown = f"{mean(self.values):.1f}"
+        elif not all(isfinite(value) for value in self.values):
+            shown = "not finite"
         else:
             sign = "+" if form == "difference" else ""
             shown = f"{mean(self.values):{sign}.4f}"
@@ -65,6 +68,11 @@ def figure(sweep: Sweep, cell: Cell, column: Column, records: Records) -> Figure
     """What ``cell`` has in ``column``; empty where it does not apply."""
     found = [value_of(record, column.value) for seed in sweep.seeds if (record := records.get((cell.id, seed)))]
     return Figure(tuple(value for value in found if value is not None), len(sweep.seeds))
+
+
+def diverged(record: Mapping[str, Any]) -> bool:
+    """Whether the training loss of a run became infinite or no number."""
+    return not all(isfinite(row["train/loss"]) for row in record["history"])
 
 
 def rows_of(sweep: Sweep) -> list[Cell]:
@@ -113,6 +121,13 @@ def _about(sweep: Sweep, records: Records) -> list[str]:
             data[f"{name}: trained on {facts['train_kind']}, tested on {facts['test_kind']}"] = None
     seeds = ", ".join(map(str, sweep.seeds))
     about = [f"Mean ± standard deviation over seeds {seeds}. {sweep.selection}", *(f"{line}." for line in data)]
+    for cell in rows_of(sweep):
+        lost = [seed for seed in sweep.seeds if (cell.id, seed) in records and diverged(records[cell.id, seed])]
+        if lost:
+            about.append(
+                f"The training of “{cell.label or cell.id}” diverged with seed {', '.join(map(str, lost))} (its loss is not "
+                "finite); its accuracy is in the mean."
+            )
     if sweep.notes:
         about.append(sweep.notes.strip())
     return [" ".join(about)]
