@@ -36,7 +36,7 @@ check: install
 bench: install
 	$(BIN)/python benchmarks/against_trainer.py
 
-# The lecture's table and pictures, into README.md and docs/. DATA: a folder with ag_news/ and imdb/; 12 minutes.
+# The lecture's table and pictures, into README.md and docs/. DATA: a folder with ag_news/ and imdb/; 14 minutes.
 GLOVE ?= outputs/glove/glove.100d.txt
 lecture: install $(GLOVE)
 	PEFTLAB_DATA=$(DATA) PEFTLAB_GLOVE=$(GLOVE) $(BIN)/peftlab sweep sweeps/lecture.yaml vectors=glove \

@@ -125,12 +125,10 @@ def _about(sweep: Sweep, records: Records) -> list[str]:
         lost = [seed for seed in sweep.seeds if (cell.id, seed) in records and diverged(records[cell.id, seed])]
         if lost:
             about.append(
-                f"The training of “{cell.label or cell.id}” diverged with seed {', '.join(map(str, lost))} (its loss is not "
-                "finite); its accuracy is in the mean."
+                f"Training “{cell.label or cell.id}” diverged with seed {', '.join(map(str, lost))}: its loss is not "
+                "finite; its accuracy is in the mean."
             )
-    if sweep.notes:
-        about.append(sweep.notes.strip())
-    return [" ".join(about)]
+    return [" ".join(about), *([sweep.notes.strip()] if sweep.notes else [])]
 
 
 def csv_text(sweep: Sweep, records: Records) -> str:
