@@ -23,7 +23,7 @@ def draw_learning_curves(path: Path, sweep: Sweep, records: Records) -> None:
     A loss that is not finite cannot be drawn: the mean is over the other seeds, and the legend says so.
     """
     cells = [cell for cell in sweep.cells if cell.curve and any((cell.id, seed) in records for seed in sweep.seeds)]
-    drawing, axes = _figure(10.0, 3.9, columns=2)
+    drawing, axes = _figure(10.0, 4.4, columns=2)
     for panel, key, title in zip(
         axes, ("train/loss", "validation/accuracy"), ("training loss", "validation accuracy"), strict=True
     ):
@@ -48,8 +48,8 @@ def draw_learning_curves(path: Path, sweep: Sweep, records: Records) -> None:
         panel.set_ylabel(title)
         panel.xaxis.get_major_locator().set_params(integer=True)
     handles, labels = axes[0].get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(cells))), frameon=False)
-    drawing.suptitle(sweep.title, fontsize=10)
+    drawing.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    drawing.suptitle(sweep.title, fontsize=10, x=0.01, horizontalalignment="left")
     _save(path, drawing)
 
 
@@ -57,7 +57,7 @@ def draw_against_parameters(path: Path, sweep: Sweep, records: Records) -> None:
     """The sweep's metric against trainable parameters (logarithmic), a point a row with ± one standard deviation."""
     metric = next(column for column in sweep.columns if column.value == sweep.metric)
     trainable = Column(title="trainable parameters", value="parameters.trainable", format="count")
-    drawing, (panel,) = _figure(8.4, 4.6, columns=1)
+    drawing, (panel,) = _figure(9.6, 4.4, columns=1)
     for number, cell in enumerate(rows_of(sweep)):
         scores = figure(sweep, cell, metric, records).values
         if not scores:
@@ -76,8 +76,8 @@ def draw_against_parameters(path: Path, sweep: Sweep, records: Records) -> None:
     panel.set_xscale("log")
     panel.set_xlabel("trainable parameters, the head included")
     panel.set_ylabel(metric.title)
-    drawing.legend(loc="outside right upper", frameon=False, fontsize=9)
-    drawing.suptitle(sweep.title, fontsize=10)
+    drawing.legend(loc="outside right center", frameon=False, fontsize=9)
+    drawing.suptitle(sweep.title, fontsize=10, x=0.01, horizontalalignment="left")
     _save(path, drawing)
 
 
