@@ -193,3 +193,32 @@ def test_adding_a_method_takes_two_files(project_copy: Path, reviews: Path) -> N
     assert done.returncode == 0, done.stderr
     assert "biases_only" in done.stdout
     assert list(Path("outputs/new").glob("*/adapter.safetensors"))
+
+
+TRAIN_THE_BACKBONES_OWN = {"full", "head", "bitfit", "layernorm", "last_layers", "parameters"}
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("name", sorted(set(KNOWN) - {"import"}))
+def test_switched_off_the_backbone_is_as_it_was(name: str, kind: str) -> None:
+    """However far its parameters are from their start; and on again, it computes what it computed before."""
+    backbone, plain, strategy = tiny(kind), tiny(kind), KNOWN[name]()
+    if name == "bitfit" and kind == "llama":
+        pytest.skip("Llama has no biases")
+    apply(strategy, backbone, seed=0, train_head=name == "head")
+    ids, mask = batch()
+    ids = ids * mask  # the padding token where nothing is
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.5)
+        adapted = backbone(ids, mask)
+        assert not torch.equal(adapted, plain(ids, mask))
+        if name in TRAIN_THE_BACKBONES_OWN:
+            with pytest.raises(PeftlabError, match="no adapter to switch off"), strategy.switched_off(backbone):
+                pass
+            return
+        with strategy.switched_off(backbone):
+            torch.testing.assert_close(backbone(ids, mask), plain(ids, mask), atol=1e-6, rtol=0)
+        assert torch.equal(backbone(ids, mask), adapted)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -183,6 +184,17 @@ class Compose(PEFTStrategy, name="compose"):
             with view():
                 part.unmerge(backbone)
 
+    @contextmanager
+    def switched_off(self, backbone: Backbone) -> Iterator[None]:
+        """All methods off; see :meth:`PEFTStrategy.switched_off`."""
+        with ExitStack() as off:
+            for part, view in self._each(backbone):
+                context = part.switched_off(backbone)
+                with view():
+                    context.__enter__()
+                off.callback(_leave, context, view)
+            yield
+
     def _each(self, module: nn.Module, hook: str = "") -> Iterator[tuple[PEFTStrategy, Callable[[], Any]]]:
         """The methods that have a ``hook`` of their own, each with the context that shows it its part of ``module``."""
         from peftlab.peft.shared_model import seen_by
@@ -190,6 +202,11 @@ class Compose(PEFTStrategy, name="compose"):
         for index, part in enumerate(self.parts):
             if not hook or getattr(type(part), hook) is not getattr(PEFTStrategy, hook):
                 yield part, lambda index=index: seen_by(index, module)  # type: ignore[misc]
+
+
+def _leave(context: AbstractContextManager[None], view: Callable[[], Any]) -> None:
+    with view():
+        context.__exit__(None, None, None)
 
 
 def _checked(entry: str | dict[str, Any], key: str) -> dict[str, Any]:

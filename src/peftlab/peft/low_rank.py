@@ -29,6 +29,7 @@ from peftlab.peft.surgery import (
     weight_matrix,
 )
 from peftlab.peft.weight_update import WeightUpdate, slice_name
+from peftlab.peft.wrapping import WrappedLayer
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone
@@ -292,12 +293,11 @@ class LowRankUpdate(nn.Module):
         return f"rank={self.rank}, scale={self.scale:g}, slice={self.output_slice}"
 
 
-class LowRankLayer(nn.Module):
+class LowRankLayer(WrappedLayer):
     """A frozen layer and its low-rank updates: one for the whole output, or one a slice."""
 
     def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self.updates = nn.ModuleDict()
         self.merged = False
 
@@ -333,20 +333,6 @@ class LowRankLayer(nn.Module):
     def all_updates(self) -> list[LowRankUpdate]:
         """The updates, in the order of their slices."""
         return list(self.updates.values())  # type: ignore[arg-type]
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen weight: some models look at its dtype."""
-        weight = self.base.weight
-        assert isinstance(weight, Tensor)
-        return weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base's bias."""
-        bias = getattr(self.base, "bias", None)
-        assert bias is None or isinstance(bias, Tensor)
-        return bias
 
 
 def add_to_slice(out: Tensor, delta: Tensor, rows: slice | None) -> Tensor:

@@ -127,16 +127,16 @@ def require_patterns_used(key: str, pattern: Iterable[str], targets: list[Target
 
 
 def wrappers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that stand around a layer of the backbone: they keep it as ``base``, and know whether they are merged."""
+    """Modules that stand around a layer of the backbone, which they keep as ``base``."""
     for name, module in list(model.named_modules()):
-        if isinstance(getattr(module, "base", None), nn.Module) and hasattr(module, "merged"):
+        if isinstance(getattr(module, "base", None), nn.Module):
             yield name, module
 
 
 def unwrap_merged(model: nn.Module) -> None:
     """Put each layer back where a merged wrapper stands around it: the model is then a plain one."""
     for name, module in wrappers(model):
-        if module.merged:
+        if getattr(module, "merged", False):
             base = module.base
             assert isinstance(base, nn.Module)
             replace_module(model, name, base)
@@ -144,17 +144,15 @@ def unwrap_merged(model: nn.Module) -> None:
 
 @contextmanager
 def wrappers_off(model: nn.Module) -> Iterator[int]:
-    """Inside, wrappers compute what the layer in them does alone; yields how many there are.
-
-    A wrapper that is merged passes its input on to its layer; here it believes to be merged although it is not.
-    """
+    """Inside, wrappers compute what the layer in them does alone; yields how many there are."""
     found = [module for _, module in wrappers(model)]
-    before = [bool(module.merged) for module in found]
-    assert not any(before), "a merged adapter cannot be switched off: it is a part of the weights"
+    assert not any(getattr(module, "merged", False) for module in found), "a merged adapter is a part of the weights"
     for module in found:
-        module.merged = True  # type: ignore[assignment]
+        base = module.base
+        assert isinstance(base, nn.Module)
+        module.forward = base.__call__  # the bound method: a module would be registered as a child
     try:
         yield len(found)
     finally:
-        for module, merged in zip(found, before, strict=True):
-            module.merged = merged  # type: ignore[assignment]
+        for module in found:
+            del module.forward  # the class's own is there again
