@@ -8,15 +8,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from peftlab.config import GROUPS, RunConfig, check, config_folder
@@ -56,11 +59,22 @@ def composed(overrides: Sequence[str], *, config_dir: str | None = None, config_
     with _errors_in_words(overrides):
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(config_folder()), version_base="1.3", job_name="peftlab train"):
-            # Hydra's own -cd flag is a search path entry in front of the others.
-            extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-            config = compose(config_name, overrides=[*overrides, *extra], return_hydra_config=True)
+            if config_dir is not None:
+                _search_also(config_dir)
+            config = compose(config_name, overrides=list(overrides), return_hydra_config=True)
         HydraConfig.instance().set_config(config)
     return config
+
+
+def _search_also(config_dir: str) -> None:
+    """Put a folder where Hydra's own -cd flag puts it, so that a primary config is found in it too."""
+    if not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: there is no such folder.")
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    path = hydra.config_loader.get_search_path()
+    path.prepend("command-line", f"file://{Path(config_dir).resolve()}", anchor=SearchPathQuery(provider="schema"))
+    hydra.config_loader = ConfigLoaderImpl(config_search_path=path)
 
 
 def checked(overrides: Sequence[str], *, real: bool = False) -> RunConfig:
@@ -135,3 +149,18 @@ def parse(overrides: Sequence[str]) -> None:
     """Raise ConfigError for the first override that is not of the form key=value."""
     with _errors_in_words(overrides):
         OverridesParser.create().parse_overrides(list(overrides))
+
+
+def override_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """Key → value of each override, as plain containers with interpolations resolved.
+
+    Raises:
+        ConfigError: for an override that is not of the form key=value, or an interpolation that leads nowhere.
+    """
+    found: dict[str, Any] = {}
+    with _errors_in_words(overrides):
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            wrapped = OmegaConf.to_container(OmegaConf.create({"value": override.value()}), resolve=True)
+            assert isinstance(wrapped, dict)
+            found[override.key_or_group] = wrapped["value"]
+    return found

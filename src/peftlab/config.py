@@ -37,6 +37,9 @@ GROUPS: dict[str, type] = {
 }
 """Groups whose ``_target_`` names the dataclass, and what that dataclass must be."""
 
+NO_PART_OF_A_RUN = ("hydra", "experiment", "debug")
+"""Top-level keys of what Hydra composes that are its own, or only select files."""
+
 
 def config_folder() -> Path:
     """The folder of shipped YAML files: inside an installed wheel, or beside ``src`` in a checkout."""
@@ -110,6 +113,8 @@ def from_plain(values: dict[str, Any], *, real: bool) -> RunConfig:
         raise ConfigError(
             "measure_forgetting=true needs backbone.from_run=<run folder>, the run whose task may be forgotten."
         )
+    tasks = len(parts["data"].task_names())
+    parts["peft"].fit_tasks(max(tasks, 1))
     return RunConfig(**parts)
 
 
@@ -136,17 +141,9 @@ def _as_mapping(group: str, given: Any) -> dict[str, Any]:
 
 def check(composed: DictConfig, *, real: bool = False) -> RunConfig:
     """Resolve and validate what Hydra composed, naming the file a mistake stands in."""
-    composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    for group in ("experiment", "debug"):  # selectors of files, not part of a run
-        composed.pop(group, None)
+    values = resolved(composed)
     try:
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        key = str(error.full_key or "")
-        raise ConfigError(f"{key or 'config'}: {str(error).splitlines()[0]}{_where(key)}") from error
-    assert isinstance(values, dict)
-    try:
-        return from_plain({str(key): value for key, value in values.items()}, real=real)
+        return from_plain(values, real=real)
     except UnknownKey as error:
         raise ConfigError(f"{error}{_where(error.key)}") from error
     except BadValue as error:
@@ -156,6 +153,24 @@ def check(composed: DictConfig, *, real: bool = False) -> RunConfig:
             if len(lines) == len(error.keys)
             else str(error)
         ) from error
+
+
+def resolved(composed: DictConfig) -> dict[str, Any]:
+    """The run's part of what Hydra composed, as plain containers that are not checked yet.
+
+    Raises:
+        ConfigError: for an interpolation that leads nowhere.
+    """
+    kept = [str(key) for key in composed if key not in NO_PART_OF_A_RUN]
+    if len(kept) < len(composed):
+        composed = OmegaConf.masked_copy(composed, kept)
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or "")
+        raise ConfigError(f"{key or 'config'}: {str(error).splitlines()[0]}{_where(key)}") from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 def _where(key: str) -> str:

@@ -4,7 +4,7 @@ import importlib
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def configured(name: str) -> tuple[type[DataSet], dict[str, Any]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_yaml_has_every_field_with_its_default(name: str) -> None:
     cls, values = configured(name)
-    defaults = {field.name: field.default for field in fields(cls)}
+    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(cls)}
     assert values == defaults
     cls(**values)
     assert f"peftlab train data={name}" in (CONF / f"{name}.yaml").read_text(encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from peftlab.runs.assemble import reassemble
 from peftlab.runs.folder import RunFolder, finished_run
 from peftlab.runs.identity import run_key
 from tests.conftest import TINY, Peftlab
+from tests.data.two_tasks import write_topics
 
 CLASSIFIER = (
     "backbone=text_classifier",
@@ -28,21 +28,12 @@ CLASSIFIER = (
     "optim.lr=1",
 )
 SMALL = ("trainer.max_epochs=2", "trainer.progress_bar=false")
-TOPICS = {"sport": "the team won the match", "trade": "the shares fell on the market", "space": "the probe left orbit"}
 
 
 @pytest.fixture
 def topics(scratch: Path) -> Path:
     """90 short texts of three topics, in topics.jsonl."""
-    generator = random.Random(3)
-    path = scratch / "topics.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for number in range(90):
-            label = sorted(TOPICS)[number % 3]
-            words = [*TOPICS[label].split(), f"w{generator.randint(0, 9)}", "a", "great", "dull", "film"]
-            generator.shuffle(words)
-            file.write(json.dumps({"text": " ".join(words) + f" {number}", "label": label}) + "\n")
-    return path
+    return write_topics(scratch, rows=90)
 
 
 def earlier(peftlab: Peftlab, topics: Path, *more: str) -> Path:

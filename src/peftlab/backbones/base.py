@@ -53,18 +53,22 @@ class Backbone(nn.Module, ABC):
     (where the weights came from, revision or hash).
     """
 
+    task_prompts: int = 1
+    """Soft prompts that rows of different tasks are read with; 1: all rows are read alike."""
     model: nn.Module
     tokenizer: Tokenizer
     architecture: str
     provenance: dict[str, Any]
 
     @abstractmethod
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None = None) -> Tensor:
         """Class scores.
 
         Args:
             input_ids: (B, T) int64.
             attention_mask: (B, T) int64, 1 on tokens and 0 on padding; padding is on the right.
+            task_ids: (B,) int64, the task of each row; only given for data of several tasks. It matters where a
+                soft prompt has vectors for each task, and nowhere else.
 
         Returns:
             logits (B, C), float.
@@ -109,7 +113,13 @@ class Backbone(nn.Module, ABC):
         )
 
     def add_soft_prompt(
-        self, vectors: nn.Module, *, length: int, position: Literal["auto", "before", "after_first"], task: int = 0
+        self,
+        vectors: nn.Module,
+        *,
+        length: int,
+        position: Literal["auto", "before", "after_first"],
+        task: int = 0,
+        tasks: int = 1,
     ) -> None:
         """Let every text be read with a soft prompt in it.
 
@@ -118,7 +128,8 @@ class Backbone(nn.Module, ABC):
                 It becomes a part of ``model``.
             length: vectors that stand in a text.
             position: in front of the text, behind its first token, or as the model reads its texts.
-            task: which of the prompts in ``vectors`` to use.
+            task: which of the prompts in ``vectors`` to use for rows without a task of their own.
+            tasks: prompts in ``vectors``; with several of them, rows with ``task_ids`` are read with their own.
 
         Raises:
             BackboneError: as :meth:`token_embedding`.

@@ -171,8 +171,8 @@ class TextClassifierBackbone(Backbone):
         parameters = sum(parameter.numel() for parameter in model.parameters())
         self.provenance = {"architecture": self.architecture, "parameters": parameters, **provenance}
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits (B, C) of ids (B, T) and mask (B, T)."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None = None) -> Tensor:
+        """Logits (B, C) of ids (B, T) and mask (B, T); rows of all tasks are read alike."""
         logits: Tensor = self.model(input_ids, attention_mask)
         return logits
 

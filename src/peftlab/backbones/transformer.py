@@ -251,11 +251,13 @@ class TransformerBackbone(Backbone):
         self._prompt: PromptPlacement | None = None
         self._mean_head = self._linear_head() if pooling == "mean" else None
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits (B, C), float32, of ids (B, T) and mask (B, T)."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None = None) -> Tensor:
+        """Logits (B, C), float32, of ids (B, T), mask (B, T) and, if prompts differ by task, ``task_ids`` (B,)."""
         text_mask = attention_mask
         if self._prompt is not None:
-            input_ids, attention_mask, text_mask = self._prompt.insert(input_ids, attention_mask)
+            input_ids, attention_mask, text_mask = self._prompt.insert(
+                input_ids, attention_mask, task_ids if self.task_prompts > 1 else None
+            )
         if self._mean_head is not None:
             return self._from_mean(self._mean_head, input_ids, attention_mask, text_mask).float()
         logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
@@ -279,7 +281,13 @@ class TransformerBackbone(Backbone):
         return embedding
 
     def add_soft_prompt(
-        self, vectors: nn.Module, *, length: int, position: Literal["auto", "before", "after_first"], task: int = 0
+        self,
+        vectors: nn.Module,
+        *,
+        length: int,
+        position: Literal["auto", "before", "after_first"],
+        task: int = 0,
+        tasks: int = 1,
     ) -> None:
         """See :meth:`Backbone.add_soft_prompt`; ``auto`` keeps a first token that the head reads in its place."""
         if self._prompt is not None:
@@ -288,6 +296,7 @@ class TransformerBackbone(Backbone):
             position = "after_first" if self._reads_first_token() else "before"
         first_id = wrap_token_embedding(self.model, vectors)
         self._prompt = PromptPlacement(first_id, length, position, task)
+        self.task_prompts = tasks
 
     @contextmanager
     def without_soft_prompt(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ turns it into :class:`Splits`. Tokenising and batching are the same for all of t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,22 @@ class Texts:
 
 
 @dataclass(frozen=True)
+class Task:
+    """One task of several in one data set: its name, and the classes that are its own."""
+
+    name: str
+    first: int
+    """Index of its first class among all classes."""
+    stop: int
+    """Index behind its last class."""
+
+    @property
+    def classes(self) -> range:
+        """Indices of its classes."""
+        return range(self.first, self.stop)
+
+
+@dataclass(frozen=True)
 class Splits:
     """The three splits of a data set.
 
@@ -43,6 +60,8 @@ class Splits:
     ``"subset of train (train_subset.parquet, 18,615 rows)"``.
     ``provenance`` goes into the run's record as it is (plain containers only); its keys ``source``
     and ``rows`` (rows of each split as used) are always there.
+    ``tasks`` are the tasks of a multitask data set, in the order of their classes; a class belongs to one task,
+    so that a row's label says its task too.
     """
 
     train: Texts
@@ -52,6 +71,7 @@ class Splits:
     test_kind: str
     provenance: dict[str, Any] = field(default_factory=dict)
     train_kind: str = "train"
+    tasks: tuple[Task, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -98,4 +118,16 @@ class DataSet(ABC):
         Raises:
             DataError: if one of them is missing.
         """
+        return {}
+
+    def task_names(self) -> list[str]:
+        """Names of the tasks, in order; none for the usual data set of one task."""
+        return []
+
+    def rows_an_epoch(self, sizes: Sequence[int]) -> list[int]:
+        """Training rows that an epoch takes of each task, which has ``sizes`` of them; all, unless tasks are mixed."""
+        return list(sizes)
+
+    def identity_values(self) -> dict[str, Any]:
+        """Fields that enter the run's identity in another form than their value: name to plain containers."""
         return {}

@@ -30,21 +30,27 @@ def pad(rows: Sequence[Sequence[int] | npt.NDArray[np.int32]], pad_id: int) -> d
 
 
 class Collate:
-    """Rows of :class:`~peftlab.data.tokens.TokenizedTexts` to one padded batch with ``labels`` (B,) int64."""
+    """Rows of :class:`~peftlab.data.tokens.TokenizedTexts` to one padded batch with ``labels`` (B,) int64.
 
-    def __init__(self, pad_id: int) -> None:
+    With ``task_of_class``, the task of each class, the batch also has ``task_ids`` (B,) int64.
+    """
+
+    def __init__(self, pad_id: int, task_of_class: Sequence[int] = ()) -> None:
         self.pad_id = pad_id
+        self.task_of_class = tuple(task_of_class)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """One batch of ``rows``."""
         batch = pad([row["input_ids"] for row in rows], self.pad_id)
         batch["labels"] = torch.tensor([row["label"] for row in rows], dtype=torch.int64)
+        if self.task_of_class:
+            batch["task_ids"] = torch.tensor([self.task_of_class[row["label"]] for row in rows], dtype=torch.int64)
         return batch
 
 
-def collate(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+def collate(pad_id: int, task_of_class: Sequence[int] = ()) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
     """The ``collate_fn`` of a loader (a class instance, so that loader processes can be spawned)."""
-    return Collate(pad_id)
+    return Collate(pad_id, task_of_class)
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):
@@ -83,11 +89,20 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self.group_by_length = group_by_length
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
-        if len(self.lengths) < world_size:
+        if self.epoch_rows < world_size:
             raise DataError(
-                f"{len(self.lengths)} training rows cannot be shared by {world_size} processes. "
-                f"Use at most {len(self.lengths)} of them (trainer.devices), or more rows (data.limit_train)."
+                f"{self.epoch_rows} training rows cannot be shared by {world_size} processes. "
+                f"Use at most {self.epoch_rows} of them (trainer.devices), or more rows (data.limit_train)."
             )
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows of an epoch, in all processes."""
+        return len(self.lengths)
+
+    def order(self, epoch: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
+        """The rows of ``epoch`` in random order, before they are cut into batches."""
+        return random.permutation(len(self.lengths))
 
     @property
     def sampler(self) -> LengthGroupedBatchSampler:
@@ -101,7 +116,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
     def batches(self, epoch: int) -> list[list[int]]:
         """This rank's batches of ``epoch``."""
         random = np.random.default_rng(derive_seed(self.seed, "batches", epoch))
-        rows = random.permutation(len(self.lengths))
+        rows = self.order(epoch, random)
         together = self.batch_size * self.world_size
         # Split off before sorting: otherwise the smaller batch would always be made of the longest texts.
         rows, rest = np.split(rows, [len(rows) - len(rows) % together])
@@ -110,8 +125,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         groups = [part[start : start + together] for part in chunks for start in range(0, len(part), together)]
         if len(rest) >= self.world_size:
             groups.append(self._by_length(rest))
-        order = random.permutation(len(groups))
-        return [groups[i][self.rank :: self.world_size].tolist() for i in order]
+        shuffled = random.permutation(len(groups))
+        return [groups[i][self.rank :: self.world_size].tolist() for i in shuffled]
 
     def _by_length(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         if not self.group_by_length:
@@ -123,8 +138,59 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         return iter(self.batches(self.epoch))
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.lengths), self.batch_size * self.world_size)
+        whole, rest = divmod(self.epoch_rows, self.batch_size * self.world_size)
         return whole + (rest >= self.world_size)
+
+
+class MixtureBatchSampler(LengthGroupedBatchSampler):
+    """Training batches of several tasks, each with a number of rows an epoch of its own.
+
+    A task's rows are gone through in passes, each a permutation drawn from ``(seed, task, pass)``. An epoch takes
+    the next ``quotas[task]`` of them: a small task repeats, a large one is visited in turn, and no row comes again
+    before its pass is over. Batches are cut from the rows of all tasks together, and are a pure function of
+    ``(seed, epoch)`` too.
+
+    Args:
+        lengths: tokens of each row, (N,).
+        tasks: the task of each row, (N,), counted from 0.
+        quotas: rows of each task an epoch, at least 1.
+        batch_size: as for :class:`LengthGroupedBatchSampler`, which also says the rest.
+        seed: of the order.
+        more: ``group_by_length``, ``rank`` and ``world_size``.
+    """
+
+    def __init__(
+        self,
+        lengths: npt.ArrayLike,
+        tasks: npt.ArrayLike,
+        quotas: Sequence[int],
+        batch_size: int,
+        seed: int,
+        **more: Any,
+    ) -> None:
+        self.quotas = list(quotas)
+        tasks = np.asarray(tasks)
+        self.rows_of = [np.flatnonzero(tasks == task) for task in range(len(self.quotas))]
+        super().__init__(lengths, batch_size, seed, **more)
+
+    @property
+    def epoch_rows(self) -> int:
+        """The quotas' sum."""
+        return sum(self.quotas)
+
+    def order(self, epoch: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
+        """The tasks' next rows, shuffled."""
+        return random.permutation(np.concatenate([self._next_rows(task, epoch) for task in range(len(self.quotas))]))
+
+    def _next_rows(self, task: int, epoch: int) -> npt.NDArray[np.int64]:
+        rows, quota = self.rows_of[task], self.quotas[task]
+        first, start = divmod(epoch * quota, len(rows))
+        passes = range(first, ((epoch + 1) * quota - 1) // len(rows) + 1)
+        shuffled = [
+            np.random.default_rng(derive_seed(self.seed, "mixture", task, number)).permutation(rows)
+            for number in passes
+        ]
+        return np.concatenate(shuffled)[start : start + quota]
 
 
 class EvaluationBatchSampler(Sampler[list[int]]):

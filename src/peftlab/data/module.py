@@ -14,7 +14,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from peftlab.backbones.base import Tokenizer
 from peftlab.data.base import DataSet, Splits, Texts
-from peftlab.data.batching import EvaluationBatchSampler, LengthGroupedBatchSampler, collate, pad
+from peftlab.data.batching import (
+    EvaluationBatchSampler,
+    LengthGroupedBatchSampler,
+    MixtureBatchSampler,
+    collate,
+    pad,
+)
 from peftlab.data.tokens import TokenizedTexts, tokenize
 from peftlab.data.truncation import truncating
 from peftlab.errors import DataError
@@ -28,9 +34,9 @@ class TextDataModule(LightningDataModule):
     """Train, validation and test loaders over token ids.
 
     A batch is ``input_ids`` (B, T) int64, ``attention_mask`` (B, T) int64 and ``labels`` (B,) int64, padded
-    on the right. Batches depend on the config and ``order_seed`` alone: not on ``num_workers``, and not on
-    the global random state, which loading leaves as it was. Use ``Trainer(use_distributed_sampler=False)``:
-    the samplers share the rows among the trainer's processes themselves.
+    on the right; of several tasks it has ``task_ids`` (B,) int64 too. Batches depend on the config and ``order_seed``
+    alone: not on ``num_workers``, and not on the global random state, which loading leaves as it was. Use
+    ``Trainer(use_distributed_sampler=False)``: the samplers share the rows among the trainer's processes themselves.
 
     Args:
         dataset: its batch sizes, ``max_length``, ``group_by_length`` and ``num_workers`` are used.
@@ -48,6 +54,7 @@ class TextDataModule(LightningDataModule):
         self.start_epoch = 0
         """Epoch that training begins with; a resumed run sets it to the first one it has not finished."""
         self._tokenized: dict[SplitName, TokenizedTexts] = {}
+        self._task_of_class = [number for number, task in enumerate(splits.tasks) for _ in task.classes]
 
     def prepare_data(self) -> None:
         """Tokenise all splits into the cache, in one process of each machine."""
@@ -65,14 +72,21 @@ class TextDataModule(LightningDataModule):
         """Batches in random order, another one each epoch."""
         rows = self.tokenized("train")
         rank, world_size = self._rank_and_world_size()
-        sampler = LengthGroupedBatchSampler(
-            rows.lengths,
-            self.dataset.batch_size,
-            self.order_seed,
-            group_by_length=self.dataset.group_by_length,
-            rank=rank,
-            world_size=world_size,
-        )
+        batch_size, seed = self.dataset.batch_size, self.order_seed
+        how: dict[str, Any] = {
+            "group_by_length": self.dataset.group_by_length,
+            "rank": rank,
+            "world_size": world_size,
+        }
+        if self.splits.tasks:
+            tasks = [self._task_of_class[label] for label in rows.labels]
+            sizes = [tasks.count(task) for task in range(len(self.splits.tasks))]
+            quotas = self.dataset.rows_an_epoch(sizes)
+            sampler: LengthGroupedBatchSampler = MixtureBatchSampler(
+                rows.lengths, tasks, quotas, batch_size, seed, **how
+            )
+        else:
+            sampler = LengthGroupedBatchSampler(rows.lengths, batch_size, seed, **how)
         # Lightning makes the first iterator before it restores a checkpoint, and so before it knows the epoch.
         sampler.set_epoch(self.start_epoch)
         return self._loader(rows, sampler)
@@ -108,7 +122,7 @@ class TextDataModule(LightningDataModule):
         return DataLoader(
             _MapStyle(rows),
             batch_sampler=sampler,
-            collate_fn=collate(self.tokenizer.pad_id),
+            collate_fn=collate(self.tokenizer.pad_id, self._task_of_class),
             num_workers=self.dataset.num_workers,
             persistent_workers=self.dataset.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

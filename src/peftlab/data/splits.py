@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from peftlab.data.base import DataSet, Splits, Texts
@@ -30,7 +30,7 @@ def stratified_take(labels: Sequence[int], count: int, seed: int, last_resort: C
     draw = random.Random(seed)
     key = [draw.random() for _ in labels]
     avoided = set(last_resort)
-    quota = _largest_remainder(Counter(labels), count)
+    quota = largest_remainder(Counter(labels), count)
     rows_of: dict[int, list[int]] = {label: [] for label in quota}
     for row, label in enumerate(labels):
         rows_of[label].append(row)
@@ -41,7 +41,7 @@ def stratified_take(labels: Sequence[int], count: int, seed: int, last_resort: C
     return sorted(taken)
 
 
-def _largest_remainder(sizes: Counter[int], count: int) -> dict[int, int]:
+def largest_remainder(sizes: Mapping[int, int], count: int) -> dict[int, int]:
     """``count`` places shared out in proportion to ``sizes``; integers only, so nothing rounds astray."""
     total = sum(sizes.values())
     quota = {label: count * size // total for label, size in sizes.items()}

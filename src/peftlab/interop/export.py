@@ -24,9 +24,10 @@ from peftlab.interop.hf_model import (
     transformer_of,
     untouched_backbone,
 )
+from peftlab.interop.one_task import narrow_to_task, record_of_task
 from peftlab.interop.whole_folder import require_free, whole_folder
 from peftlab.peft.base import PEFTStrategy
-from peftlab.runs.assemble import reassemble
+from peftlab.runs.assemble import Assembled, reassemble
 from peftlab.runs.folder import RunFolder
 
 
@@ -38,6 +39,7 @@ def export_adapter(
     *,
     base: Path | None = None,
     trunk_only: bool = False,
+    task: str | None = None,
 ) -> HFAdapter:
     """Write the run's adapter and head in HF peft's format.
 
@@ -48,6 +50,7 @@ def export_adapter(
         to: the folder to write; it must not be there yet, or be empty.
         base: a second folder, for the frozen backbone; the adapter then names it as its base.
         trunk_only: write the adapter for ``AutoModel``, and the head as tensors beside it.
+        task: the one to write, of a run on data of several tasks.
 
     Raises:
         PeftlabError: if the format cannot say what the run computes, or the folder cannot be written.
@@ -63,7 +66,7 @@ def export_adapter(
     for path, key in ((to, "--to"), (base, "--base")):
         if path is not None:
             require_free(path, key)
-    assembled, facts = reassemble(folder, config)
+    assembled, facts, record = _reassembled(folder, config, record, task)
     named = base_name(backbone_config, base)
     adapter, files = adapter_files(
         assembled.backbone,
@@ -124,8 +127,20 @@ def adapter_files(
     return adapter, files | ({HEAD_FILE: _safetensors(head)} if trunk_only else {})
 
 
-def export_merged(folder: RunFolder, config: RunConfig, record: dict[str, Any], to: Path) -> None:
-    """Write the run as a plain ``transformers`` classifier with its adapter merged.
+def _reassembled(
+    folder: RunFolder, config: RunConfig, record: dict[str, Any], task: str | None
+) -> tuple[Assembled, dict[str, Any], dict[str, Any]]:
+    """The run's model, adapter.json and record; of the one task, if there are several."""
+    assembled, facts = reassemble(folder, config)
+    if task is None:
+        return assembled, facts, record
+    return assembled, narrow_to_task(assembled, facts, task), record_of_task(record, task)
+
+
+def export_merged(
+    folder: RunFolder, config: RunConfig, record: dict[str, Any], to: Path, *, task: str | None = None
+) -> None:
+    """Write the run, or its ``task``, as a plain ``transformers`` classifier with its adapter merged.
 
     Raises:
         PeftlabError: if the method cannot be merged, or ``transformers`` would compute something else.
@@ -133,7 +148,7 @@ def export_merged(folder: RunFolder, config: RunConfig, record: dict[str, Any], 
     backbone_config = transformer_of(config)
     require_pooling(backbone_config, "--merged")
     require_free(to, "--to")
-    assembled, facts = reassemble(folder, config)
+    assembled, facts, record = _reassembled(folder, config, record, task)
     labels = facts["label_names"]
     merged = merged_backbone(folder, config, assembled, labels)
     how = how_to_load("merged", None, merged.head_modules(), len(labels), backbone_config)

@@ -107,6 +107,32 @@ class PEFTStrategy(ABC):
         """
         return []
 
+    def fit_tasks(self, tasks: int) -> None:  # noqa: B027
+        """Told, when a config is checked, how many tasks the data has (1 for the usual data of one task).
+
+        Called on a class that was read without its heavy imports, as :meth:`files` is.
+
+        Raises:
+            ConfigError: if the method was set up for another number.
+        """
+
+    def load_source(self, backbone: Backbone, fingerprint: str) -> None:  # noqa: B027
+        """After :meth:`inject`, before training: load what the method starts from, if that is an earlier run.
+
+        Not called when a trained adapter is loaded, which replaces it all.
+
+        Args:
+            backbone: injected into.
+            fingerprint: of its frozen weights, as the earlier run's ``adapter.json`` says its own.
+
+        Raises:
+            PeftlabError: if the earlier run does not fit.
+        """
+
+    def keep_task(self, backbone: Backbone, task: int) -> PEFTStrategy:
+        """Leave in ``backbone`` what the texts of one of several tasks need; return the method of what is left."""
+        return self
+
     def extra_tokens(self) -> int:
         """Places in the model's sequence that the method takes beside a text's tokens (a soft prompt's length)."""
         return 0

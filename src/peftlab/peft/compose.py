@@ -110,15 +110,32 @@ class Compose(PEFTStrategy, name="compose"):
 
     def files(self) -> list[Path]:
         """What the methods start from, found without importing torch."""
+        return [file for _, _, method in self._read_parts() for file in method.files()]
+
+    def fit_tasks(self, tasks: int) -> None:
+        """Tell every method, and write down what it makes of it."""
+        for index, (key, entry, method) in enumerate(list(self._read_parts())):
+            try:
+                method.fit_tasks(tasks)
+            except ConfigError as error:
+                raise ConfigError(f"{key}: {error}") from error
+            self.methods[index] = entry | dataclasses.asdict(method)
+        self.__dict__.pop("parts", None)
+
+    def _read_parts(self) -> Iterator[tuple[str, dict[str, Any], Any]]:
+        """Key, entry and method of each, its class read without importing torch."""
         from peftlab.schema import config_class, validate
 
-        found: list[Path] = []
         for key, entry in self._entries():
             target, _ = _meant(entry, key)
             fields = {name: value for name, value in entry.items() if name not in ("name", "_target_")}
-            method: Any = validate(fields, config_class(target, f"{key}._target_"), key)
-            found += method.files()
-        return found
+            yield key, entry, validate(fields, config_class(target, f"{key}._target_"), key)
+
+    def load_source(self, backbone: Backbone, fingerprint: str) -> None:
+        """Let each method load what it starts from."""
+        for part, view in self._each(backbone, "load_source"):
+            with view():
+                part.load_source(backbone, fingerprint)
 
     def extra_tokens(self) -> int:
         """The sum of what the methods take."""

@@ -125,6 +125,11 @@ class ImportedAdapter(PEFTStrategy, name="import"):
         """The method's formula."""
         return self.native.closed_form(backbone)
 
+    def keep_task(self, backbone: Backbone, task: int) -> PEFTStrategy:
+        """As the method."""
+        self.native = self.native.keep_task(backbone, task)
+        return self
+
     def extra_tokens(self) -> int:
         """What the method takes."""
         return self.native.extra_tokens()

@@ -58,7 +58,9 @@ class SoftPrompt(PEFTStrategy):
         weight = embedding_weight(backbone)  # refuses a backbone that reads no sequence
         vectors = self.vectors(backbone, adapter_generator(seed, PLACE)).to(weight.device)
         vectors.train(backbone.model.training)
-        backbone.add_soft_prompt(vectors, length=self.length, position=self.position, task=self.chosen_task())
+        backbone.add_soft_prompt(
+            vectors, length=self.length, position=self.position, task=self.chosen_task(), tasks=self.task_count()
+        )
 
     def extra_tokens(self) -> int:
         """The prompt's length."""
@@ -67,6 +69,10 @@ class SoftPrompt(PEFTStrategy):
     def chosen_task(self) -> int:
         """Which of several tasks' prompts the texts are read with."""
         return 0
+
+    def task_count(self) -> int:
+        """Tasks that have a prompt of their own."""
+        return 1
 
     def closed_form(self, backbone: Backbone) -> int:
         """Trainable parameters without the head."""

@@ -16,9 +16,10 @@ COLUMNS = (
 
 
 def write_metrics_csv(path: Path, history: list[dict[str, Any]]) -> None:
-    """Write ``history`` with full precision, atomically."""
+    """Write ``history`` with full precision, atomically; the figures of each task of several stand at the end."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    of_tasks = [name for name in (history[0] if history else ()) if name.count("/") == 2]
+    writer = csv.DictWriter(text, [*COLUMNS, *of_tasks], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     write_atomically(path, text.getvalue())

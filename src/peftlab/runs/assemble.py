@@ -40,7 +40,24 @@ def assemble(config: RunConfig, splits: Splits) -> Assembled:
     else:
         backbone = start_from_run(config, splits.label_names)
     backbone.check_length(config.data.max_length, extra_tokens=config.peft.extra_tokens())
-    return _inject(config, backbone)
+    assembled = _inject(config, backbone)
+    _require_prompts_fit(config, backbone, len(splits.tasks))
+    config.peft.load_source(backbone, assembled.fingerprint)
+    return assembled
+
+
+def _require_prompts_fit(config: RunConfig, backbone: Backbone, tasks: int) -> None:
+    """Refuse prompts of several tasks where a row's task would have none, or another one's."""
+    prompts = backbone.task_prompts
+    if tasks and prompts not in (1, tasks):
+        raise PeftlabError(
+            f"peft={config.peft.name} has prompts for {prompts} tasks, and the data has {tasks} of them."
+        )
+    if prompts > 1 and config.measure_forgetting:
+        raise PeftlabError(
+            f"measure_forgetting=true: peft={config.peft.name} reads each row with the prompt of its task, and the "
+            "earlier run's tasks have none here. Set measure_forgetting=false, or choose a method without such prompts."
+        )
 
 
 def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[str, Any]]:
@@ -159,14 +176,15 @@ def _inject(config: RunConfig, backbone: Backbone) -> Assembled:
     return Assembled(backbone, config.peft, fingerprint)
 
 
-def lightning_module(config: RunConfig, assembled: Assembled, num_labels: int) -> ClassificationModule:
-    """The module that trains or tests ``assembled``."""
+def lightning_module(config: RunConfig, assembled: Assembled, splits: Splits) -> ClassificationModule:
+    """The module that trains or tests ``assembled`` on ``splits``."""
     return ClassificationModule(
         assembled.backbone,
         assembled.strategy,
         config.optim,
         config.schedule,
-        num_labels=num_labels,
+        num_labels=len(splits.label_names),
+        tasks=splits.tasks,
         seed=config.seed,
         label_smoothing=config.trainer.label_smoothing,
         max_steps=config.trainer.max_steps,

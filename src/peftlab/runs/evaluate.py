@@ -43,9 +43,9 @@ def measure(config: RunConfig, assembled: Assembled, splits: Splits, rows: Texts
         RunError: if not every row was seen once.
     """
     # The one split three times: the data module tokenises all that it is given.
-    tested = Splits(rows, rows, rows, splits.label_names, splits.test_kind)
+    tested = Splits(rows, rows, rows, splits.label_names, splits.test_kind, tasks=splits.tasks)
     data = TextDataModule(config.data, tested, assembled.backbone.tokenizer, config.seed)
-    module = lightning_module(config, assembled, len(splits.label_names))
+    module = lightning_module(config, assembled, splits)
     trainer = build_trainer(
         config.trainer,
         folder=folder.path,
@@ -72,12 +72,22 @@ def _require_same_labels(splits: Splits, trained: Sequence[str]) -> None:
         )
 
 
-def predict(folder: RunFolder, config: RunConfig, texts: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """``text``, ``label`` and ``probabilities`` (label → probability) of each text, in order."""
+def predict(
+    folder: RunFolder, config: RunConfig, texts: Sequence[str], *, task: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """``text``, ``label`` and ``probabilities`` (label → probability) of each text, in order.
+
+    Args:
+        folder: the run's.
+        config: the run's.
+        texts: what to label.
+        task: theirs, for a run on data of several tasks; the labels are that task's.
+    """
     from peftlab.data.module import predict_batches
 
     assembled, facts = reassemble(folder, config)
-    names = facts["label_names"]
+    number, classes = _classes_of(facts, task)
+    names = facts["label_names"][classes]
     backbone = assembled.backbone.eval()
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     backbone.to(device)
@@ -88,7 +98,10 @@ def predict(folder: RunFolder, config: RunConfig, texts: Sequence[str]) -> Itera
         texts, tokenizer, max_length=config.data.max_length, batch_size=config.data.eval_batch_size
     ):
         with torch.inference_mode():
-            logits = backbone(batch["input_ids"].to(device), batch["attention_mask"].to(device)).float()
+            inputs = [batch["input_ids"].to(device), batch["attention_mask"].to(device)]
+            if number is not None:
+                inputs.append(torch.full((len(rows),), number, device=device))
+            logits = backbone(*inputs).float()[:, classes]
         for row, probabilities in zip(rows, logits.softmax(dim=-1).tolist(), strict=True):
             best = max(range(len(names)), key=probabilities.__getitem__)
             ready[row] = {
@@ -99,3 +112,11 @@ def predict(folder: RunFolder, config: RunConfig, texts: Sequence[str]) -> Itera
         while following in ready:
             yield ready.pop(following)
             following += 1
+
+
+def _classes_of(facts: dict[str, Any], task: str | None) -> tuple[int | None, slice]:
+    """The number of ``task`` and its classes; all classes, for a run on data of one task."""
+    if task is None:
+        return None, slice(None)
+    number = [known["name"] for known in facts["tasks"]].index(task)
+    return number, slice(*facts["tasks"][number]["classes"])

@@ -29,6 +29,7 @@ def run_key(config: RunConfig) -> str:
 def semantic(config: RunConfig) -> dict[str, Any]:
     """What the key is the hash of, as plain containers."""
     values: dict[str, Any] = _semantic_fields(config)
+    values["data"] |= config.data.identity_values()
     values["data_content"] = {split: content_sha256(files) for split, files in config.data.files().items()}
     values["backbone_content"] = content_sha256(config.backbone.weight_files())
     if files := config.peft.files():

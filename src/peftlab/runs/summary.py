@@ -24,6 +24,9 @@ def print_before(
     classes = ", ".join(f"{name} {counts[i]:,}" for i, name in enumerate(splits.label_names))
     table.add_row("run", str(folder.path))
     table.add_row("data", f"{splits.train_kind}: {rows[0]:,} rows ({classes})")
+    if splits.tasks:
+        shares = ", ".join(f"{task} {count:,}" for task, count in splits.provenance["rows_an_epoch"].items())
+        table.add_row("", f"rows an epoch: {shares}")
     table.add_row("", f"validation: {rows[1]:,} rows")
     table.add_row("", f"test, {splits.test_kind}: {rows[2]:,} rows")
     table.add_row("backbone", _backbone_line(backbone))

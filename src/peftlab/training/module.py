@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -13,13 +13,15 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from peftlab.backbones.base import Backbone
+from peftlab.data.base import Task
 from peftlab.peft.base import PEFTStrategy
 from peftlab.seeding import derive_seed
 from peftlab.training.config import OptimizerConfig, ScheduleConfig
 from peftlab.training.metrics import ClassificationMetrics
+from peftlab.training.tasks import MultitaskMetrics, TaskBlocks, by_task
 
 Batch = dict[str, Tensor]
-"""``input_ids`` (B, T), ``attention_mask`` (B, T), ``labels`` (B,), all int64."""
+"""``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,), of several tasks ``task_ids`` (B,) too; all int64."""
 
 
 class ClassificationModule(L.LightningModule):
@@ -40,6 +42,7 @@ class ClassificationModule(L.LightningModule):
         seed: int,
         label_smoothing: float = 0.0,
         max_steps: int | None = None,
+        tasks: Sequence[Task] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -51,8 +54,12 @@ class ClassificationModule(L.LightningModule):
         self.max_steps = max_steps
         # Checkpoints hold what trains; on_load_checkpoint checks the key set itself.
         self.strict_loading = False
+        self.tasks = TaskBlocks(tasks) if tasks else None
         self.metrics = nn.ModuleDict(
-            {split: ClassificationMetrics(num_labels) for split in ("train_", "validation_", "test_")}
+            {
+                split: MultitaskMetrics(tasks) if tasks else ClassificationMetrics(num_labels)
+                for split in ("train_", "validation_", "test_")
+            }
         )
         self.history: list[dict[str, float]] = []
         self.test_metrics: dict[str, Any] = {}
@@ -60,10 +67,13 @@ class ClassificationModule(L.LightningModule):
         self._validation_row: dict[str, Any] = {}
         self._clock = _Stopwatch()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits (B, C) in fp32."""
-        logits: Tensor = self.backbone(input_ids, attention_mask)
-        return logits.float()
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None = None) -> Tensor:
+        """Logits (B, C) in fp32; of several tasks, -inf for the classes that are not of a row's own."""
+        if self.tasks is None:
+            logits: Tensor = self.backbone(input_ids, attention_mask)
+            return logits.float()
+        assert task_ids is not None
+        return self.tasks.masked(self.backbone(input_ids, attention_mask, task_ids).float(), task_ids)
 
     # -- training ------------------------------------------------------------------------------------
 
@@ -81,9 +91,7 @@ class ClassificationModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch, and the method's own term if it has one."""
-        logits = self(batch["input_ids"], batch["attention_mask"])
-        loss = F.cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing)
-        self._metrics("train").update(logits.detach(), batch["labels"], loss.detach())
+        loss = self._loss("train", batch, self.label_smoothing)
         self.log("train/loss_step", loss, prog_bar=True)
         penalty = self.peft.regularization(self.backbone)
         return loss if penalty is None else loss + penalty
@@ -115,6 +123,7 @@ class ClassificationModule(L.LightningModule):
         self._validation_row = self._metrics("validation").finish()
         for name in ("loss", "accuracy", "macro_f1"):
             self.log(f"validation/{name}", self._validation_row[name], prog_bar=name == "accuracy")
+        self._log_tasks("validation", self._validation_row)
         self._clock.start()
 
     def on_train_epoch_end(self) -> None:
@@ -130,10 +139,12 @@ class ClassificationModule(L.LightningModule):
         }
         for split, values in (("train", train), ("validation", self._validation_row)):
             row |= {f"{split}/{name}": values[name] for name in ("loss", "accuracy", "macro_f1")}
+            row |= {f"{split}/{name}": number for name, number in by_task(values).items()}
         row["validation/per_class"] = self._validation_row["per_class"]
         self.history.append(row)
         for name in ("loss", "accuracy", "macro_f1"):
             self.log(f"train/{name}", train[name])
+        self._log_tasks("train", train)
         self.print(
             f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"
             f"   train loss {train['loss']:.4f}  accuracy {train['accuracy']:.4f}"
@@ -156,10 +167,27 @@ class ClassificationModule(L.LightningModule):
         self.test_metrics = self._metrics("test").finish()
         for name in ("loss", "accuracy", "macro_f1"):
             self.log(f"test/{name}", self.test_metrics[name])
+        self._log_tasks("test", self.test_metrics)
 
     def _evaluate(self, split: str, batch: Batch) -> None:
-        logits = self(batch["input_ids"], batch["attention_mask"])
-        self._metrics(split).update(logits, batch["labels"], F.cross_entropy(logits, batch["labels"]))
+        self._loss(split, batch)
+
+    def _loss(self, split: str, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+        """The batch's mean loss; what the batch says is added to the split's metrics."""
+        labels, task_ids = batch["labels"], batch.get("task_ids")
+        if self.tasks is None or task_ids is None:
+            logits = self(batch["input_ids"], batch["attention_mask"])
+            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            self._metrics(split).update(logits.detach(), labels, loss.detach())
+            return loss
+        logits = self(batch["input_ids"], batch["attention_mask"], task_ids)
+        losses = self.tasks.losses(logits, labels, task_ids, label_smoothing)  # (B,)
+        self._metrics(split).update(logits.detach(), labels, losses.detach())
+        return losses.mean()
+
+    def _log_tasks(self, split: str, values: dict[str, Any]) -> None:
+        for name, number in by_task(values).items():
+            self.log(f"{split}/{name}", float(number))
 
     def _metrics(self, split: str) -> ClassificationMetrics:
         found = self.metrics[f"{split}_"]  # "train" itself is a method of every module

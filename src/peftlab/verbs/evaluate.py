@@ -11,7 +11,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAVY
 from rich.table import Table
 
-from peftlab.composition import composed, parse
+from peftlab.composition import composed, override_values, parse
 from peftlab.config import RunConfig, check, validate_group
 from peftlab.data.base import DataSet
 from peftlab.errors import ConfigError
@@ -79,20 +79,11 @@ def _changed(group: str, current: Any, base: type, overrides: Sequence[str]) -> 
 
 
 def _plain_values(overrides: Sequence[str], group: str) -> dict[str, Any]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
-
-    found = {}
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        value = override.value()
-        wrapped = OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=True)
-        assert isinstance(wrapped, dict)
-        found[override.key_or_group.removeprefix(f"{group}.")] = wrapped["value"]
-    return found
+    return {key.removeprefix(f"{group}."): value for key, value in override_values(overrides).items()}
 
 
 def _print(result: dict[str, Any], record: dict[str, Any], *, unchanged: bool) -> None:
-    from peftlab.report.result import console
+    from peftlab.report.result import add_tasks, console
 
     table = Table(box=SIMPLE_HEAVY)
     for column in ("split", "rows", "accuracy", "macro-F1", "loss"):
@@ -105,6 +96,7 @@ def _print(result: dict[str, Any], record: dict[str, Any], *, unchanged: bool) -
         f"{metrics['macro_f1']:.4f}",
         f"{metrics['loss']:.4f}",
     )
+    add_tasks(table, metrics)
     for name, accuracy in metrics["per_class"]["accuracy"].items():
         table.add_row(f"  {name}", "", f"{accuracy:.4f}", f"{metrics['per_class']['f1'][name]:.4f}", "")
     out = console()

@@ -9,6 +9,7 @@ from pathlib import Path
 from peftlab.errors import ConfigError
 from peftlab.interop.whole_folder import require_free
 from peftlab.runs.folder import finished_run
+from peftlab.verbs.task_option import require_task
 
 DESCRIPTION = """Write a finished run's adapter and classification head in the checkpoint format of Hugging Face peft
 (adapter_config.json, adapter_model.safetensors, README.md), which PeftModel.from_pretrained loads. What the format
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         metavar="FOLDER",
         help="also write the frozen backbone as a transformers folder, as the adapter's base",
     )
+    parser.add_argument("--task", metavar="NAME", help="the task to write, of a run on data of several tasks")
     given = parser.parse_args(list(arguments))
     if given.merged and (given.trunk_only or given.base):
         raise ConfigError("--merged writes one whole model: it cannot be given with --trunk-only or --base.")
@@ -42,13 +44,14 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--base {base} and --to {to} must be two folders beside each other.")
     require_free(to, "--to")
     folder, config, record = finished_run(given.run)
+    require_task(config, given.run, given.task)
     from peftlab.interop.export import export_adapter, export_merged
 
     if given.merged:
-        export_merged(folder, config, record, to)
+        export_merged(folder, config, record, to, task=given.task)
         print(f"{to}: the merged classifier, for AutoModelForSequenceClassification.from_pretrained")
         return 0
-    adapter = export_adapter(folder, config, record, to, base=base, trunk_only=given.trunk_only)
+    adapter = export_adapter(folder, config, record, to, base=base, trunk_only=given.trunk_only, task=given.task)
     elements = sum(tensor.numel() for tensor in adapter.tensors.values())
     print(f"{to}: {adapter.config['peft_type']}, {len(adapter.tensors)} tensors, {elements:,} elements")
     for note in adapter.notes:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from peftlab.errors import DataError
 from peftlab.runs.folder import finished_run
+from peftlab.verbs.task_option import require_task
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,12 +21,14 @@ def main(arguments: Sequence[str]) -> int:
     where.add_argument("--text", action="append", metavar="TEXT", help="a text (may be given several times)")
     where.add_argument("--file", metavar="FILE", help="a file with a text a line; without either: standard input")
     parser.add_argument("--json", action="store_true", help="one JSON object a line: text, label, probabilities")
+    parser.add_argument("--task", metavar="NAME", help="the texts' task, for a run on data of several tasks")
     given = parser.parse_args(list(arguments))
     folder, config, _ = finished_run(given.run)
+    require_task(config, given.run, given.task)
     texts = read_texts(given.text, given.file)
     from peftlab.runs.evaluate import predict
 
-    for found in predict(folder, config, texts):
+    for found in predict(folder, config, texts, task=given.task):
         if given.json:
             print(json.dumps(found, ensure_ascii=False), flush=True)
         else:

@@ -1,0 +1,300 @@
+"""Multitask prompts on batches of several tasks, and their transfer: against HF peft, and how mistakes are told."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import MultitaskPromptTuningInit as HFInit
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from peftlab.composition import checked
+from peftlab.errors import ConfigError, PeftlabError
+from peftlab.peft.base import apply
+from peftlab.peft.lora import LoRA
+from peftlab.peft.multitask_prompt import COLS, ROWS, SHARED, MultitaskPrompt
+from peftlab.peft.prompt_tuning import PromptTuning
+from peftlab.peft.soft_prompt import prompt_module
+from peftlab.runs.adapter_file import backbone_fingerprint
+from peftlab.runs.assemble import reassemble
+from peftlab.runs.folder import finished_run
+from peftlab.runs.identity import run_key
+from tests.backbones.tiny_backbones import shake, tiny
+from tests.conftest import Peftlab
+from tests.data.two_tasks import overrides, write_topics
+from tests.peft.tiny import KINDS, batch
+
+N, RANK = 5, 2
+TASK_IDS = torch.tensor([2, 0, 1, 2])
+THEIR_NAMES = {SHARED: "embedding.weight", COLS: COLS, ROWS: ROWS}
+SIZES = {"token_dim": 32, "num_layers": 2, "num_attention_heads": 4, "num_virtual_tokens": N, "num_ranks": RANK}
+DECODERS = {"gpt2", "llama"}
+
+
+def method(**fields: Any) -> MultitaskPrompt:
+    return MultitaskPrompt(**{"length": N, "position": "before", "num_tasks": 3, "rank": RANK, **fields})
+
+
+def large(module: torch.nn.Module, seed: int = 5) -> None:
+    """Prompts start near zero; make them matter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(generator=generator)
+
+
+def prompted(kind: str, **fields: Any) -> Any:
+    backbone = tiny(kind)
+    shake(backbone)
+    apply(method(**fields), backbone, seed=1, train_head=False)
+    large(prompt_module(backbone))
+    return backbone
+
+
+@pytest.mark.parametrize("pooling", ["model", "mean"])
+@pytest.mark.parametrize("position", ["before", "after_first"])
+def test_each_row_is_read_with_its_own_tasks_prompt(position: Any, pooling: Any) -> None:
+    backbone = tiny("bert", pooling=pooling)
+    shake(backbone)
+    apply(method(position=position), backbone, seed=1)
+    large(prompt_module(backbone))
+    ids, mask = batch()
+    mixed = backbone(ids, mask, TASK_IDS)
+    for task in range(3):
+        alone = tiny("bert", pooling=pooling)
+        shake(alone)
+        apply(method(position=position, task=task), alone, seed=1)
+        large(prompt_module(alone))
+        rows = task == TASK_IDS
+        torch.testing.assert_close(mixed[rows], alone(ids[rows], mask[rows]), atol=1e-5, rtol=0)
+        assert (mixed[~rows] - alone(ids[~rows], mask[~rows])).abs().max() > 1e-2, "the task must matter"
+
+
+def test_prompts_of_one_task_are_for_all_rows() -> None:
+    for strategy in (PromptTuning(length=4), method(num_tasks=1)):
+        backbone = tiny("bert")
+        apply(strategy, backbone, seed=1)
+        assert torch.equal(backbone(*batch(), TASK_IDS), backbone(*batch()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mixed_batch_against_hf_peft(kind: str) -> None:
+    backbone = prompted(kind)
+    config = peft.MultitaskPromptTuningConfig(task_type="SEQ_CLS", num_tasks=3, **SIZES)
+    plain = tiny(kind)
+    shake(plain)
+    oracle = peft.get_peft_model(copy.deepcopy(plain.model), config).eval()
+    own, other = prompt_module(backbone), dict(oracle.prompt_encoder["default"].named_parameters())
+    assert len(other) == 3
+    pairs = [(mine, other[THEIR_NAMES[name]]) for name, mine in own.named_parameters()]
+    with torch.no_grad():
+        for mine, theirs in pairs:
+            theirs.copy_(mine)
+    ids, mask = batch()
+    if kind in DECODERS:  # theirs classify a padded batch from the wrong token
+        ids, mask = ids[:, :9], mask[:, :9]
+    labels = torch.tensor([0, 1, 2, 1])
+    logits = backbone(ids, mask, TASK_IDS)
+    expected = oracle(input_ids=ids, attention_mask=mask, task_ids=TASK_IDS).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    F.cross_entropy(logits, labels).backward()
+    F.cross_entropy(expected, labels).backward()
+    for mine, theirs in pairs:
+        assert mine.grad is not None
+        assert mine.grad.abs().max() > 0
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=0)
+
+
+# -- transfer ----------------------------------------------------------------------------------------
+
+
+def saved_source(folder: Path, *, tasks: bool = True, **fields: Any) -> dict[str, torch.Tensor]:
+    """A run folder with a trained prompt of three tasks; returns P*, U and V."""
+    strategy = method(**fields)
+    backbone = tiny("bert")
+    fingerprint = backbone_fingerprint(backbone)
+    apply(strategy, backbone, seed=3)
+    large(prompt_module(backbone), seed=8)
+    write_source(folder, strategy, backbone, fingerprint, tasks=tasks)
+    return strategy.inference_prompt(backbone)
+
+
+def write_source(folder: Path, strategy: Any, backbone: Any, fingerprint: str, *, tasks: bool = True) -> None:
+    folder.mkdir()
+    state = {name: tensor.contiguous() for name, tensor in strategy.adapter_state(backbone).items()}
+    save_file(state, folder / "adapter.safetensors")
+    facts: dict[str, Any] = {"run": "k", "method": strategy.name, "backbone": {}, "backbone_fingerprint": fingerprint}
+    if tasks:
+        facts["tasks"] = [{"name": name, "classes": [2 * i, 2 * i + 2]} for i, name in enumerate(("a", "b", "c"))]
+    (folder / "adapter.json").write_text(json.dumps(facts))
+    (folder / "record.json").write_text("{}")
+
+
+def started(source: Path, **fields: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A backbone with a prompt that starts from ``source``, and the prompt as it is without."""
+    backbone = tiny("bert")
+    fingerprint = backbone_fingerprint(backbone)
+    strategy = method(**{"num_tasks": 1, "source": str(source), **fields})
+    apply(strategy, backbone, seed=1)
+    fresh = strategy.inference_prompt(backbone)
+    strategy.load_source(backbone, fingerprint)
+    return backbone, fresh
+
+
+@pytest.mark.parametrize(
+    ("fields", "theirs"),
+    [
+        ({}, {"prompt_tuning_init": HFInit.AVERAGE_SOURCE_TASKS}),
+        ({"source_init": "shared"}, {"prompt_tuning_init": HFInit.ONLY_SOURCE_SHARED}),
+        (
+            {"source_init": "exact", "source_task": "c"},
+            {"prompt_tuning_init": HFInit.EXACT_SOURCE_TASK, "prompt_tuning_init_task": 2},
+        ),
+        (
+            {"source_init": "exact", "source_task": 1},
+            {"prompt_tuning_init": HFInit.EXACT_SOURCE_TASK, "prompt_tuning_init_task": 1},
+        ),
+    ],
+)
+def test_the_start_is_hf_pefts(tmp_path: Path, fields: dict[str, Any], theirs: dict[str, Any]) -> None:
+    source = saved_source(tmp_path / "source")
+    save_file({name: tensor.contiguous() for name, tensor in source.items()}, tmp_path / "prompt.safetensors")
+    config = peft.MultitaskPromptTuningConfig(
+        task_type="SEQ_CLS", num_tasks=1, **SIZES, **theirs,
+        prompt_tuning_init_state_dict_path=str(tmp_path / "prompt.safetensors"),
+    )  # fmt: skip
+    oracle = peft.get_peft_model(tiny("bert").model, config).prompt_encoder["default"]
+    backbone, fresh = started(tmp_path / "source", **fields)
+    for name, mine in prompt_module(backbone).named_parameters():
+        if fields.get("source_init") == "shared" and name != SHARED:
+            assert torch.equal(mine, fresh[name]), "the matrices start anew"
+        else:
+            assert torch.equal(mine, dict(oracle.named_parameters())[THEIR_NAMES[name]])
+            assert not torch.equal(mine, fresh[name])
+        assert mine.requires_grad
+    assert backbone.provenance["prompt_source"]["tasks"] == ["a", "b", "c"]
+
+
+def test_every_new_task_starts_the_same(tmp_path: Path) -> None:
+    source = saved_source(tmp_path / "source", tasks=False)
+    backbone, _ = started(tmp_path / "source", num_tasks=2)
+    cols = prompt_module(backbone).prefix_task_cols
+    assert isinstance(cols, torch.Tensor)
+    torch.testing.assert_close(cols.detach(), source[COLS].mean(dim=0).expand(2, -1, -1))
+    assert backbone.provenance["prompt_source"]["tasks"] == ["0", "1", "2"]
+
+
+def test_sources_that_do_not_fit(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    saved_source(folder)
+    for fields, said in (
+        ({"length": 7}, rf"peft\.source=.* length {N}, rank {RANK}, 32 dimensions, and this run one of length 7"),
+        ({"rank": 1}, rf"rank {RANK}, .* rank 1, .*source_init=shared"),
+        ({"source_init": "exact", "source_task": "d"}, r"peft\.source_task=d.* It has: a, b, c"),
+        ({"source_init": "exact", "source_task": 3}, r"peft\.source_task=3.* It has: a, b, c"),
+    ):
+        with pytest.raises(PeftlabError, match=said):
+            started(folder, **fields)  # type: ignore[arg-type]
+    started(folder, rank=1, source_init="shared")  # the shared prompt has no rank
+    backbone = tiny("bert", seed=9)
+    apply(method(num_tasks=1), backbone, seed=1)
+    with pytest.raises(PeftlabError, match="other weights than this run's backbone"):
+        method(num_tasks=1, source=str(folder)).load_source(backbone, backbone_fingerprint(tiny("bert", seed=9)))
+    lora, plain = LoRA(), tiny("bert")
+    fingerprint = backbone_fingerprint(plain)
+    apply(lora, plain, seed=0)
+    write_source(tmp_path / "lora", lora, plain, fingerprint)
+    with pytest.raises(PeftlabError, match=r"peft=lora, which has no prompt that tasks share"):
+        started(tmp_path / "lora")
+    (folder / "adapter.safetensors").write_bytes(b"damaged")
+    with pytest.raises(PeftlabError, match=r"peft\.source=.*cannot be read"):
+        started(folder)
+    with pytest.raises(ConfigError, match=r"peft\.source=nowhere: .*no record\.json"):
+        method(source="nowhere").files()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"source_init": "shared"}, "give peft.source"),
+        ({"source_task": "a"}, "give peft.source"),
+        ({"source": "x", "source_init": "exact"}, "goes with peft.source_init=exact"),
+        ({"source": "x", "source_task": "a"}, "goes with peft.source_init=exact"),
+        ({"source": "x", "init": "random"}, "peft.init=random has no effect"),
+    ],
+)
+def test_contradictory_fields(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        MultitaskPrompt(**fields)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data=multitask", "peft.num_tasks=3"], ["peft.num_tasks=3", "2 tasks", "peft.num_tasks=null"]),
+        (["data=multitask", "peft.task=1"], ["peft.task=1", "has no effect"]),
+        (["peft.task=1"], ["peft.task=1", "one task"]),
+        (["peft.source=nowhere"], ["peft.source=nowhere", "record.json"]),
+        (
+            ["data=multitask", "peft=compose", "peft.methods=[bitfit,{name: multitask_prompt, num_tasks: 3}]"],
+            ["peft.methods[1]", "peft.num_tasks=3"],
+        ),
+    ],
+    ids=lambda part: " ".join(part),
+)
+def test_wrong_numbers_of_tasks_are_told_at_once(peftlab: Peftlab, overrides: list[str], said: list[str]) -> None:
+    result = peftlab("check", "peft=multitask_prompt", *overrides)
+    assert result.status == 2
+    for part in said:
+        assert part in result.err
+
+
+def test_the_tasks_are_counted(scratch: Path, reviews: Path) -> None:
+    def key(*more: str) -> str:
+        return run_key(checked([*overrides(reviews, write_topics(scratch)), "peft=multitask_prompt", *more]))
+
+    assert key() == key("peft.num_tasks=2")
+    one = checked(["data=text_files", f"data.path={reviews}", "peft=multitask_prompt"])
+    assert isinstance(one.peft, MultitaskPrompt)
+    assert one.peft.num_tasks == 1
+    compose = checked([*overrides(reviews, write_topics(scratch)), "peft=compose", "peft.methods=[multitask_prompt]"])
+    assert compose.plain()["peft"]["methods"][0]["num_tasks"] == 2
+
+
+def test_transfer_from_run_to_run(peftlab: Peftlab, scratch: Path, reviews: Path) -> None:
+    prompt = ["peft=multitask_prompt", "peft.length=4", "trainer.max_epochs=1"]
+    assert peftlab("train", *overrides(reviews, write_topics(scratch)), *prompt, "name=source").status == 0
+    [record] = Path("outputs").glob("source/*/record.json")
+    source = record.parent
+    tiny_run = ["data=text_files", f"data.path={reviews}", "backbone=tiny", "logger=none", "data.max_length=48"]
+    result = peftlab("train", *tiny_run, *prompt, f"peft.source={source}", "name=target", "optim.lr=1e-30")
+    assert result.status == 0, result.err
+    [record] = Path("outputs").glob("target/*/record.json")
+    target, config, facts = finished_run(str(record.parent))
+    assert facts["backbone"]["prompt_source"]["run"] == source.name
+    # With next to no learning rate it ends where it started: at the source's shared prompt and mean matrices.
+    theirs, ours = (
+        prompt_module(reassemble(folder, finished_run(str(folder.path))[1])[0].backbone).state_dict()
+        for folder in (finished_run(str(source))[0], target)
+    )
+    assert torch.equal(ours[SHARED], theirs[SHARED])
+    for name in (COLS, ROWS):
+        torch.testing.assert_close(ours[name], theirs[name].mean(dim=0, keepdim=True))
+
+    def key(path: Path | None) -> str:
+        return run_key(checked([*tiny_run, *prompt, *([] if path is None else [f"peft.source={path}"])]))
+
+    shutil.copytree(source, "moved")
+    assert key(Path("moved")) == key(source) != key(None)
+    # The target's folder is enough to use it, whatever became of the source.
+    shutil.rmtree(source)
+    again = json.loads(peftlab("evaluate", target.path, "--json").out)
+    assert again["metrics"]["accuracy"] == facts["metrics"]["test"]["accuracy"]
+    assert config.peft.name == "multitask_prompt"
