@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from peftlab.data.published import PublishedDataSet
+from peftlab.data.published import Official, PublishedDataSet
+
+TOPICS = ("World", "Sports", "Business", "Sci/Tech")
+OFFICIAL = Official(
+    title="AG News",
+    label_names=TOPICS,
+    hub_label_names=TOPICS,
+    train_rows=120_000,
+    test_rows=7_600,
+    packaged="bbc_news",
+    train_stems=("train", "train_subset"),
+)
 
 
 @dataclass(kw_only=True)
 class AGNews(PublishedDataSet):
     """AG's news topics, version 3; text is title and description."""
 
-    title: ClassVar[str] = "AG News"
-    label_names: ClassVar[tuple[str, ...]] = ("World", "Sports", "Business", "Sci/Tech")
-    hub_label_names: ClassVar[tuple[str, ...]] = ("World", "Sports", "Business", "Sci/Tech")
-    official_rows: ClassVar[dict[str, int]] = {"train": 120_000, "test": 7_600}
-    packaged: ClassVar[str] = "bbc_news"
-    train_stems: ClassVar[tuple[str, ...]] = ("train", "train_subset")
-
     hub_id: str = "fancyzhx/ag_news"
+
+    def official(self) -> Official:
+        """120,000 training and 7,600 test texts."""
+        return OFFICIAL

@@ -31,8 +31,27 @@ class _Place:
     only_cached_because: str | None = None
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a repository lays out its rows."""
+
+    configuration: str | None = None
+    """The one to read, in a repository of several data sets."""
+    text_column: str = "text"
+    test_split: str = "test"
+    """The split that is the test."""
+
+
+PLAIN = Layout()
+
+
 def read_hub(
-    repo_id: str, revision: str | None, label_names: tuple[str, ...], *, packaged: str
+    repo_id: str,
+    revision: str | None,
+    label_names: tuple[str, ...],
+    *,
+    packaged: str,
+    layout: Layout = PLAIN,
 ) -> tuple[Table, Table, dict[str, Any]]:
     """Train table, test table and provenance of a hub data set.
 
@@ -41,6 +60,7 @@ def read_hub(
         revision: branch, tag or commit; None is the main branch.
         label_names: the classes as the hub must call them, in order.
         packaged: the packaged data set to offer when the hub is out of reach.
+        layout: configuration, column and split to read.
 
     Raises:
         DataError: the hub is out of reach and the cache lacks the set (quickly, with the ways on); the
@@ -51,24 +71,27 @@ def read_hub(
             f"data.hub_id={repo_id} is also a local path here, which would be read instead of the hub. "
             f"Start from another folder, or type data.source=local data.path={repo_id}"
         )
-    place = _resolve(repo_id, revision, packaged)
+    place = _resolve(repo_id, revision, packaged, layout)
     if place.only_cached_because is None:
-        splits = _download(repo_id, place.commit, packaged)
+        splits = _download(repo_id, place.commit, packaged, layout)
     else:
-        splits = _cached(repo_id, place.commit)
+        splits = _cached(repo_id, place.commit, layout)
     provenance = {
         "source": f"hub {repo_id}@{place.commit}",
         "hub_id": repo_id,
         "hub_revision": revision,
         "hub_commit": place.commit,
         "hub_read_from_cache_because": place.only_cached_because,
-        "datasets_fingerprints": {name: splits[name]._fingerprint for name in ("train", "test")},
+        "datasets_fingerprints": {name: split._fingerprint for name, split in splits.items()},
     }
-    train, test = (_table(splits[name], f"{repo_id} {name} split", label_names) for name in ("train", "test"))
+    what = repo_id if layout.configuration is None else f"{repo_id} {layout.configuration}"
+    train, test = (
+        _table(split, f"{what} {name} split", label_names, layout.text_column) for name, split in splits.items()
+    )
     return train, test, provenance
 
 
-def _resolve(repo_id: str, revision: str | None, packaged: str) -> _Place:
+def _resolve(repo_id: str, revision: str | None, packaged: str, layout: Layout) -> _Place:
     """The commit that ``revision`` is: asked of the hub, or found in the cache if it cannot be asked."""
     from huggingface_hub import HfApi
     from huggingface_hub import errors as hub_errors
@@ -90,11 +113,11 @@ def _resolve(repo_id: str, revision: str | None, packaged: str) -> _Place:
     except hub_errors.HFValidationError as error:
         raise DataError(f"data.hub_id={repo_id} is not a repository id: {error}") from None
     except hub_errors.OfflineModeIsEnabled:
-        return _from_cache(repo_id, revision, packaged, "offline mode is on: HF_HUB_OFFLINE")
+        return _from_cache(repo_id, revision, packaged, layout, "offline mode is on: HF_HUB_OFFLINE")
     except Exception as error:
         # Which HTTP library raises here changes between versions of huggingface_hub, and only the one
         # request above is tried: whatever else goes wrong, the hub did not answer it.
-        return _from_cache(repo_id, revision, packaged, _first_line(error))
+        return _from_cache(repo_id, revision, packaged, layout, _first_line(error))
     return _Place(str(info.sha))
 
 
@@ -114,9 +137,9 @@ def _existing_revisions(repo_id: str, revision: str | None) -> str:
     return f"There are: {listed(names, 12)}.{nearest(str(revision), names)}"
 
 
-def _from_cache(repo_id: str, revision: str | None, packaged: str, reason: str) -> _Place:
+def _from_cache(repo_id: str, revision: str | None, packaged: str, layout: Layout, reason: str) -> _Place:
     """The cached commit that answers ``revision``, said aloud; or the error with the ways on."""
-    cached = list(_cached_commits(repo_id))
+    cached = list(_cached_commits(repo_id, layout))
     if not cached:
         raise _out_of_reach(repo_id, packaged, reason)
     if revision is None:
@@ -146,31 +169,31 @@ def _out_of_reach(repo_id: str, packaged: str, reason: str) -> DataError:
     )
 
 
-def _cache_folders(repo_id: str) -> list[Path]:
+def _cache_folders(repo_id: str, layout: Layout) -> list[Path]:
     """Folders ``<config>/<version>/<commit>`` of the ``datasets`` cache, newest first."""
     import datasets
     from datasets.naming import camelcase_to_snakecase
 
     *namespace, name = repo_id.split("/")
     root = Path(datasets.config.HF_DATASETS_CACHE) / "___".join([*namespace, camelcase_to_snakecase(name)])
-    folders = [folder for folder in root.glob("*/*/*") if _COMMIT.fullmatch(folder.name)]
+    folders = [folder for folder in root.glob(f"{layout.configuration or '*'}/*/*") if _COMMIT.fullmatch(folder.name)]
     return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
-def _cached_commits(repo_id: str) -> dict[str, Path]:
+def _cached_commits(repo_id: str, layout: Layout) -> dict[str, Path]:
     commits: dict[str, Path] = {}
-    for folder in _cache_folders(repo_id):
+    for folder in _cache_folders(repo_id, layout):
         commits.setdefault(folder.name, folder)
     return commits
 
 
-def _cached(repo_id: str, commit: str) -> dict[str, Any]:
-    """Train and test from the cache alone, at exactly ``commit``."""
+def _cached(repo_id: str, commit: str, layout: Layout) -> dict[str, Any]:
+    """Train and the test split from the cache alone, at exactly ``commit``."""
     from datasets import Dataset, concatenate_datasets
 
-    folder = _cached_commits(repo_id)[commit]
+    folder = _cached_commits(repo_id, layout)[commit]
     splits = {}
-    for name in ("train", "test"):
+    for name in ("train", layout.test_split):
         # One file, or numbered shards: <set>-train.arrow, <set>-train-00000-of-00002.arrow.
         shards = sorted(folder.glob(f"*-{name}.arrow")) or sorted(folder.glob(f"*-{name}-*-of-*.arrow"))
         if not shards:
@@ -179,13 +202,13 @@ def _cached(repo_id: str, commit: str) -> dict[str, Any]:
     return splits
 
 
-def _download(repo_id: str, commit: str, packaged: str) -> dict[str, Any]:
-    """Train and test at ``commit``, through the cache of ``datasets``."""
+def _download(repo_id: str, commit: str, packaged: str, layout: Layout) -> dict[str, Any]:
+    """Train and the test split at ``commit``, through the cache of ``datasets``."""
     from datasets import load_dataset_builder
 
     try:
         # A commit, not a branch: then datasets asks nobody but the endpoint that was configured.
-        builder = load_dataset_builder(repo_id, revision=commit)
+        builder = load_dataset_builder(repo_id, layout.configuration, revision=commit)
         if builder.hash != commit:
             raise _out_of_reach(repo_id, packaged, f"the hub stopped answering while reading {commit}")
         builder.download_and_prepare()
@@ -195,15 +218,16 @@ def _download(repo_id: str, commit: str, packaged: str) -> dict[str, Any]:
         # Many kinds (network, disk, a repository without data files); all of them end the run here.
         raise DataError(f"Reading {repo_id}@{commit} from the hub failed. {_first_line(error)}") from error
     present = list(builder.info.splits or {})
-    for name in ("train", "test"):
+    wanted = ("train", layout.test_split)
+    for name in wanted:
         if name not in present:
             raise DataError(f"{repo_id}@{commit} has no {name} split; there are: {listed(present)}.")
-    return {name: builder.as_dataset(split=name) for name in ("train", "test")}
+    return {name: builder.as_dataset(split=name) for name in wanted}
 
 
-def _table(split: Any, name: str, label_names: tuple[str, ...]) -> Table:
+def _table(split: Any, name: str, label_names: tuple[str, ...], text_column: str) -> Table:
     columns = split.column_names
-    for wanted in ("text", "label"):
+    for wanted in (text_column, "label"):
         if wanted not in columns:
             raise DataError(f"{name}: there is no column '{wanted}'; columns there are: {listed(columns)}.")
     names = getattr(split.features["label"], "names", None)
@@ -212,4 +236,4 @@ def _table(split: Any, name: str, label_names: tuple[str, ...]) -> Table:
             f"{name}: the classes are {', '.join(names)}, but {', '.join(label_names)} are expected in that "
             "order. Use another data.hub_id, or download the files and use data=text_files."
         )
-    return Table(name, list(split["text"]), list(split["label"]))
+    return Table(name, list(split[text_column]), list(split["label"]), text_column=text_column)

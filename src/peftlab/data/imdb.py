@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from peftlab.data.published import PublishedDataSet
+from peftlab.data.published import Official, PublishedDataSet
+
+OFFICIAL = Official(
+    title="IMDb",
+    label_names=("negative", "positive"),
+    hub_label_names=("neg", "pos"),
+    train_rows=25_000,
+    test_rows=25_000,
+    packaged="imdb_packaged",
+    reads_review_tree=True,
+)
 
 
 @dataclass(kw_only=True)
 class IMDb(PublishedDataSet):
     """Large Movie Review Dataset v1.0, from the hub, local files or the unpacked aclImdb archive."""
 
-    title: ClassVar[str] = "IMDb"
-    label_names: ClassVar[tuple[str, ...]] = ("negative", "positive")
-    hub_label_names: ClassVar[tuple[str, ...]] = ("neg", "pos")
-    official_rows: ClassVar[dict[str, int]] = {"train": 25_000, "test": 25_000}
-    packaged: ClassVar[str] = "imdb_packaged"
-    reads_review_tree: ClassVar[bool] = True
-
     hub_id: str = "stanfordnlp/imdb"
+
+    def official(self) -> Official:
+        """Both splits of 25,000 reviews."""
+        return OFFICIAL

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from peftlab.data.base import DataSet, Splits, Texts
+from peftlab.data.hub import PLAIN, Layout, read_hub
 from peftlab.data.labels import LabelSet, to_texts
 from peftlab.data.readers import SUFFIXES, Table, read_review_tree, read_table, review_files
 from peftlab.data.splits import assemble, repeated_rows
@@ -15,30 +16,40 @@ from peftlab.errors import DataError, listed
 from peftlab.fields import bookkeeping
 
 
+@dataclass(frozen=True, kw_only=True)
+class Official:
+    """What is published under a data set's name."""
+
+    title: str
+    label_names: tuple[str, ...]
+    hub_label_names: tuple[str, ...]
+    """The classes as the hub calls them, in the same order."""
+    train_rows: int
+    test_rows: int
+    packaged: str
+    """The packaged data set nearest to this one, offered when the hub cannot be reached."""
+    layout: Layout = PLAIN
+    """How the hub lays it out; its ``test_split`` names the local file too."""
+    train_stems: tuple[str, ...] = ("train",)
+    reads_review_tree: bool = False
+
+
 @dataclass(kw_only=True)
 class PublishedDataSet(DataSet, ABC):
-    """Official train and test splits; validation is held out of train.
-
-    A subclass says what the set is called, its labels, how the hub spells them, and its official size.
-    """
-
-    title: ClassVar[str]
-    label_names: ClassVar[tuple[str, ...]]
-    hub_label_names: ClassVar[tuple[str, ...]]
-    official_rows: ClassVar[dict[str, int]]
-    packaged: ClassVar[str]
-    """The packaged data set nearest to this one, offered when the hub cannot be reached."""
-    train_stems: ClassVar[tuple[str, ...]] = ("train",)
-    reads_review_tree: ClassVar[bool] = False
+    """Official train and test splits; validation is held out of train."""
 
     source: Literal["hub", "local"] = "hub"
     """``hub``: download (and cache) ``hub_id``. ``local``: read the files in ``path``."""
     path: str | None = bookkeeping(None)
-    """Folder of train.* and test.* (parquet, csv, tsv or jsonl); needs ``source=local``."""
+    """Folder of the train and the test file (parquet, csv, tsv or jsonl); needs ``source=local``."""
     hub_id: str = ""
     """Repository on the hub."""
     hub_revision: str | None = None
     """Branch, tag or commit on the hub; null: its main branch. The record keeps the commit it was."""
+
+    @abstractmethod
+    def official(self) -> Official:
+        """Classes, sizes and places of the set that this config chooses."""
 
     def files(self) -> dict[str, list[Path]]:
         """The local train and test files; none when the texts come from the hub."""
@@ -46,18 +57,19 @@ class PublishedDataSet(DataSet, ABC):
 
     def load(self) -> Splits:
         """Read both official splits and hold validation out of train."""
+        official = self.official()
         train_table, test_table, provenance = self._tables()
-        labels = LabelSet(self.label_names, {name: i for i, name in enumerate(self.hub_label_names)})
+        labels = LabelSet(official.label_names, {name: i for i, name in enumerate(official.hub_label_names)})
         train, test = to_texts(train_table, labels), to_texts(test_table, labels)
         return assemble(
             self,
             train=train,
             validation=None,
             test=test,
-            label_names=self.label_names,
-            train_kind=self._kind("train", train_table, len(train)),
-            test_kind=self._kind("test", test_table, len(test)),
-            provenance={"data_set": self.title} | provenance | _repetitions(train, test),
+            label_names=official.label_names,
+            train_kind=self._train_kind(train_table, len(train)),
+            test_kind=self._test_kind(len(test)),
+            provenance={"data_set": official.title} | provenance | _repetitions(train, test),
         )
 
     def _tables(self) -> tuple[Table, Table, dict[str, Any]]:
@@ -65,18 +77,28 @@ class PublishedDataSet(DataSet, ABC):
             train_place, test_place = places
             names = {"train": train_place.name, "test": test_place.name}
             return _read(train_place), _read(test_place), {"source": "local files", "files": names}
-        from peftlab.data.hub import read_hub
+        official = self.official()
+        return read_hub(
+            self.hub_id,
+            self.hub_revision,
+            official.hub_label_names,
+            packaged=official.packaged,
+            layout=official.layout,
+        )
 
-        return read_hub(self.hub_id, self.hub_revision, self.hub_label_names, packaged=self.packaged)
-
-    def _kind(self, split: str, table: Table, rows: int) -> str:
+    def _train_kind(self, table: Table, rows: int) -> str:
         """What the rows are; "official" only when the count is the official one."""
-        if rows == self.official_rows[split]:
-            return f"official {split}"
+        if rows == self.official().train_rows:
+            return "official train"
         name = Path(table.name).name if self.source == "local" else table.name
-        if split == "train":
-            return f"subset of train ({name}, {rows:,} rows)"
-        return f"test file ({rows:,} rows)"
+        return f"subset of train ({name}, {rows:,} rows)"
+
+    def _test_kind(self, rows: int) -> str:
+        official = self.official()
+        split = official.layout.test_split
+        if rows != official.test_rows:
+            return f"{split} file ({rows:,} rows)" if split == "test" else f"{split} file used as test ({rows:,} rows)"
+        return "official test" if split == "test" else f"official {split} split used as test"
 
     def _local_splits(self) -> list[Path]:
         """Train and test: two files, or two folders of the aclImdb tree; empty for the hub."""
@@ -95,9 +117,13 @@ class PublishedDataSet(DataSet, ABC):
         folder = Path(self.path).expanduser()
         if not folder.is_dir():
             raise DataError(f"data.path={self.path}: there is no such folder. {self._expected()}")
-        if self.reads_review_tree and (folder / "train").is_dir() and (folder / "test").is_dir():
+        official = self.official()
+        if official.reads_review_tree and (folder / "train").is_dir() and (folder / "test").is_dir():
             return [folder / "train", folder / "test"]
-        return [self._split_file(folder, self.train_stems), self._split_file(folder, ("test",))]
+        return [
+            self._split_file(folder, official.train_stems),
+            self._split_file(folder, (official.layout.test_split,)),
+        ]
 
     def _split_file(self, folder: Path, stems: tuple[str, ...]) -> Path:
         for stem in stems:
@@ -109,9 +135,10 @@ class PublishedDataSet(DataSet, ABC):
         )
 
     def _expected(self) -> str:
-        train = " or ".join(self.train_stems)
-        tree = "; or the aclImdb folder with train/ and test/" if self.reads_review_tree else ""
-        return f"Expected: {train} and test, each as one of {', '.join(SUFFIXES)}{tree}."
+        official = self.official()
+        train = " or ".join(official.train_stems)
+        tree = "; or the aclImdb folder with train/ and test/" if official.reads_review_tree else ""
+        return f"Expected: {train} and {official.layout.test_split}, each as one of {', '.join(SUFFIXES)}{tree}."
 
 
 def split_file(folder: Path, stem: str, key: str) -> Path | None:

@@ -123,7 +123,7 @@ def compute(content: dict[str, Any], where: str) -> Computed:
         numbers={"published", "recomputed", "percent"},
         rows=[_cells(row, record, remarks) for row, record in zip(table.rows, records, strict=True)],
         records=records,
-        notes=[f"{_marked(number)} {remark}" for number, remark in enumerate(remarks)]
+        notes=[f"{marked(number)} {remark}" for number, remark in enumerate(remarks)]
         + [f"source {name}: {table.sources[name]}" for name in used],
         failures=failures,
         summary=f"{len(counts)} rows: {len(counts) - differing} match, {differing} differ from what is published; "
@@ -197,8 +197,8 @@ def arithmetic(formula: str) -> float:
         raise ConfigError(f"formula '{formula}' cannot be computed: {error}.") from error
 
 
-_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "%": 1.0, "bit": 1.0}
-_FIGURE = re.compile(r"(?:about )?(?P<digits>[\d,]+(?:\.(?P<decimals>\d+))?) ?(?P<unit>K|M|B|%|bit|)")
+_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "%": 1.0, "bit": 1.0, "GB": 1e9}
+_FIGURE = re.compile(r"(?:about )?(?P<digits>[\d,]+(?:\.(?P<decimals>\d+))?) ?(?P<unit>K|M|B|%|bit|GB|)")
 
 
 def published_figure(text: str) -> tuple[float, float]:
@@ -210,7 +210,7 @@ def published_figure(text: str) -> tuple[float, float]:
     match = _FIGURE.fullmatch(text)
     if match is None:
         raise ConfigError(
-            f"published: '{text}' cannot be read; write it as 0.3M, 0.83%, 20,480, 0.373 bit or about 450."
+            f"published: '{text}' cannot be read; write it as 0.3M, 0.83%, 20,480, 0.373 bit, 41 GB or about 450."
         )
     unit = _UNITS[match["unit"]]
     return float(match["digits"].replace(",", "")) * unit, unit / 10 ** len(match["decimals"] or "")
@@ -218,10 +218,13 @@ def published_figure(text: str) -> tuple[float, float]:
 
 def agreement(row: Row, found: Count) -> Status:
     """Whether what was counted rounds to what is published."""
-    published, step = published_figure(row.published)
-    number = found.number if found.percent is None else found.percent
-    step = row.rounded_to or step
-    return "match" if abs(number - published) <= step / 2 * (1 + 1e-9) else "differs"
+    return rounds_to(found.number if found.percent is None else found.percent, row.published, row.rounded_to)
+
+
+def rounds_to(number: float, published: str, rounded_to: float | None = None) -> Status:
+    """Whether ``number`` rounds to the figure ``published``, to its last digit unless ``rounded_to`` says otherwise."""
+    figure, step = published_figure(published)
+    return "match" if abs(number - figure) <= (rounded_to or step) / 2 * (1 + 1e-9) else "differs"
 
 
 def _failure(row: Row, found: Count, status: Status) -> str | None:
@@ -269,7 +272,7 @@ def _in_words(value: Any) -> str:
 _MARKS = "¹²³⁴⁵⁶⁷⁸⁹"
 
 
-def _marked(number: int) -> str:
+def marked(number: int) -> str:
     """The mark of remark ``number``, from 0."""
     return _MARKS[number] if number < len(_MARKS) else f"({number + 1})"
 
@@ -278,5 +281,5 @@ def _cells(row: Row, record: dict[str, Any], remarks: list[str]) -> list[str]:
     number = f"{record['recomputed']:,}" if isinstance(record["recomputed"], int) else f"{record['recomputed']:.6g}"
     percent = "" if record["percent"] is None else f"{record['percent']:.4f}%"
     status = record["status"] if record["as_declared"] else f"{record['status']} (!)"
-    name = f"{row.row} {_marked(remarks.index(row.remark))}" if row.remark else row.row
+    name = f"{row.row} {marked(remarks.index(row.remark))}" if row.remark else row.row
     return [row.table, name, record["config"], row.published, number, percent, status, row.source]

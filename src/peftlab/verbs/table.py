@@ -32,8 +32,9 @@ def main(arguments: Sequence[str]) -> int:
     form.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(list(arguments))
     if given.name is None:
-        for name in known_tables():
-            print(f"{name:<12}{read_table(name)[0].get('title', '')}")
+        known = known_tables()
+        for name in known:
+            print(f"{name:<{max(map(len, known)) + 2}}{read_table(name)[0].get('title', '')}")
         return 0
     table = compute(given.name)
     if given.json:
@@ -75,7 +76,7 @@ def _print(table: Computed) -> None:
         out.print(line, highlight=False, markup=False)
 
 
-_STYLES = {"differs": "yellow"}  # status → colour
+_STYLES = {"differs": "yellow", "not": "dim", "cannot": "dim"}  # first word of the status → colour
 
 
 def _grid(columns: list[str], widths: list[int], numbers: set[str], rows: list[list[str]]) -> Table:
