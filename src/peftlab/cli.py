@@ -17,12 +17,16 @@ STARTED = time.time()
 VERBS = {
     "train": "fine-tune: compose a config from groups and key=value, run it, leave a record",
     "sweep": "run a declared sweep (sweeps/*.yaml) and make its table and pictures",
+    "report": "make tables, statistics, figures and a page of the records in a folder",
     "evaluate": "test a finished run again, on its own data or on other data",
     "predict": "label texts with a finished run",
     "methods": "list the PEFT methods, or explain one",
     "export": "write a finished run as a folder of HF peft, or of transformers with --merged",
     "inspect": "measure the rank and size of a run's weight updates, and what two runs share",
     "table": "compute a table of published figures again",
+    "verify": "check finished runs against their own records",
+    "reproduce": "run a record again and compare",
+    "wandb-sync": "replay records into Weights & Biases",
     "check": "compose and check a config or a sweep; run nothing",
 }
 
@@ -37,7 +41,7 @@ peftlab VERB --help explains a verb.    PEFTLAB_DEBUG=1 shows tracebacks."""
 
 def usage() -> str:
     """What ``peftlab --help`` prints."""
-    return USAGE.format(version=__version__, verbs="\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items()))
+    return USAGE.format(version=__version__, verbs="\n".join(f"  {verb:<11}{text}" for verb, text in VERBS.items()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
-        status: int = importlib.import_module(f"peftlab.verbs.{verb}").main(rest)
+        status: int = importlib.import_module(f"peftlab.verbs.{verb.replace('-', '_')}").main(rest)
         return status
     except PeftlabError as error:
         return _report(verb, error)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -279,19 +278,3 @@ def test_a_failure_is_noted_and_mended_by_starting_again(
     assert peftlab("evaluate", folder).status == 2
     assert peftlab("train", *arguments).status == 0
     assert record(folder)["status"] == "finished"
-
-
-def test_a_sweep_runs_each_job_in_a_process_of_its_own(peftlab: Peftlab, reviews: Path) -> None:
-    arguments = (*TINY, f"data.path={reviews}", "name=sweep", "trainer.max_epochs=1", "peft.rank=2,99,4")
-    began = time.time()
-    result = peftlab("train", "-m", *arguments)
-    assert result.status == 2
-    assert "1 of 3 jobs failed" in result.err
-    assert "peft.rank=99" in result.err
-    finished = sorted(Path("outputs/sweep").glob("*/record.json"))
-    assert len(finished) == 2, "the failed job leaves the others alone"
-    assert {record(path.parent)["config"]["peft"]["rank"] for path in finished} == {2, 4}
-    assert all(path.stat().st_mtime >= began for path in finished)
-    stamps = [path.stat().st_mtime_ns for path in finished]
-    peftlab("train", "-m", *arguments)
-    assert [path.stat().st_mtime_ns for path in finished] == stamps, "finished jobs are skipped"

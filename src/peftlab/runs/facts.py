@@ -71,12 +71,27 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def _peak_resident_mib() -> float:
+    """The kernel's high-water mark of this process's own memory.
+
+    Linux counts it anew after a fork (from what is resident then) and after an exec. ``ru_maxrss`` does not: it keeps
+    the largest memory of whatever ran in the process before, so a run that a large program starts would inherit it.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
+    except OSError:
+        pass
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return rss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def peak_memory_mib() -> dict[str, float]:
     """Largest resident memory of this process so far, and largest allocation on the GPU if there is one."""
     import torch
 
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    found = {"peak_mib": rss / (2**20 if sys.platform == "darwin" else 2**10)}
+    found = {"peak_mib": _peak_resident_mib()}
     if torch.cuda.is_available():
         found["peak_gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
     return found

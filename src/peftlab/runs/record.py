@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -57,6 +59,11 @@ def metrics(module: ClassificationModule, epoch: int, splits: Splits) -> dict[st
         split: {name: row[f"{split}/{name}"] for name in ("loss", "accuracy", "macro_f1")}
         for split in ("train", "validation")
     }
+    for split, figures in found.items() if splits.tasks else ():
+        figures["tasks"] = {
+            task.name: {name: row[f"{split}/{task.name}/{name}"] for name in ("loss", "accuracy", "macro_f1", "rows")}
+            for task in splits.tasks
+        }
     found["validation"]["per_class"] = by_label(row["validation/per_class"], splits)
     found["test"] = module.test_metrics | {"per_class": by_label(module.test_metrics["per_class"], splits)}
     return found
@@ -83,9 +90,16 @@ def timing(module: ClassificationModule, test_rows: int, test_seconds: float, *,
     }
 
 
+def file_facts(folder: RunFolder, names: Iterable[str]) -> dict[str, dict[str, str | int]]:
+    """Size and sha256 of files of the run's folder."""
+    contents = {name: (folder.path / name).read_bytes() for name in names}
+    return {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
+
+
 def adapter_facts(config: RunConfig, splits: Splits, assembled: Assembled, folder: RunFolder) -> dict[str, Any]:
     """adapter.json: what the adapter belongs to."""
     plain = config.plain()
+    tasks = [{"name": task.name, "classes": [task.first, task.stop]} for task in splits.tasks]
     return {
         "format": 1,
         "run": folder.key,
@@ -97,4 +111,4 @@ def adapter_facts(config: RunConfig, splits: Splits, assembled: Assembled, folde
         "label_names": list(splits.label_names),
         "max_length": config.data.max_length,
         "truncation": config.data.truncation,
-    }
+    } | ({"tasks": tasks} if tasks else {})

@@ -24,13 +24,15 @@ from peftlab.report.result import print_result
 from peftlab.runs import facts, record
 from peftlab.runs.adapter_file import fingerprint, save_adapter
 from peftlab.runs.assemble import Assembled, assemble, count_parameters, lightning_module
+from peftlab.runs.epochs import WritesEpochs
 from peftlab.runs.evaluate import require_all_rows
 from peftlab.runs.finished import finished_record
 from peftlab.runs.folder import RunFolder
 from peftlab.runs.forgetting import measure_forgetting
 from peftlab.runs.summary import print_before
 from peftlab.seeding import derive_seed
-from peftlab.training.trainer import MODES, build_trainer, quiet
+from peftlab.training.config import selection_rule
+from peftlab.training.trainer import build_trainer, quiet
 
 
 def train(config: RunConfig, *, argv: list[str]) -> dict[str, Any]:
@@ -93,7 +95,7 @@ class _Run:
         self.config, self.folder, self.splits, self.assembled = config, folder, splits, assembled
         self.parameters = count_parameters(assembled.backbone, assembled.strategy)
         self.data = TextDataModule(config.data, splits, assembled.backbone.tokenizer, config.seed)
-        self.module = lightning_module(config, assembled, len(splits.label_names))
+        self.module = lightning_module(config, assembled, splits)
         self.logger: Logger | None = None
         self._frozen_before = fingerprint(assembled.backbone, trainable=False)
 
@@ -111,6 +113,9 @@ class _Run:
             logger=self.logger,
             rows_per_step=config.data.batch_size * processes,
         )
+        # in front of the callbacks that write checkpoints, which stay last
+        trainer_callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        trainer_callbacks.insert(0, WritesEpochs(folder.metrics))
         last = folder.checkpoints / "last.ckpt"
         resumed = last.exists()
         if resumed:
@@ -134,9 +139,7 @@ class _Run:
         self.module.load_trained(checkpoint["state_dict"])
         row = checkpoint["history"][-1]
         monitor = f"validation/{config.monitor}"
-        best = f"{'highest' if MODES[config.monitor] == 'max' else 'lowest'} {monitor}"
-        rule = best if config.select == "best" else "last epoch"
-        return {"rule": rule, "epoch": row["epoch"], monitor: row[monitor]}
+        return {"rule": selection_rule(config), "epoch": row["epoch"], monitor: row[monitor]}
 
     def test(self) -> float:
         """Test once; return the seconds it took.
@@ -166,6 +169,7 @@ class _Run:
         write_metrics_csv(folder.metrics, history)
         draw_curves(folder.curves, history, title=f"{config.name}  {folder.key}", chosen_epoch=chosen["epoch"])
         forgetting = measure_forgetting(config, assembled, folder) if config.measure_forgetting else None
+        beside = (folder.config.name, folder.metrics.name, folder.adapter_facts.name, *assembled.backbone.files())
         # test() has compared the frozen weights, or we were not here
         frozen = {"fingerprint": assembled.fingerprint, "frozen_unchanged": True}
         written = record.head(config, folder, argv, "finished") | {
@@ -178,7 +182,7 @@ class _Run:
             "history": history,
             "timing": record.timing(self.module, len(splits.test), test_seconds, resumed=resumed),
             "memory": facts.peak_memory_mib(),
-            "files": {"adapter.safetensors": adapter},
+            "files": {folder.adapter.name: adapter} | record.file_facts(folder, beside),
         }
         folder.write_record(written)
         return written

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from torch.optim import Optimizer
 
+MODES: dict[str, Literal["min", "max"]] = {"accuracy": "max", "macro_f1": "max", "loss": "min"}
+"""Whether more or less of a validation metric is better."""
+
 Factor = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -99,6 +102,13 @@ class TrainerConfig:
     progress_bar: bool = bookkeeping(True)
 
 
+def selection_rule(config: TrainerConfig) -> str:
+    """By which rule the tested epoch is chosen, in words: ``highest validation/accuracy``."""
+    if config.select == "last":
+        return "last epoch"
+    return f"{'highest' if MODES[config.monitor] == 'max' else 'lowest'} validation/{config.monitor}"
+
+
 @dataclass(kw_only=True)
 class LoggerConfig(ABC):
     """Where per-step values go, beside the run's own metrics.csv."""
@@ -112,6 +122,7 @@ class LoggerConfig(ABC):
 
 
 __all__ = [
+    "MODES",
     "Factor",
     "LoggerConfig",
     "OptimizerConfig",
@@ -119,4 +130,5 @@ __all__ = [
     "ScheduleConfig",
     "Share",
     "TrainerConfig",
+    "selection_rule",
 ]

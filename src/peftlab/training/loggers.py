@@ -5,14 +5,14 @@ The run's own record is the truth; these are mirrors of it. Each library is impo
 
 from __future__ import annotations
 
-import netrc
-import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from peftlab.errors import ConfigError
 from peftlab.training.config import LoggerConfig
+from peftlab.training.wandb_runs import chosen_mode, names
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -72,41 +72,31 @@ class WandB(LoggerConfig):
         from lightning.pytorch.loggers import WandbLogger
 
         folder.mkdir(parents=True, exist_ok=True)
+        mode, named = chosen_mode(self.mode), names(config, key, folder.parent)
         run = wandb.init(
             project=self.project,
             entity=self.entity,
-            group=name,
-            name=f"{name}/{key}",
+            group=named.group,
+            job_type=named.job_type,
+            name=named.name,
             id=key,
-            resume="allow" if self._mode() == "online" else None,
+            resume="allow" if mode == "online" else None,
             dir=str(folder.resolve()),  # W&B's own process may have another working directory
             config=config,
             tags=self.tags,
-            mode=self._mode(),
+            mode=mode,
             settings=wandb.Settings(silent=True, console="off"),
         )
         return WandbLogger(experiment=run)
 
-    def _mode(self) -> Literal["online", "offline", "disabled"]:
-        if self.mode != "auto":
-            return self.mode
-        chosen = os.environ.get("WANDB_MODE")
-        if chosen in ("online", "offline", "disabled"):
-            return chosen  # type: ignore[return-value]
-        return "online" if os.environ.get("WANDB_API_KEY") or _logged_in() else "offline"
-
     def finish(self) -> None:
-        """End the W&B run: without it the next job in this process would write into it."""
+        """End the W&B run, as failed if an exception is under way, and W&B's own process with it.
+
+        Without the first the next job in this process would write into this run; without the second W&B's process
+        would live on, and a job that was forked from this process would share it.
+        """
         import wandb
 
         if wandb.run is not None:
-            wandb.finish()
-
-
-def _logged_in() -> bool:
-    """Whether ``wandb login`` has left a key in the user's netrc file."""
-    try:
-        hosts = netrc.netrc().hosts
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return any("wandb" in host for host in hosts)
+            wandb.finish(exit_code=0 if sys.exc_info()[0] is None else 1)
+        wandb.teardown()

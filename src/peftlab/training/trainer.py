@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -19,10 +19,7 @@ from rich.text import Text
 
 from peftlab.errors import ConfigError
 from peftlab.training.checkpoint import AtomicCheckpointIO
-from peftlab.training.config import TrainerConfig
-
-MODES: dict[str, Literal["min", "max"]] = {"accuracy": "max", "macro_f1": "max", "loss": "min"}
-"""Whether more or less of a validation metric is better."""
+from peftlab.training.config import MODES, TrainerConfig
 
 
 def build_trainer(

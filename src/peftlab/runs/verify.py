@@ -1,0 +1,245 @@
+"""A finished run against its own record: is everything in the folder still what the record says it is?
+
+Reads files only and imports no torch; what needs the data or the model is in :mod:`peftlab.runs.verify_again`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from peftlab.config import RunConfig, from_plain
+from peftlab.errors import PeftlabError, RunError
+from peftlab.report.history import COLUMNS
+from peftlab.runs.consistency import Finding, inconsistencies
+from peftlab.runs.find import look_beside
+from peftlab.runs.folder import RunFolder, read_config_values, record_checksum
+from peftlab.runs.identity import run_key
+from peftlab.runs.tensors import tensors_in
+
+SHOULD_BE_HASHED = ("config.yaml", "metrics.csv", "adapter.json", "adapter.safetensors")
+"""Files whose sha256 a record has; older records have only the adapter's."""
+
+
+@dataclass
+class Verdict:
+    """What was found of one run."""
+
+    folder: RunFolder
+    record: dict[str, Any] | None = None
+    unfinished: str = ""
+    """Why there is nothing to verify; empty for a finished run."""
+    diverged: bool = False
+    """Whether the record itself says that the tested model's loss is no finite number."""
+    differences: list[Finding] = field(default_factory=list)
+    not_checked: list[Finding] = field(default_factory=list)
+    """What the record does not say, or what needs a file that is not here."""
+    circumstances: list[str] = field(default_factory=list)
+    """What is other here than in the record; asked only where figures of the test run again differ."""
+
+    @property
+    def status(self) -> Literal["ok", "differs", "diverged", "unfinished"]:
+        """In one word; a diverged run is as recorded, but its record is of a training that failed."""
+        if self.differences:
+            return "differs"
+        if self.unfinished:
+            return "unfinished"
+        return "diverged" if self.diverged else "ok"
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "folder": str(self.folder.path),
+            "key": self.folder.path.absolute().name if self.record is None else self.record.get("key"),
+            "status": self.status,
+            "unfinished": self.unfinished or None,
+            "differences": [{"about": finding.about, "said": finding.said} for finding in self.differences],
+            "not_checked": [{"about": finding.about, "said": finding.said} for finding in self.not_checked],
+            "circumstances": self.circumstances,
+        }
+
+
+def verify(folder: RunFolder) -> Verdict:
+    """Check every file of ``folder`` against its record."""
+    verdict = Verdict(folder)
+    try:
+        record = folder.read_record()
+    except (RunError, OSError) as error:
+        verdict.differences.append(Finding("record.json", str(error)))
+        return verdict
+    if record is None:
+        if folder.adapter.exists() or folder.metrics.exists():
+            verdict.differences.append(
+                Finding("record.json", "missing, though the run wrote its results; train it again to complete it")
+            )
+        verdict.unfinished = "no record yet"
+        return verdict
+    verdict.record = record
+    if record.get("status") != "finished":
+        verdict.unfinished = f"{record.get('status')}: {record.get('error', '')}"
+        return verdict
+    try:
+        verdict.diverged = not math.isfinite(record["metrics"]["test"]["loss"])
+        verdict.differences += _checksum(record, verdict.not_checked)
+        config = _config(verdict, record)
+        verdict.differences += _files(folder, record, verdict.not_checked)
+        verdict.differences += _adapter(folder, record, finite=not verdict.diverged)
+        verdict.differences += _adapter_facts(folder, record)
+        verdict.differences += _metrics_csv(folder, record["history"])
+        if config is not None:
+            verdict.differences += inconsistencies(record, config.trainer)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        # A part of the record that is not there or is of another kind than every peftlab writes.
+        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        verdict.differences.append(Finding("record.json", f"is not as peftlab writes it ({reason})"))
+    return verdict
+
+
+def _checksum(record: dict[str, Any], not_checked: list[Finding]) -> Iterator[Finding]:
+    if "checksum" not in record:
+        not_checked.append(Finding("record.json", "has no checksum of its own; it was written by an older peftlab"))
+    elif record["checksum"] != record_checksum(record):
+        yield Finding("record.json", "was changed after it was written: its checksum is that of other content")
+
+
+def _config(verdict: Verdict, record: dict[str, Any]) -> RunConfig | None:
+    """The record's config, checked; findings on it, on config.yaml and on the key go to ``verdict``."""
+    folder, found = verdict.folder, verdict.differences
+    name = folder.path.absolute().name
+    if record["key"] != name:
+        found.append(Finding("key", f"the record is of run {record['key']}, but the folder is called {name}"))
+    try:
+        values = read_config_values(folder)
+        found += [Finding("config.yaml", line) for line in _different(values, record["config"])]
+    except RunError as error:
+        found.append(Finding("config.yaml", str(error)))
+    try:
+        config = from_plain(record["config"], real=False)
+    except PeftlabError as error:
+        found.append(Finding("config", f"this peftlab does not accept the record's config: {error}"))
+        return None
+    try:
+        key = run_key(look_beside(config, folder))
+    except (PeftlabError, OSError) as error:
+        verdict.not_checked.append(Finding("key", f"needs files that are not here: {error}"))
+        return config
+    if key != record["key"]:
+        added = sorted(set(_flat(config.plain())) - set(_flat(record["config"])))
+        reason = f"this peftlab adds {', '.join(added)}" if added else "the config, or a file it reads, is another one"
+        found.append(Finding("key", f"the record's config gives {key} here, not {record['key']}: {reason}"))
+    return config
+
+
+def _different(values: Any, expected: Any) -> Iterator[str]:
+    first, second = _flat(values), _flat(expected)
+    for key in dict.fromkeys([*second, *first]):
+        if key not in first:
+            yield f"{key} is missing; the record has {second[key]!r}"
+        elif key not in second:
+            yield f"{key}={first[key]!r} is not in the record"
+        elif first[key] != second[key] or type(first[key]) is not type(second[key]):
+            yield f"{key}={first[key]!r}, but the record has {second[key]!r}"
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict) or (prefix and not values):
+        return {prefix: values}
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    return found
+
+
+def _files(folder: RunFolder, record: dict[str, Any], not_checked: list[Finding]) -> Iterator[Finding]:
+    """Sizes and hashes of the files the record lists."""
+    recorded = record["files"]
+    for name in SHOULD_BE_HASHED:
+        if name not in recorded:
+            not_checked.append(Finding(name, "the record has no sha256 of it; it was written by an older peftlab"))
+    for name, facts in recorded.items():
+        if Path(name).name != name:
+            yield Finding(name, "is not the name of a file in the run's folder")
+            continue
+        try:
+            data = (folder.path / name).read_bytes()
+        except OSError as error:
+            yield Finding(name, f"cannot be read: {error.strerror or error}")
+            continue
+        if len(data) != facts["bytes"]:
+            yield Finding(name, f"has {len(data):,} bytes; the record says {facts['bytes']:,}")
+        elif (digest := hashlib.sha256(data).hexdigest()) != facts["sha256"]:
+            yield Finding(name, f"has another content: sha256 {digest[:12]}…, the record says {facts['sha256'][:12]}…")
+
+
+def _adapter(folder: RunFolder, record: dict[str, Any], *, finite: bool) -> Iterator[Finding]:
+    """Whether the adapter holds as many numbers as recorded, and whether they are ``finite`` where they must be."""
+    name = folder.adapter.name
+    try:
+        tensors = tensors_in(folder.adapter.read_bytes())
+    except OSError as error:
+        if name not in record["files"]:
+            yield Finding(name, f"cannot be read: {error.strerror or error}")
+        return
+    except RunError as error:
+        yield Finding(name, str(error))
+        return
+    numbers, stored = sum(tensor.size for tensor in tensors.values()), record["parameters"].get("stored")
+    if stored is not None and numbers != stored:
+        yield Finding(name, f"holds {numbers:,} numbers; the record says {stored:,}")
+    for tensor_name, tensor in tensors.items():
+        if finite and tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            yield Finding(name, f"tensor '{tensor_name}' has values that are not finite, though the test loss is")
+
+
+def _adapter_facts(folder: RunFolder, record: dict[str, Any]) -> Iterator[Finding]:
+    name = folder.adapter_facts.name
+    try:
+        facts = json.loads(folder.adapter_facts.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield Finding(name, f"cannot be read: {getattr(error, 'strerror', None) or error}")
+        return
+    if not isinstance(facts, dict):
+        yield Finding(name, "holds no facts")
+        return
+    config, data = record["config"], record["data"]
+    expected = {
+        "run": record["key"],
+        "backbone_fingerprint": record["backbone"]["fingerprint"],
+        "peft": config["peft"],
+        "backbone": config["backbone"],
+        "label_names": data["label_names"],
+        "max_length": config["data"]["max_length"],
+        "truncation": config["data"]["truncation"],
+    }
+    for key, value in expected.items():
+        yield from (Finding(name, line) for line in _different({key: facts.get(key)}, {key: value}))
+
+
+def _metrics_csv(folder: RunFolder, history: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Every cell of metrics.csv against the record's history."""
+    name = folder.metrics.name
+    try:
+        with folder.metrics.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        yield Finding(name, f"cannot be read: {error.strerror or error}")
+        return
+    except (ValueError, csv.Error) as error:
+        yield Finding(name, f"is no CSV file ({error})")
+        return
+    if len(rows) != len(history):
+        yield Finding(name, f"has {len(rows)} epochs; the record's history has {len(history)}")
+        return
+    for row, recorded in zip(rows, history, strict=True):
+        for column in (*COLUMNS, *(column for column in recorded if column.count("/") == 2)):  # of each task
+            if (value := row.get(column)) != str(recorded[column]):
+                about = f"epoch {recorded['epoch']}, {column}"
+                yield Finding(name, f"{about}: {value}, but the record has {recorded[column]}")

@@ -1,0 +1,86 @@
+"""The parts of verifying that read the data or run the model again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from peftlab.config import from_plain
+from peftlab.data.base import DataSet
+from peftlab.data.module import content_hash
+from peftlab.errors import PeftlabError
+from peftlab.runs.circumstances import changes
+from peftlab.runs.consistency import Finding, same
+from peftlab.runs.evaluate import evaluate
+from peftlab.runs.find import look_beside
+from peftlab.runs.verify import Verdict
+
+
+class DataHashes:
+    """Hashes of data sets as they are now, each read once however many runs used it."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def of(self, data: DataSet) -> str:
+        """The hash that a record of a run on ``data`` would have.
+
+        Raises:
+            DataError: if the data cannot be read here.
+        """
+        name = f"{type(data).__module__}.{type(data).__qualname__} {json.dumps(asdict(data), sort_keys=True)}"
+        if name not in self._known:
+            self._known[name] = content_hash(data.load())
+        return self._known[name]
+
+
+def verify_data(verdict: Verdict, hashes: DataHashes) -> None:
+    """Read the run's data at its source and compare their hash with the record's."""
+    record = verdict.record
+    assert record is not None
+    try:
+        found = hashes.of(from_plain(record["config"], real=True).data)
+    except (PeftlabError, OSError) as error:
+        verdict.differences.append(Finding("data", f"cannot be read here: {error}"))
+        return
+    if found != (recorded := record["data"]["hash"]):
+        said = f"the texts are others now: {found[:12]}…, the record says {recorded[:12]}…"
+        verdict.differences.append(Finding("data.hash", said))
+
+
+def verify_test(verdict: Verdict) -> None:
+    """Test the run again from its folder alone, and compare every figure to the bit."""
+    record = verdict.record
+    assert record is not None
+    threads = torch.get_num_threads()
+    try:
+        config = look_beside(from_plain(record["config"], real=True), verdict.folder)
+        processes = config.trainer.devices
+        config.trainer = replace(config.trainer, devices=1, num_nodes=1, strategy="auto", progress_bar=False)
+        found = evaluate(verdict.folder, config)["metrics"]
+    except (PeftlabError, OSError) as error:
+        verdict.differences.append(Finding("test again", f"impossible here: {error}"))
+        return
+    finally:
+        torch.set_num_threads(threads)  # trainer.threads of one run is not for the next
+    differences = list(different_figures(found, record["metrics"]["test"], "metrics.test"))
+    verdict.differences += [
+        Finding(key, f"tested again it is {now}; the record has {before}") for key, now, before in differences
+    ]
+    if differences:
+        verdict.circumstances = changes(record)
+        if processes != 1:
+            verdict.circumstances.append(f"the run was tested by {processes} processes, and here by one")
+
+
+def different_figures(now: Any, before: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    """Key, value now and value before of each figure that is not the same to the bit."""
+    if isinstance(now, dict) and isinstance(before, dict):
+        for name in dict.fromkeys([*before, *now]):
+            yield from different_figures(now.get(name), before.get(name), f"{prefix}.{name}")
+    elif not same(now, before):
+        yield prefix, now, before
