@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import cycle
 from math import isfinite, nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from peftlab.files import write_atomically
-from peftlab.report.sweep_table import Records, diverged, figure, rows_of
+from peftlab.report.sweep_table import Records, figure, rows_of
+from peftlab.sweeps.choice import diverged
 from peftlab.sweeps.declaration import Column, Sweep
 
 # Paul Tol's "bright" and "muted": told apart by the colour-blind.
@@ -27,14 +29,14 @@ def draw_learning_curves(path: Path, sweep: Sweep, records: Records) -> None:
     for panel, key, title in zip(
         axes, ("train/loss", "validation/accuracy"), ("training loss", "validation accuracy"), strict=True
     ):
-        for colour, cell in zip(COLOURS, cells, strict=False):
+        for colour, cell in zip(cycle(COLOURS), cells, strict=False):  # more than ten curves share colours
             histories = [records[cell.id, seed]["history"] for seed in sweep.seeds if (cell.id, seed) in records]
             epochs = range(1, 1 + min(len(history) for history in histories))
             values = [_finite([history[epoch - 1][key] for history in histories]) for epoch in epochs]
             centre = [mean(points) if points else nan for points in values]
             width = [stdev(points) if len(points) > 1 else 0.0 for points in values]
             lost = sum(diverged(records[cell.id, seed]) for seed in sweep.seeds if (cell.id, seed) in records)
-            label = f"{cell.label or cell.id}{f' ({lost} of {len(histories)} seeds diverged)' if lost else ''}"
+            label = f"{cell.title}{f' ({lost} of {len(histories)} seeds diverged)' if lost else ''}"
             panel.plot(epochs, centre, color=colour, marker="o", markersize=3.5, label=label)
             panel.fill_between(
                 epochs,
@@ -71,7 +73,7 @@ def draw_against_parameters(path: Path, sweep: Sweep, records: Records) -> None:
             color=COLOURS[number % len(COLOURS)],
             capsize=3,
             markersize=6,
-            label=cell.label or cell.id,
+            label=cell.title,
         )
     panel.set_xscale("log")
     panel.set_xlabel("trainable parameters, the head included")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from statistics import mean, stdev
 from typing import Any
 
-from peftlab.errors import ConfigError
+from peftlab.sweeps.choice import Choice, Tried, diverged, value_of
 from peftlab.sweeps.declaration import Cell, Column, Sweep
 
 Records = Mapping[tuple[str, int], Mapping[str, Any]]
 """Cell and seed → record."""
+Choices = Mapping[str, Choice]
+"""Cell → what was tried for it, of the cells whose values are chosen."""
 
 
 @dataclass(frozen=True)
@@ -46,33 +48,10 @@ class Figure:
         return shown if len(self.values) == self.seeds else f"{shown} ({len(self.values)}/{self.seeds} seeds)"
 
 
-def value_of(record: Mapping[str, Any], path: str) -> float | None:
-    """The number at ``path`` (``metrics.test.accuracy``); None where the record says there is none.
-
-    Raises:
-        ConfigError: if records have no such place.
-    """
-    found: Any = record
-    for part in path.split("."):
-        if found is None:
-            return None
-        if not isinstance(found, Mapping) or part not in found:
-            raise ConfigError(f"no record has a value at '{path}': there is no '{part}'.")
-        found = found[part]
-    if found is not None and (isinstance(found, bool) or not isinstance(found, int | float)):
-        raise ConfigError(f"the value at '{path}' is no number: {found!r}.")
-    return found
-
-
 def figure(sweep: Sweep, cell: Cell, column: Column, records: Records) -> Figure:
     """What ``cell`` has in ``column``; empty where it does not apply."""
     found = [value_of(record, column.value) for seed in sweep.seeds if (record := records.get((cell.id, seed)))]
     return Figure(tuple(value for value in found if value is not None), len(sweep.seeds))
-
-
-def diverged(record: Mapping[str, Any]) -> bool:
-    """Whether the training loss of a run became infinite or no number."""
-    return not all(isfinite(row["train/loss"]) for row in record["history"])
 
 
 def rows_of(sweep: Sweep) -> list[Cell]:
@@ -80,35 +59,89 @@ def rows_of(sweep: Sweep) -> list[Cell]:
     return [cell for cell in sweep.cells if cell.row]
 
 
-def markdown(sweep: Sweep, records: Records) -> str:
-    """The table, what others gave for its cells, and what its figures are."""
-    head = ["", *(column.title for column in sweep.columns)]
-    lines = [head, ["---", *("---:" for _ in sweep.columns)]]
+def markdown(sweep: Sweep, records: Records, choices: Choices | None = None) -> str:
+    """The table, what others gave for its cells, what was tried for them, and what its figures are."""
+    choices = choices or {}
+    chooses = ["chosen"] if sweep.chooses() else []
+    head = ["", *chooses, *(column.title for column in sweep.columns)]
+    lines = [head, ["---", *("---" for _ in chooses), *("---:" for _ in sweep.columns)]]
+    group = ""
     for cell in rows_of(sweep):
+        if cell.group != group:
+            group = cell.group
+            lines.append([f"**{group or 'others'}**", *("" for _ in head[1:])])
         present = any((cell.id, seed) in records for seed in sweep.seeds)
         shown = [figure(sweep, cell, column, records).text(column.format) for column in sweep.columns]
-        lines.append([cell.label or cell.id, *(shown if present else ["not run" for _ in shown])])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    parts = [table, *_expectations(sweep, records), *_about(sweep, records)]
-    return "\n\n".join(parts) + "\n"
+        cells = shown if present else [_absent(choices.get(cell.id)) for _ in shown]
+        lines.append([cell.title, *(_chosen(choices.get(cell.id)) for _ in chooses), *cells])
+    table = "\n".join("| " + " | ".join(part.replace("|", "\\|") for part in line) + " |" for line in lines)
+    parts = [table, *_given_elsewhere(sweep, records), *_about(sweep, records), *_tried(sweep, choices)]
+    return "\n\n".join([*parts, *([sweep.notes.strip()] if sweep.notes else [])]) + "\n"
 
 
-def _expectations(sweep: Sweep, records: Records) -> list[str]:
+def _absent(choice: Choice | None) -> str:
+    """What stands in a row without figures."""
+    if choice is not None and choice.settled and choice.chosen is None:
+        return "all failed"
+    return "not run"
+
+
+def _chosen(choice: Choice | None) -> str:
+    return "–" if choice is None or choice.chosen is None else choice.chosen.name
+
+
+def _tried(sweep: Sweep, choices: Choices) -> list[str]:
+    """For each cell whose values are chosen: all that was tried, and by what it was compared."""
+    said = []
+    for cell in sweep.cells:
+        choice = choices.get(cell.id)
+        if choice is None:
+            continue
+        tried = [one for one in choice.tried if one.parameters]
+        still_open = sum(one.state == "open" for one in choice.tried)
+        results = ", ".join(_result(one, chosen=one is choice.chosen) for one in tried if one.state != "open")
+        missing = f"; {still_open} not tried yet" if still_open else ""
+        said.append(f"- {cell.title}: {results or 'nothing tried'}{missing}.")
+    if not said:
+        return []
+    paths = list(dict.fromkeys(choice.by for choice in choices.values()))
+    return [
+        f"Chosen by {' or '.join(paths)} with seed {sweep.seeds[0]}, without the test data; tried were:\n\n"
+        + "\n".join(said)
+    ]
+
+
+def _result(one: Tried, *, chosen: bool) -> str:
+    value = one.state if one.value is None else f"{one.value:.4f}"
+    return f"{one.name} ({value}{', chosen' if chosen else ''})"
+
+
+def _given_elsewhere(sweep: Sweep, records: Records) -> list[str]:
+    """Figures that others gave for cells, and what was measured; a verdict where a tolerance is declared."""
     said = []
     for one in sweep.expected:
-        cell = next(cell for cell in sweep.cells if cell.id == one.cell)
-        column = next(column for column in sweep.columns if column.value == one.column)
-        found = figure(sweep, cell, column, records)
+        found, label, form = _measured(sweep, one.cell, one.column, records)
         if not found.values:
-            said.append(f"- {cell.label}: {one.source} gives {one.value:g}; not run here.")
+            said.append(f"- {label}: {one.source} gives {one.value:g}; not run here.")
             continue
         gap = mean(found.values) - one.value
         verdict = "within" if abs(gap) <= one.tolerance else "outside"
         said.append(
-            f"- {cell.label}: {one.source} gives {one.value:g}; measured {found.text(column.format)}, "
+            f"- {label}: {one.source} gives {one.value:g}; measured {found.text(form)}, "
             f"{gap:+.4f}: {verdict} ± {one.tolerance:g}."
         )
+    for other in sweep.published:
+        found, label, form = _measured(sweep, other.cell, other.column, records)
+        memory = " (from memory)" if other.provenance == "memory" else ""
+        measured = f"measured {found.text(form)}" if found.values else "not run here"
+        said.append(f"- {label}: {other.source} gives {other.value:g}{memory}; {measured}.")
     return ["\n".join(said)] if said else []
+
+
+def _measured(sweep: Sweep, cell_id: str, path: str, records: Records) -> tuple[Figure, str, str]:
+    cell = sweep.cell(cell_id)
+    column = next(column for column in sweep.columns if column.value == path)
+    return figure(sweep, cell, column, records), cell.title, column.format
 
 
 def _about(sweep: Sweep, records: Records) -> list[str]:
@@ -120,25 +153,49 @@ def _about(sweep: Sweep, records: Records) -> list[str]:
             name = facts.get("data_set", facts["source"])
             data[f"{name}: trained on {facts['train_kind']}, tested on {facts['test_kind']}"] = None
     seeds = ", ".join(map(str, sweep.seeds))
-    about = [f"Mean ± standard deviation over seeds {seeds}. {sweep.selection}", *(f"{line}." for line in data)]
+    over = f"Mean ± standard deviation over seeds {seeds} (n = {len(sweep.seeds)})."
+    about = [over, sweep.selection, *(f"{line}." for line in data)]
     for cell in rows_of(sweep):
         lost = [seed for seed in sweep.seeds if (cell.id, seed) in records and diverged(records[cell.id, seed])]
         if lost:
             about.append(
-                f"Training “{cell.label or cell.id}” diverged with seed {', '.join(map(str, lost))}: its loss is not "
+                f"Training “{cell.title}” diverged with seed {', '.join(map(str, lost))}: its loss is not "
                 "finite; its accuracy is in the mean."
             )
-    return [" ".join(about), *([sweep.notes.strip()] if sweep.notes else [])]
+    return [" ".join(about)]
 
 
-def csv_text(sweep: Sweep, records: Records) -> str:
-    """Every value with full precision: a line a cell and seed."""
+def csv_text(sweep: Sweep, records: Records, choices: Choices | None = None) -> str:
+    """Every value with full precision: a line a cell and seed, then a line a value that was tried and not chosen.
+
+    Of the unchosen no figure that stands on the test data is given.
+    """
+    choices = choices or {}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["cell", "label", "seed", "key", *(column.value for column in sweep.columns)])
+    paths = [column.value for column in sweep.columns]
+    extra = ["run", "values", "chosen by", "value"] if sweep.chooses() else []
+    writer.writerow(["cell", "label", "seed", "key", *extra, *paths])
     for cell in sweep.cells:
+        choice = choices.get(cell.id)
+        chosen = None if choice is None else choice.chosen
         for seed in sweep.seeds:
             if record := records.get((cell.id, seed)):
-                values: Sequence[float | None] = [value_of(record, column.value) for column in sweep.columns]
-                writer.writerow([cell.id, cell.label, seed, record["key"], *values])
+                about = ["row", chosen.name, choice.by, chosen.value] if choice and chosen else ["row", "", "", ""]
+                if chosen and seed != sweep.seeds[0]:
+                    about[-1] = ""  # the choice was made with the first seed
+                values = [value_of(record, path) for path in paths]
+                writer.writerow([cell.id, cell.label, seed, record["key"], *(about if extra else []), *values])
+        for one in choice.tried if choice else ():
+            if one is chosen or one.state == "open":
+                continue
+            key = "" if one.record is None else one.record["key"]
+            shown = ["" if one.record is None or _on_test(path) else value_of(one.record, path) for path in paths]
+            about = [f"tried: {one.state}", one.name, choice.by if choice else "", one.value]
+            writer.writerow([cell.id, cell.label, sweep.seeds[0], key, *about, *shown])
     return text.getvalue()
+
+
+def _on_test(path: str) -> bool:
+    """Whether the value at ``path`` stands on test data."""
+    return path.startswith(("metrics.test", "forgetting"))

@@ -1,0 +1,107 @@
+"""Figures of single runs: a dot for each seed, and learning curves with bands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite, nan
+from statistics import fmean, stdev
+from typing import Any
+
+from peftlab.report.build import Report, curve_of
+from peftlab.report.figures_style import (
+    COLOURS,
+    MOST_NAMED,
+    Drawn,
+    best_first,
+    blank,
+    finish,
+    one_of_many,
+    wrapped,
+)
+from peftlab.report.groups import Group
+
+MOST_STRIPS = 40
+
+
+def draw_seeds(report: Report) -> Drawn | str:
+    """Each run a dot, the mean a bar, a line a row of the table; or why not."""
+    usable = best_first(report, report.rows)
+    if not usable:
+        return "seeds: no row has a finite value"
+    kept = {group.id for group in usable[:MOST_STRIPS]}
+    groups = [group for group in report.rows if group.id in kept]
+    labels = [wrapped(group.label, 44, lines=2) for group in groups]
+    lines = sum(1 + 0.6 * label.count("\n") for label in labels)
+    figure, (panel,) = blank(9.6, 1.3 + 0.3 * lines + 0.1 * (len(groups) < 3))
+    for place, group in enumerate(groups):
+        colour = COLOURS[place % len(COLOURS)]
+        values = group.values(report.metric.value)
+        panel.plot(values, [place] * len(values), "o", color=colour, markersize=5.5, alpha=0.6, markeredgewidth=0)
+        panel.plot([fmean(values)] * 2, [place - 0.32, place + 0.32], color=colour, linewidth=2.2)
+    panel.set_yticks(range(len(groups)), labels, fontsize=8)
+    panel.set_ylim(len(groups) - 0.4, -0.6)
+    panel.tick_params(axis="y", length=0)
+    panel.set_xlabel(report.metric.title)
+    panel.margins(x=0.04)
+    panel.grid(visible=False, axis="y")
+    which = one_of_many(len(groups), len(report.rows), "the best" if len(usable) > MOST_STRIPS else "")
+    title = f"{report.metric.title}: each run a dot, the mean a bar{which}"
+    rows = [
+        (group.id, group.label, run.seed, run.key, run.number(report.metric.value))
+        for group in groups for run in group.runs
+    ]  # fmt: skip
+    return finish(figure, "seeds", title, ["group", "label", "seed", "key", "value"], rows)
+
+
+def draw_curves(report: Report) -> Drawn | str:
+    """Training loss and the validation metric an epoch, mean and ± one deviation over seeds; or why not."""
+    candidates = [group for group in report.rows if any(run.curve.get("train/loss") for run in group.runs)]
+    if not candidates:
+        return "learning curves: no record has a history"
+    asked = [group for group in candidates if group.curve] or candidates
+    kept = asked
+    if len(asked) > MOST_NAMED:
+        best = {group.id for group in best_first(report, asked)[:MOST_NAMED]}
+        kept = [group for group in asked if group.id in best]
+    names = ["train/loss", curve_of(report.metric.value)]
+    labels = [wrapped(f"{group.label}{_diverged(group)}", 58, lines=2) for group in kept]
+    lines = sum(1 + label.count("\n") for label in labels)
+    figure, panels = blank(10.0, 3.7 + 0.19 * (lines + 1) / 2, columns=2)
+    rows: list[tuple[Any, ...]] = []
+    for panel, name in zip(panels, names, strict=True):
+        for number, (group, label) in enumerate(zip(kept, labels, strict=True)):
+            centre, width, count = band([run.curve.get(name, ()) for run in group.runs])
+            epochs = list(range(1, len(centre) + 1))
+            panel.plot(
+                epochs, centre, color=COLOURS[number], marker="osD^v"[number % 5], markersize=3.5, linewidth=1.5,
+                label=label,
+            )  # fmt: skip
+            low, high = ([c + sign * w for c, w in zip(centre, width, strict=True)] for sign in (-1, 1))
+            panel.fill_between(epochs, low, high, color=COLOURS[number], alpha=0.15, linewidth=0)
+            rows += [(name, group.id, group.label, *point) for point in zip(epochs, centre, width, count, strict=True)]
+        panel.set_xlabel("epoch")
+        panel.set_ylabel({"train/loss": "training loss"}.get(name, name.replace("/", " ").replace("_", " ")))
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    handles, shown = panels[0].get_legend_handles_labels()
+    figure.legend(handles, shown, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    which = one_of_many(len(kept), len(report.rows), "the best" if len(asked) > MOST_NAMED else "")
+    title = f"Learning curves, mean ± standard deviation over seeds{which}"
+    return finish(figure, "curves", title, ["quantity", "group", "label", "epoch", "mean", "std", "n"], rows)
+
+
+def _diverged(group: Group) -> str:
+    """A loss that is not finite cannot be drawn: the mean is over the other seeds, and the legend says so."""
+    lost = sum(run.diverged for run in group.runs)
+    return f" ({lost} of {len(group.runs)} diverged)" if lost else ""
+
+
+def band(curves: Sequence[Sequence[float]]) -> tuple[list[float], list[float], list[int]]:
+    """Mean, standard deviation and number of finite values at each epoch that all ``curves`` reach."""
+    curves = [curve for curve in curves if curve]
+    centre, width, count = [], [], []
+    for epoch in range(min(map(len, curves), default=0)):
+        values = [curve[epoch] for curve in curves if isfinite(curve[epoch])]
+        centre.append(fmean(values) if values else nan)
+        width.append(stdev(values) if len(values) > 1 else 0.0)
+        count.append(len(values))
+    return centre, width, count

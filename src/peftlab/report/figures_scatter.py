@@ -1,0 +1,155 @@
+"""The metric against a cost (trainable parameters, memory, seconds), with the Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from peftlab.report.build import Report
+from peftlab.report.figures_style import GREY, MOST_NAMED, Drawn, best_first, blank, finish, style_of, wrapped
+from peftlab.report.groups import Group
+from peftlab.report.notes import comparable
+
+MOST_SPREADS = 100
+"""Grey points that have an error bar; of more, the bars would hide the points."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A group in the plane of cost and metric."""
+
+    group: Group
+    cost: float
+    value: float
+    spread: float | None
+
+
+def points_of(report: Report, path: str) -> list[Point]:
+    """The groups that have a cost above 0 at ``path`` and a finite metric."""
+    points = []
+    for group in report.rows:
+        costs, summary = group.values(path), report.summaries[group.id]
+        if costs and mean(costs) > 0 and summary.finite and summary.mean is not None:
+            points.append(Point(group, mean(costs), summary.mean, summary.std))
+    return points
+
+
+def pareto_front(points: Sequence[Point], *, highest: bool) -> list[Point]:
+    """The points that no other point beats in one of cost and metric without being worse in the other; by cost."""
+    front: list[Point] = []
+    sign = 1 if highest else -1
+    for point in sorted(points, key=lambda point: (point.cost, -sign * point.value)):
+        if not front or sign * point.value > sign * front[-1].value:
+            front.append(point)
+    return front
+
+
+def draw_panel(panel: Any, report: Report, points: Sequence[Point], named: dict[str, int], *, log: bool) -> None:
+    """Draw ``points``: those of ``named`` in their colours, the others grey, and a front for each test set."""
+    if log:
+        panel.set_xscale("log")
+    for kind in dict.fromkeys(comparable(point.group) for point in points):
+        front = pareto_front([p for p in points if comparable(p.group) == kind], highest=report.highest)
+        if len(front) > 1:
+            panel.plot(
+                [p.cost for p in front], [p.value for p in front], color="#777777", linestyle="--", linewidth=1,
+                drawstyle="steps-post", zorder=1,
+            )  # fmt: skip
+    others = [point for point in points if point.group.id not in named]  # thousands are one drawing call
+    if others:
+        costs, values = [p.cost for p in others], [p.value for p in others]
+        spreads = [p.spread or 0.0 for p in others] if len(others) <= MOST_SPREADS else None
+        panel.errorbar(costs, values, yerr=spreads, fmt="o", color=GREY, markersize=3.5, elinewidth=0.8, zorder=2)
+    for point in points:
+        if (number := named.get(point.group.id)) is None:
+            continue
+        colour, marker = style_of(number)
+        panel.errorbar(
+            point.cost, point.value, yerr=point.spread, fmt="none", ecolor=colour, elinewidth=1, capsize=3, zorder=3
+        )
+        panel.plot(
+            point.cost, point.value, marker, color=colour, markersize=6.5, markeredgecolor="white",
+            markeredgewidth=0.5, zorder=4,
+        )  # fmt: skip
+    panel.margins(0.06, 0.08)
+    if log and len({point.cost for point in points}) == 1:  # one place has no width on a logarithmic axis
+        panel.set_xlim(points[0].cost / 3, points[0].cost * 3)
+
+
+def named_groups(report: Report, points: Sequence[Point]) -> dict[str, int]:
+    """Id → number of the groups that the legend names: all if they are few, else those of the front and the best."""
+    if len(points) <= MOST_NAMED + 2:
+        return {point.group.id: number for number, point in enumerate(points)}
+    front = [point.group for point in pareto_front(points, highest=report.highest)]
+    chosen = {group.id for group in [*front[-MOST_NAMED:], *best_first(report, (p.group for p in points))][:MOST_NAMED]}
+    shown = [point for point in points if point.group.id in chosen]
+    return {point.group.id: number for number, point in enumerate(shown)}
+
+
+def add_legend(figure: Any, points: Sequence[Point], named: dict[str, int]) -> None:
+    """The named groups beside the panels."""
+    from matplotlib.lines import Line2D
+
+    labels = {point.group.id: point.group.label for point in points}
+    handles = []
+    for name, number in named.items():
+        colour, marker = style_of(number)
+        handles.append(Line2D([], [], color=colour, marker=marker, linewidth=0, label=wrapped(labels[name], 36)))
+    if len(named) < len(points):
+        text = f"{len(points) - len(named)} other rows"
+        handles.append(Line2D([], [], color=GREY, marker="o", markersize=4, linewidth=0, label=text))
+    if len(points) > 1:
+        handles.append(Line2D([], [], color="#777777", linestyle="--", linewidth=1, label="Pareto front"))
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8, labelspacing=0.7)
+
+
+def draw_parameters(report: Report) -> Drawn | str:
+    """The metric against trainable parameters; or why not."""
+    points = points_of(report, "parameters.trainable")
+    if not points:
+        return "metric against trainable parameters: no row has both"
+    figure, (panel,) = blank(9.6, _height(report, points, 4.6))
+    named = named_groups(report, points)
+    draw_panel(panel, report, points, named, log=True)
+    panel.set_xlabel("trainable parameters, the head included")
+    panel.set_ylabel(report.metric.title)
+    add_legend(figure, points, named)
+    front = {p.group.id for p in pareto_front(points, highest=report.highest)}
+    rows = [(p.group.id, p.group.label, p.cost, p.value, p.spread, p.group.id in front) for p in points]
+    title = f"{report.metric.title} against trainable parameters, mean ± standard deviation over seeds"
+    head = ["group", "label", "trainable_parameters", "mean", "std", "on_the_pareto_front"]
+    return finish(figure, "parameters", title, head, rows)
+
+
+def draw_costs(report: Report) -> Drawn | str:
+    """The metric against peak memory and against training seconds; or why not."""
+    from matplotlib.ticker import MaxNLocator
+
+    costs = {"memory.peak_mib": "peak memory, MiB", "timing.train_seconds": "training seconds"}
+    points = {path: points_of(report, path) for path in costs}
+    if not all(points.values()):
+        return "metric against memory and time: no row has them"
+    first = points["memory.peak_mib"]
+    figure, panels = blank(11.5, _height(report, first, 4.4), columns=2)
+    named = named_groups(report, points["timing.train_seconds"])
+    for panel, (path, title) in zip(panels, costs.items(), strict=True):
+        values = [point.cost for point in points[path]]
+        log = max(values) > 8 * min(values)
+        draw_panel(panel, report, points[path], named, log=log)
+        if not log:
+            panel.xaxis.set_major_locator(MaxNLocator(6))
+        panel.set_xlabel(title)
+    panels[0].set_ylabel(report.metric.title)
+    add_legend(figure, points["timing.train_seconds"], named)
+    rows = [(path, p.group.id, p.group.label, p.cost, p.value, p.spread) for path in costs for p in points[path]]
+    title = f"{report.metric.title} against peak memory and training time, mean ± standard deviation over seeds"
+    return finish(figure, "costs", title, ["cost", "group", "label", "value", "mean", "std"], rows)
+
+
+def _height(report: Report, points: Sequence[Point], least: float) -> float:
+    """Tall enough for the legend."""
+    named = named_groups(report, points)
+    lines = sum(1 + wrapped(point.group.label, 36).count("\n") for point in points if point.group.id in named)
+    return max(least, 0.9 + 0.135 * lines + 0.1 * (len(named) + 2))

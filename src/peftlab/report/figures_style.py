@@ -1,0 +1,94 @@
+"""What the figures of a report have in common: colours, labels, and a picture with its numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from peftlab.report.build import Report
+from peftlab.report.groups import Group
+
+# Paul Tol's "bright" and "muted": told apart by the colour-blind. The shape of a marker tells them apart as well.
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#332288", "#999933", "#882255", "#555555")
+MARKERS = "osD^vP"
+GREY = "#b0b0b0"
+MOST_NAMED = 10
+"""Groups that a figure names; the others are grey."""
+
+
+@dataclass
+class Drawn:
+    """A figure in the forms it is written in."""
+
+    name: str
+    """Of its files, without ending."""
+    title: str
+    """Says what it shows, for a caption or a reader who cannot see it."""
+    png: bytes
+    pdf: bytes
+    csv: str
+
+
+@dataclass
+class Gallery:
+    """The figures of a report, and why others make no sense for its records."""
+
+    drawn: list[Drawn] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+
+def blank(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
+    """A figure in inches, with plain axes side by side."""
+    # The object interface, and not pyplot: no global state, no window, safe in any process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # type: ignore[union-attr, call-arg]
+    panels = list(figure.subplots(1, columns, squeeze=False)[0])
+    for panel in panels:
+        panel.grid(alpha=0.25)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def finish(figure: Any, name: str, title: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Drawn:
+    """The figure as PNG and PDF, and its numbers as CSV."""
+    figure.suptitle(wrapped(title, 100, lines=2), fontsize=10, x=0.01, horizontalalignment="left")
+    png, pdf, text = io.BytesIO(), io.BytesIO(), io.StringIO()
+    figure.savefig(png, format="png", dpi=130, metadata={"Software": None})
+    figure.set_layout_engine("none")  # laid out already; doing it again costs as much as drawing
+    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return Drawn(name, title, png.getvalue(), pdf.getvalue(), text.getvalue())
+
+
+def wrapped(text: str, width: int, *, lines: int = 3) -> str:
+    """``text`` in lines of ``width`` characters; what does not fit ends with ….  ``$`` is no formula."""
+    parts = textwrap.wrap(text, width, max_lines=lines, placeholder=" …") or [text]
+    return "\n".join(parts).replace("$", r"\$")
+
+
+def style_of(number: int) -> tuple[str, str]:
+    """Colour and marker of the group with this number."""
+    return COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
+
+
+def best_first(report: Report, groups: Iterable[Group]) -> list[Group]:
+    """``groups`` with a finite metric, the best mean first."""
+    usable = [group for group in groups if report.summaries[group.id].finite]
+    sign = -1.0 if report.highest else 1.0
+    return sorted(usable, key=lambda group: sign * (report.summaries[group.id].mean or 0.0))
+
+
+def one_of_many(shown: int, total: int, which: str) -> str:
+    """What a title says when not every group is in a figure."""
+    return "" if shown == total else f" ({f'{which} {shown}'.strip()} of {total} rows)"

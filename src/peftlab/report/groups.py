@@ -1,0 +1,262 @@
+"""Groups of runs: the cells of a sweep where sweep.json names them, else runs that differ in their seed only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from peftlab.errors import ConfigError, listed, nearest
+from peftlab.report.groups_sweep import SweepFile
+from peftlab.report.records import Run
+from peftlab.report.records_config import decides
+
+
+@dataclass
+class Group:
+    """Runs that a table shows as one row: the seeds of one config, or of one cell."""
+
+    id: str
+    label: str
+    runs: list[Run]
+    """Finished, ordered by seed."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Seed (or key of a run) without a result → why."""
+    failed: list[Run] = field(default_factory=list)
+    """Failed and interrupted runs that left a record."""
+    section: str = ""
+    """A heading that several rows share."""
+    row: bool = True
+    """Whether it is a row of the table."""
+    curve: bool = False
+    """Whether its learning curve was asked for."""
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """What a search has chosen for it."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """Config keys that differ between the groups → their value here."""
+
+    @property
+    def expected(self) -> int:
+        """Runs that there should be."""
+        return len(self.runs) + len(self.missing)
+
+    def values(self, path: str) -> list[float]:
+        """The numbers at ``path``, of the runs that have one."""
+        return [number for run in self.runs if (number := run.number(path)) is not None]
+
+    def by_seed(self, path: str) -> dict[int, float] | None:
+        """Seed → number at ``path``; None if a seed stands twice, so that nothing can be paired by seed."""
+        found: dict[int, float] = {}
+        for run in self.runs:
+            number = run.number(path)
+            if number is not None and run.seed in found:
+                return None
+            if number is not None:
+                found[run.seed] = number
+        return found
+
+
+@dataclass
+class Grouped:
+    """All groups of a report, and what could not be put into one."""
+
+    groups: list[Group]
+    outside: list[Run] = field(default_factory=list)
+    """Runs below a sweep.json that none of its cells names."""
+    tried: int = 0
+    """Runs that a search has tried and not chosen."""
+    key_names: dict[str, str] = field(default_factory=dict)
+    """Config keys that differ between the groups → how short they can be said."""
+    telling: list[str] = field(default_factory=list)
+    """Those of them that labels are made of; empty where cells have labels of their own."""
+    implied: list[str] = field(default_factory=list)
+    """The others: they differ only where one of ``telling`` does."""
+
+
+def keep_where(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
+    """The runs whose config has ``key=value``, for each of ``conditions``.
+
+    Raises:
+        ConfigError: for a condition without '=', a key that no config has, or a value that no run has.
+    """
+    kept = list(runs)
+    for condition in conditions:
+        given, equals, value = condition.partition("=")
+        if not equals:
+            raise ConfigError(f"--where {condition}: write key=value, for example peft.rank=2.")
+        key = known_key(given, runs, "--where")
+        matching = [run for run in kept if shown(run.config.get(key)).lower() == value.lower()]
+        if not matching:
+            values = {shown(run.config[key]) for run in kept if key in run.config}
+            raise ConfigError(f"--where {condition}: no run has this value. Values of {key}: {listed(values)}.")
+        kept = matching
+    return kept
+
+
+def known_key(given: str, runs: Sequence[Run], option: str) -> str:
+    """The config key that ``given`` means: the whole, or its last part where only one key ends so.
+
+    Raises:
+        ConfigError: if there is none, or several.
+    """
+    keys = {key for run in runs for key in run.config}
+    if given in keys:
+        return given
+    ends = sorted(key for key in keys if key.endswith(f".{given}"))
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise ConfigError(f"{option} {given}: several config keys end so: {', '.join(ends)}. Write the whole key.")
+    near = nearest(given, keys) or nearest(given, {key.rpartition(".")[2] for key in keys})
+    raise ConfigError(f"{option} {given}: no run has this config key.{near} Keys: {listed(keys, limit=80)}.")
+
+
+def shown(value: Any) -> str:
+    """A config value as the command line writes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value).replace('"', "")
+
+
+def group_runs(runs: Sequence[Run], sweeps: Sequence[SweepFile], *, by: Sequence[str], filtered: bool) -> Grouped:
+    """Put ``runs`` into groups.
+
+    Args:
+        runs: finished and failed ones.
+        sweeps: the sweep.json files above them; their cells are groups, unless ``by`` is given.
+        by: config keys to group by instead; empty: the whole config without the seed.
+        filtered: whether --where has taken runs away, so that a missing one is not missed.
+    """
+    if by:
+        keys = [known_key(key, runs, "--by") for key in by]
+        groups = _by_config(runs, {id(run): tuple(shown(run.config.get(key)) for key in keys) for run in runs})
+        return _labelled(Grouped(groups), keys)
+    grouped, left = Grouped([]), list(runs)
+    for sweep in sweeps:
+        inside = [run for run in left if run.folder.rpartition("/")[0] == sweep.folder]
+        left = [run for run in left if run.folder.rpartition("/")[0] != sweep.folder]
+        prefix = f"{sweep.title}: " if len(sweeps) > 1 else ""
+        grouped.groups += _cells(sweep, inside, prefix, filtered=filtered)
+        named = {run.key for group in grouped.groups for run in [*group.runs, *group.failed]}
+        tried = {key for cell in sweep.cells for key in cell.tried}
+        grouped.tried += len([run for run in inside if run.key in tried - named])
+        grouped.outside += [run for run in inside if run.key not in named | tried]
+    cells = list(grouped.groups)
+    grouped.groups += _by_config(left, {id(run): run.identity for run in left})
+    return _labelled(grouped, None, named=cells)
+
+
+def _cells(sweep: SweepFile, runs: Sequence[Run], prefix: str, *, filtered: bool) -> list[Group]:
+    by_key = {run.key: run for run in runs}
+    groups = []
+    for cell in sweep.cells:
+        found = [(seed, by_key[key]) for seed, key in cell.runs.items() if key in by_key]
+        # A failed run has no key in the file; it is the cell's if it differs from its other runs in the seed only.
+        alike = {run.identity for _, run in found}
+        found += [
+            (str(run.seed), run)
+            for run in runs
+            if not run.finished and run.identity in alike and str(run.seed) in cell.failed
+        ]
+        group = Group(
+            id=cell.id, label=prefix + (cell.label or cell.id), section=cell.group, row=cell.row, curve=cell.curve,
+            runs=sorted((run for _, run in found if run.finished), key=lambda run: run.seed),
+            failed=[run for _, run in found if not run.finished], chosen=cell.chosen,
+        )  # fmt: skip
+        there = {seed for seed, run in found if run.finished}
+        if not filtered or group.failed:
+            noted = {seed: run.error or run.status for seed, run in found if not run.finished}
+            seeds = dict.fromkeys([*map(str, sweep.seeds), *cell.runs, *cell.failed])
+            for seed in [*noted] if filtered else seeds:
+                if seed not in there:
+                    group.missing[seed] = cell.failed.get(seed) or noted.get(seed) or "no record yet"
+        if group.runs or group.missing:
+            groups.append(group)
+    return groups
+
+
+def _by_config(runs: Sequence[Run], identities: Mapping[int, Any]) -> list[Group]:
+    members: dict[Any, list[Run]] = {}
+    for run in runs:
+        members.setdefault(identities[id(run)], []).append(run)
+    groups = []
+    for of_group in members.values():
+        finished = sorted((run for run in of_group if run.finished), key=lambda run: run.seed)
+        seeds = {run.seed for run in finished}
+        failed = [run for run in of_group if not run.finished]
+        missing = {str(run.seed): run.error or run.status for run in failed if run.seed not in seeds}
+        groups.append(Group(id="", label="", runs=finished, failed=failed, missing=missing))
+    return groups
+
+
+def _labelled(grouped: Grouped, by: Sequence[str] | None, named: Sequence[Group] = ()) -> Grouped:
+    """Find the keys that differ between the groups, and call those groups by them that have no label yet."""
+    keys = list(by) if by is not None else _varying(grouped.groups)
+    grouped.key_names = _short(keys)
+    for group in grouped.groups:
+        members = group.runs or group.failed
+        for key in keys:
+            values = dict.fromkeys(shown(run.config[key]) for run in members if key in run.config)
+            if values:
+                group.keys[key] = "|".join(values)
+    unnamed = [group for group in grouped.groups if not any(group is other for other in named)]
+    unnamed.sort(key=lambda group: [_order(group.keys.get(key)) for key in keys])
+    grouped.groups = [*named, *unnamed]
+    telling = keys if by is not None else _telling(keys, unnamed)
+    if unnamed and not named:
+        grouped.telling, grouped.implied = telling, [key for key in keys if key not in telling]
+    taken: dict[str, int] = {}
+    for group in unnamed:
+        text = " ".join(f"{grouped.key_names[key]}={group.keys[key]}" for key in telling if key in group.keys)
+        members = group.runs or group.failed
+        text = text or (members[0].name if members else "")
+        taken[text] = taken.get(text, 0) + 1
+        group.label = group.id = text if taken[text] == 1 else f"{text} ({taken[text]})"
+    return grouped
+
+
+def _varying(groups: Iterable[Group]) -> list[str]:
+    """Keys that do not have one value everywhere, of those that decide numbers: method first, then its rank, …"""
+    values: dict[str, set[str]] = {}
+    for group in groups:
+        for run in [*group.runs[:1], *group.failed[: not group.runs]]:
+            for key, value in run.config.items():
+                if decides(key, run.targets.get(key.partition(".")[0], "")):
+                    values.setdefault(key, set()).add(shown(value))
+    varying = [key for key, found in values.items() if len(found) > 1]
+    place = {key: number for number, key in enumerate(varying)}
+    return sorted(varying, key=lambda key: (_first(key), key.count("."), place[key]))
+
+
+def _first(key: str) -> int:
+    names = ("peft", "peft.rank", "peft.*", "data", "backbone", "optim", "schedule", "trainer")
+    group = key.partition(".")[0]
+    wanted = key if key in names else "peft.*" if group == "peft" else group
+    return names.index(wanted) if wanted in names else len(names)
+
+
+def _telling(keys: Sequence[str], groups: Sequence[Group]) -> list[str]:
+    """Of ``keys``, in their order, those that tell groups apart which the ones before leave together."""
+    kept: list[str] = []
+    parts: list[tuple[str | None, ...]] = [() for _ in groups]
+    for key in keys:
+        finer = [(*part, group.keys.get(key)) for part, group in zip(parts, groups, strict=True)]
+        if len(set(finer)) > len(set(parts)):
+            kept.append(key)
+            parts = finer
+    return kept
+
+
+def _order(value: str | None) -> tuple[int, float, str]:
+    try:
+        return (1, float(value or "x"), "")
+    except ValueError:
+        return (0 if value is None else 2, 0.0, value or "")
+
+
+def _short(keys: Sequence[str]) -> dict[str, str]:
+    """Key → its last part, or the whole where that is not clear."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)}

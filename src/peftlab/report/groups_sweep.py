@@ -1,0 +1,89 @@
+"""sweep.json: what a sweep calls the runs of its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peftlab.report.records import LeftOut
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CellRuns:
+    """A cell and its runs."""
+
+    id: str
+    label: str
+    runs: dict[str, str]
+    """Seed → key."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Seed → why, in one line."""
+    row: bool = True
+    curve: bool = False
+    group: str = ""
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    tried: frozenset[str] = frozenset()
+    """Keys of the runs that a search has tried for it."""
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """One sweep.json."""
+
+    folder: str
+    title: str
+    source: str
+    selection: str
+    notes: str
+    metric: str
+    baseline: str | None
+    """Id of a cell."""
+    seeds: list[int]
+    columns: list[dict[str, str]]
+    cells: list[CellRuns]
+
+
+def read_sweep_file(path: str) -> SweepFile | LeftOut:
+    """The file at ``path``, or why it cannot be used."""
+    try:
+        given: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        if given["format"] != FORMAT:
+            return LeftOut(path, f"has format {given['format']}; this peftlab reads format {FORMAT}")
+        return SweepFile(
+            folder=path.rpartition("/")[0],
+            title=str(given["title"]),
+            source=str(given.get("source") or ""),
+            selection=str(given.get("selection") or ""),
+            notes=str(given.get("notes") or ""),
+            metric=str(given["metric"]),
+            baseline=given.get("baseline"),
+            seeds=[int(seed) for seed in given["seeds"]],
+            columns=[
+                {"title": str(c["title"]), "value": str(c["value"]), "format": str(c.get("format", "accuracy"))}
+                for c in given["columns"]
+            ],
+            cells=[_cell(cell) for cell in given["cells"]],
+        )
+    except KeyError as error:
+        return LeftOut(path, f"is damaged: no {error}")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return LeftOut(path, f"is damaged ({error})")
+
+
+def _cell(given: dict[str, Any]) -> CellRuns:
+    return CellRuns(
+        id=str(given["id"]),
+        label=str(given.get("label") or ""),
+        runs={str(seed): str(key) for seed, key in given["runs"].items()},
+        failed={str(seed): str(why) for seed, why in (given.get("failed") or {}).items()},
+        row=bool(given.get("row", True)),
+        curve=bool(given.get("curve", False)),
+        group=str(given.get("group") or ""),
+        chosen=dict(given.get("chosen") or {}),
+        tried=frozenset(str(one["run"]) for one in given.get("tried") or [] if one.get("run")),
+    )

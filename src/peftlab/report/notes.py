@@ -1,0 +1,284 @@
+"""What a reader must know beside the figures: what was measured, what is mixed, what is missing, what failed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peftlab.report.groups import Group
+from peftlab.report.groups_sweep import SweepFile
+from peftlab.report.records import Run
+from peftlab.report.statistics import LEVEL, RESAMPLES, binomial_error
+
+if TYPE_CHECKING:
+    from peftlab.report.build import Report
+
+TAIL_LINES = 12
+SHOWN_NAMES = 5
+
+
+@dataclass(frozen=True)
+class FailureNote:
+    """A run without a result."""
+
+    title: str
+    reason: str
+    log: str | None
+    tail: str
+    """Last lines of its log."""
+
+
+def add_notes(report: Report, sweeps: Sequence[SweepFile], where: Sequence[str]) -> None:
+    """Fill in selection, data, notes and failures of ``report``."""
+    runs = [run for group in report.rows for run in group.runs]
+    rules = list(dict.fromkeys(run.facts["selection"] for run in runs if run.facts["selection"]))
+    report.selection = [sweep.selection for sweep in sweeps if sweep.selection]
+    report.selection += [] if report.selection else [f"Weights chosen by: {', '.join(rules)}."] if rules else []
+    report.measured_on = _measured_on(report.rows)
+    report.notes += [
+        *([f"Only runs with {', '.join(where)}."] if where else []),
+        *_about_missing(report),
+        *_about_mixture(report.rows),
+        *_about_single_seeds(report),
+        *_about_divergence(report.rows),
+        *_about_values(report),
+        *_about_others(report),
+        *[f"{group.label}: chosen on validation: {_settings(group)}." for group in report.rows if group.chosen],
+        *([f"In no label, since it differs only where the others do: {', '.join(report.grouped.implied)}."]
+          if report.grouped.implied else []),
+        *[" ".join(sweep.notes.split()) for sweep in sweeps if sweep.notes],
+    ]  # fmt: skip
+    report.failures = _failures([*report.rows, *report.others], sweeps)
+
+
+def legend(report: Report) -> str:
+    """What ±, bold and underlined mean, in one line."""
+    best = "highest" if report.highest else "lowest"
+    parts = ["Mean ± standard deviation (n - 1) over seeds."]
+    if report.marks:
+        where = (
+            " of the rows"
+            if len({comparable(group) for group in report.rows}) == 1
+            else (" of each section and of each test set")
+        )
+        parts.append(f"Bold: the best mean{where} ({best} {report.metric.title}).")
+        if "tied" in report.marks.values():
+            parts.append(
+                "Underlined: not significantly different from the best by a paired t-test over shared seeds with "
+                f"Holm's correction at {LEVEL:g}; with few seeds, that alone is no proof that they are equal."
+            )
+        else:
+            parts.append(
+                "No other row passes as equal: underlined would be what a paired t-test over shared seeds (Holm, "
+                f"{LEVEL:g}) cannot tell from the best."
+            )
+    return " ".join(parts)
+
+
+def comparable(group: Group) -> tuple[str, ...]:
+    """Rows may be compared where this is alike: their section, and which test rows of which data they stand on.
+
+    The hash of all texts is not asked for: an ablation of the number of training rows keeps its test rows.
+    """
+    tested = {(run.facts["data"], run.facts["test kind"], run.facts["test rows"]) for run in group.runs}
+    return (group.section, *(part for one in sorted(tested) for part in one))
+
+
+def comparison_legend(report: Report) -> str:
+    """What the columns of the comparison are, in one line."""
+    return (
+        f"Difference: mean over shared seeds of (row - {report.baseline.label if report.baseline else ''}) in "
+        f"{report.metric.title}. p: two-sided paired t-test; Holm's correction is over all rows of this table. "
+        f"Intervals cover 95 %: that of the t distribution, and the percentile bootstrap of the mean difference "
+        f"({RESAMPLES:,} resamples, seed 0), which is too narrow with few seeds."
+    )
+
+
+def counted(count: int, what: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def _runs(count: int) -> str:
+    return counted(count, "run")
+
+
+def names(groups: Iterable[Group]) -> str:
+    """Labels of the first few groups, and how many there are beyond."""
+    labels = [group.label for group in groups]
+    more = f" and {len(labels) - SHOWN_NAMES} more" if len(labels) > SHOWN_NAMES else ""
+    return "; ".join(labels[:SHOWN_NAMES]) + more
+
+
+def _settings(group: Group) -> str:
+    return ", ".join(f"{key}={value}" for key, value in group.chosen.items())
+
+
+def _measured_on(rows: Sequence[Group]) -> list[str]:
+    kinds: dict[str, dict[str, Group]] = {}
+    for group in rows:
+        for run in group.runs:
+            facts = run.facts
+            text = (
+                f"{facts['data']}: trained on {facts['train kind']}, tested on {facts['test kind']}; "
+                f"rows {facts['rows']} (train / validation / test)"
+            )
+            kinds.setdefault(text, {})[group.id] = group
+    if len(kinds) < 2:
+        return list(kinds)
+    return [f"{text}; rows of the table: {names(groups.values())}" for text, groups in kinds.items()]
+
+
+def _about_missing(report: Report) -> list[str]:
+    lacking = [group for group in report.rows if group.missing]
+    if not lacking:
+        return []
+    count = sum(len(group.missing) for group in lacking)
+    verb = "run has" if count == 1 else "runs have"
+    return [f"{count} {verb} no result; the table says n/N seeds in {counted(len(lacking), 'row')}."]
+
+
+_MIXED: list[tuple[str, str, Callable[[Run], str]]] = [
+    ("data hash", "the texts differ (data hash)", lambda run: run.facts["data hash"][:12]),
+    ("test kind", "what they are tested on differs", lambda run: run.facts["test kind"]),
+    ("selection", "the selection rule differs", lambda run: run.facts["selection"]),
+]
+
+
+def _about_mixture(rows: Sequence[Group]) -> list[str]:
+    said = []
+    for _, text, fact in _MIXED:
+        mixed = [group for group in rows if len({fact(run) for run in group.runs}) > 1]
+        if mixed:
+            said.append(f"Within a row {text}: {names(mixed)}.")
+    if len(hashes := {run.facts["data hash"] for group in rows for run in group.runs}) > 1:
+        said.append(f"The rows do not all stand on the same texts: there are {len(hashes)} data hashes.")
+    said += _about_versions(rows)
+    for fact_name, text in (("hardware", "hardware"), ("revision", "revisions of the code")):
+        counts = Counter(run.facts[fact_name] for group in rows for run in group.runs)
+        if len(counts) > 1:
+            kinds = "; ".join(f"{value} ({counted(count, 'run')})" for value, count in counts.most_common(SHOWN_NAMES))
+            more = f" and {len(counts) - SHOWN_NAMES} more" if len(counts) > SHOWN_NAMES else ""
+            mixed = [group for group in rows if len({run.facts[fact_name] for run in group.runs}) > 1]
+            inside = f" Mixed within: {names(mixed)}." if mixed else ""
+            advice = " Times and memory are not comparable." if fact_name == "hardware" else ""
+            said.append(f"Several {text}: {kinds}{more}.{inside}{advice}")
+    return said
+
+
+def _about_versions(rows: Sequence[Group]) -> list[str]:
+    counts = Counter(run.facts["versions"] for group in rows for run in group.runs)
+    if len(counts) < 2:
+        return []
+    found: dict[str, Counter[str]] = {}
+    for versions, count in counts.items():
+        for part in versions.split(", "):
+            name, _, version = part.partition(" ")
+            found.setdefault(name, Counter())[version] += count
+    total = counts.total()
+    differing = [
+        f"{name} {', '.join(f'{version} ({_runs(count)})' for version, count in sorted(of.items()))}"
+        for name, of in sorted(found.items())
+        if len(of) > 1 or of.total() < total
+    ]
+    mixed = [group for group in rows if len({run.facts["versions"] for run in group.runs}) > 1]
+    inside = f" Mixed within: {names(mixed)}." if mixed else ""
+    return [f"Several versions: {'; '.join(differing)}.{inside}"]
+
+
+def _about_single_seeds(report: Report) -> list[str]:
+    """With one seed there is no spread; what the sampling of test rows makes of an accuracy is known all the same."""
+    single = [group for group in report.rows if report.summaries[group.id].n == 1]
+    if not single:
+        return []
+    text = f"One seed only, hence no ±: {names(single)}."
+    errors = [error for group in single if (error := sampling_error(report, group)) is not None]
+    if errors:
+        low, high = f"{min(errors):.4f}", f"{max(errors):.4f}"
+        text += (
+            f" The binomial standard error of one test, from the number of its rows alone, is "
+            f"{low if low == high else f'{low} to {high}'}."
+        )
+    return [text]
+
+
+def sampling_error(report: Report, group: Group) -> float | None:
+    """Binomial standard error of the group's mean accuracy on its number of test (or validation) rows."""
+    path, summary = report.metric.value, report.summaries[group.id]
+    if not path.startswith(("metrics.test.", "metrics.validation.")) or not path.endswith("accuracy"):
+        return None
+    rows = {run.facts[f"{path.split('.')[1]} rows"] for run in group.runs}
+    if not summary.finite or len(rows) != 1 or not (one := rows.pop()).isdigit():
+        return None
+    return binomial_error(summary.mean or 0.0, int(one)) if int(one) else None
+
+
+def _about_divergence(rows: Sequence[Group]) -> list[str]:
+    lost = {group.label: [str(run.seed) for run in group.runs if run.diverged] for group in rows}
+    found = [f"{label} (seed {', '.join(seeds)})" for label, seeds in lost.items() if seeds]
+    if not found:
+        return []
+    more = f" and {len(found) - SHOWN_NAMES} more rows" if len(found) > SHOWN_NAMES else ""
+    return [
+        f"Training diverged, its loss is not finite: {'; '.join(found[:SHOWN_NAMES])}{more}. "
+        "These runs are in the means."
+    ]
+
+
+def _about_values(report: Report) -> list[str]:
+    path = report.metric.value
+    lacking = [group for group in report.rows if len(group.values(path)) < len(group.runs)]
+    said = [f"Some runs have no {report.metric.title}: {names(lacking)}."] if lacking else []
+    twice = [group for group in report.rows if group.by_seed(path) is None]
+    if twice:
+        said.append(f"Several runs of one seed in a row, hence no paired test: {names(twice)}.")
+    return said
+
+
+def _about_others(report: Report) -> list[str]:
+    said = []
+    if report.others:
+        said.append(f"Cells that are no rows: {names(report.others)}. Their runs are in report.csv.")
+    if report.grouped.tried:
+        said.append(f"{counted(report.grouped.tried, 'run')} of a search that were not chosen are not shown.")
+    outside = report.grouped.outside
+    if outside:
+        keys = ", ".join(run.key for run in outside[:SHOWN_NAMES])
+        more = f" and {len(outside) - SHOWN_NAMES} more" if len(outside) > SHOWN_NAMES else ""
+        said.append(
+            f"{counted(len(outside), 'run')} beside a sweep.json, of none of its cells, not shown: {keys}{more}. "
+            "--by groups all runs by their configs."
+        )
+    return said
+
+
+def _failures(groups: Sequence[Group], sweeps: Sequence[SweepFile]) -> list[FailureNote]:
+    folders = {cell.id: sweep.folder for sweep in sweeps for cell in sweep.cells}
+    keys = {(cell.id, seed): key for sweep in sweeps for cell in sweep.cells for seed, key in cell.runs.items()}
+    found = []
+    for group in groups:
+        by_seed = {str(run.seed): run for run in group.failed}
+        for seed, why in group.missing.items():
+            run = by_seed.get(seed)
+            key = run.key if run else keys.get((group.id, seed))
+            parent = run.folder.rpartition("/")[0] if run else folders.get(group.id)
+            log = f"{parent}/.logs/{key}.txt" if parent and key else None
+            tail = _tail(log)
+            reason = " ".join(why.split())
+            found.append(FailureNote(f"{group.label}, seed {seed}", reason, log if tail else None, tail))
+    return found
+
+
+def _tail(log: str | None) -> str:
+    if log is None:
+        return ""
+    try:
+        with Path(log).open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 8192))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:  # a run that was started by hand has none
+        return ""
+    return "\n".join(line.rstrip() for line in text.strip().splitlines()[-TAIL_LINES:])

@@ -1,0 +1,313 @@
+"""Finding and reading records: what a report needs of each run, and why a record could not be read. Imports no torch.
+
+A record is some ten kilobytes of JSON; of ten thousand of them only the config, the wanted values and the learning
+curve are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from peftlab.errors import PeftlabError, RunError, nearest
+from peftlab.report.records_config import TARGET, flat, identity_of
+from peftlab.runs.folder import RunFolder
+
+SKIPPED = frozenset({"checkpoints", "logs", ".logs", "wandb", "lightning_logs", "report"})
+"""Folders in which no run lies."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What a report keeps of one record."""
+
+    folder: str
+    key: str
+    status: str
+    """``finished``, ``failed`` or ``interrupted``."""
+    name: str
+    seed: int
+    config: dict[str, Any]
+    """Dotted key → value, lists as JSON; bookkeeping included, so that one can filter by it."""
+    identity: str
+    """The config without the seed and without bookkeeping: equal for runs that differ in their seed only."""
+    targets: Mapping[str, str]
+    """Group → its class."""
+    start: tuple[str, str] | None
+    """Key and method (empty if not known) of the run that this one started from."""
+    values: dict[str, Any]
+    """Wanted path → number or text; None where the record says null."""
+    curve: dict[str, tuple[float, ...]]
+    """Name of a quantity → its value each epoch."""
+    facts: Mapping[str, str]
+    """What must be alike for runs to be compared: data, versions, hardware, … as text; shared between runs."""
+    error: str
+    files: frozenset[str]
+    """Names of the files in the run's folder."""
+    logged: bool
+    """Whether a sweep has left its log in ``.logs/<key>.txt`` beside the run's folder."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has results."""
+        return self.status == "finished"
+
+    def number(self, path: str) -> float | None:
+        """The value at ``path`` if it is a number."""
+        value = self.values.get(path)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its training loss became infinite or no number."""
+        return not all(isfinite(loss) for loss in self.curve.get("train/loss", ()))
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that a report cannot use."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class Found:
+    """What lies below the folders that were given."""
+
+    run_folders: list[tuple[str, frozenset[str]]] = field(default_factory=list)
+    """Folders with a record.json, and the names of the files in them."""
+    sweep_files: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    logs: set[str] = field(default_factory=set)
+    """``<folder>/<key>`` of the runs that a sweep has left a log of."""
+    seen: list[str] = field(default_factory=list)
+    """A few names that are there instead of runs."""
+
+
+def find(folders: Sequence[str]) -> Found:
+    """Walk ``folders``: each may be a run's, a name's, or one of many names.
+
+    Raises:
+        RunError: if one of them is no folder.
+    """
+    found = Found()
+    visited: set[str] = set()
+    for given in folders:
+        if not Path(given).is_dir():
+            parent = Path(given).parent
+            there = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+            raise RunError(f"there is no folder '{given}'.{nearest(Path(given).name, there)}")
+        _walk(given.rstrip("/") or "/", found, visited)
+    found.run_folders.sort()
+    return found
+
+
+def _walk(top: str, found: Found, visited: set[str]) -> None:
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in visited:
+            continue
+        visited.add(real)
+        try:
+            with os.scandir(folder) as entries:
+                here = list(entries)
+        except OSError as error:
+            found.left_out.append(LeftOut(folder, f"cannot be opened ({error.strerror})"))
+            continue
+        names = frozenset(entry.name for entry in here)
+        if "record.json" in names:
+            found.run_folders.append((folder, names))
+            continue
+        if ".logs" in names:
+            with contextlib.suppress(OSError), os.scandir(f"{folder}/.logs") as entries:  # a log is only linked
+                found.logs |= {f"{folder}/{entry.name.removesuffix('.txt')}" for entry in entries}
+        if "sweep.json" in names:
+            found.sweep_files.append(f"{folder}/sweep.json")
+        waiting += [entry.path for entry in here if entry.is_dir(follow_symlinks=False) and entry.name not in SKIPPED]
+        if len(found.seen) < 8:
+            found.seen += sorted(names)[:8]
+
+
+def read_runs(found: Found, paths: Iterable[str], curves: Sequence[str]) -> list[Run]:
+    """Read every record of ``found``; what cannot be read goes to ``found.left_out``.
+
+    Args:
+        found: of :func:`find`.
+        paths: places of the values that are wanted, such as ``metrics.test.accuracy``.
+        curves: quantities of the history that are wanted.
+
+    Raises:
+        RunError: if there is no record at all.
+    """
+    if not found.run_folders:
+        there = f" There are: {', '.join(found.seen[:8])}." if found.seen else " It is empty."
+        raise RunError(f"no record.json found: no run there has finished or failed.{there}")
+    wanted = [(path, path.split(".")) for path in dict.fromkeys(paths)]
+    runs, first_at = [], dict[str, str]()
+    shared: dict[tuple[str, ...], Mapping[str, str]] = {}
+    for folder, files in found.run_folders:
+        record = _record(folder, found)
+        if record is None:
+            continue
+        try:
+            run = _run(folder, files, record, wanted, curves, shared)
+            run.logged = f"{folder.rpartition('/')[0]}/{run.key}" in found.logs
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            reason = f"is damaged: no {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
+            found.left_out.append(LeftOut(f"{folder}/record.json", reason))
+            continue
+        if run.finished and run.key in first_at:
+            reason = f"is the same run as the one in {first_at[run.key]}"
+            found.left_out.append(LeftOut(f"{folder}/record.json", reason))
+            continue
+        if run.finished:
+            first_at[run.key] = folder
+        runs.append(run)
+    _name_starts(runs)
+    if not runs:
+        raise RunError(
+            f"none of the {len(found.run_folders)} records can be read. {found.left_out[0].path} "
+            f"{found.left_out[0].reason}."
+        )
+    return runs
+
+
+def _record(folder: str, found: Found) -> dict[str, Any] | None:
+    path = f"{folder}/record.json"
+    try:
+        return RunFolder(Path(folder)).read_record()
+    except PeftlabError as error:
+        reason = str(error).removeprefix(path).strip().split(". ")[0].rstrip(".")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = f"cannot be read ({error})"
+    found.left_out.append(LeftOut(path, reason))
+    return None
+
+
+def _run(
+    folder: str,
+    files: frozenset[str],
+    record: dict[str, Any],
+    wanted: list[tuple[str, list[str]]],
+    curves: Sequence[str],
+    shared: dict[tuple[str, ...], Mapping[str, str]],
+) -> Run:
+    config, status = record["config"], record["status"]
+    start = (record.get("backbone") or {}).get("from_run") or {}
+    if status not in ("finished", "failed", "interrupted"):
+        raise ValueError(f"unknown status {status!r}")
+    if status == "finished" and not isinstance(record["metrics"]["test"], dict):
+        raise ValueError("metrics.test is no mapping")
+    facts = _facts(record)
+    return Run(
+        folder=folder,
+        key=record["key"],
+        status=status,
+        name=record["name"],
+        seed=int(record["seeds"]["seed"]),
+        config=flat(config),
+        identity=identity_of(config),
+        targets={name: str(part.get(TARGET, "")) for name, part in config.items() if isinstance(part, dict)},
+        start=_start(config, start),
+        values={path: value_at(record, parts) for path, parts in wanted},
+        curve={
+            name: tuple(float(row[name]) for row in record.get("history", []) if row.get(name) is not None)
+            for name in curves
+        },
+        facts=shared.setdefault(tuple(facts.values()), facts),
+        error=str(record.get("error", "")),
+        files=files,
+        logged=False,
+    )
+
+
+def _start(config: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[str, str] | None:
+    path = config["backbone"].get("from_run")
+    return None if path is None else (Path(path).name, str(facts.get("method") or ""))
+
+
+def _name_starts(runs: Sequence[Run]) -> None:
+    """Put what a run starts from in the place of a path into its config and identity."""
+    by_key = {run.key: run for run in runs}
+    methods = {run.start[0]: run.start[1] for run in runs if run.start and run.start[1]}
+    for run in runs:
+        if run.start is None:
+            continue
+        earlier = by_key.get(run.start[0])
+        method = methods.get(run.start[0]) or (earlier.config["peft"] if earlier else "an earlier run")
+        of = f" on {earlier.config['data']}" if earlier else ""
+        run.config["backbone.from_run"] = f"{method}{of}"
+        identity = earlier.identity if earlier else method  # not of the starts' starts: their seeds are this run's
+        run.identity = sys.intern(f"{run.identity} from {identity.partition(' from ')[0]}")
+
+
+def value_at(record: Mapping[str, Any], parts: Sequence[str]) -> Any:
+    """The value at a place of a record; None if it is null or not there. Lists and mappings come as JSON."""
+    found: Any = record
+    for part in parts:
+        if not isinstance(found, Mapping) or part not in found:
+            return None
+        found = found[part]
+    return json.dumps(found, ensure_ascii=False) if isinstance(found, dict | list) else found
+
+
+def _facts(record: dict[str, Any]) -> dict[str, str]:
+    """What must be alike; the order of the keys is fixed."""
+    data, hardware = record.get("data") or {}, record["hardware"]
+    versions = record["versions"]
+    selection = record.get("selection") or {}
+    return {
+        "data": str(data.get("data_set") or data.get("source") or ""),
+        "data hash": str(data.get("hash", "")),
+        "train kind": str(data.get("train_kind", "")),
+        "test kind": str(data.get("test_kind", "")),
+        "rows": " / ".join(f"{count:,}" for count in (data.get("rows") or {}).values()),
+        "test rows": str((data.get("rows") or {}).get("test", "")),
+        "validation rows": str((data.get("rows") or {}).get("validation", "")),
+        "versions": ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
+        "hardware": ", ".join(
+            [
+                str(hardware.get("processor")),
+                f"{hardware.get('cpu_count')} CPUs",
+                f"{hardware.get('torch_threads')} threads",
+                *map(str, hardware.get("accelerators") or []),
+                str(hardware.get("platform")),
+            ]
+        ),
+        "revision": _revision(record.get("git") or {}),
+        "selection": str(selection.get("rule", "")),
+    }
+
+
+def _revision(git: Mapping[str, Any]) -> str:
+    revision = str(git.get("revision") or "unknown")[:12]
+    return f"{revision} with changes" if git.get("dirty") else revision
+
+
+def number_paths(found: Found, limit: int = 25) -> list[str]:
+    """Places where the first finished records hold numbers, for a message about a wrong one."""
+    paths: dict[str, None] = {}
+    for folder, _ in found.run_folders[:limit]:
+        record = _record(folder, Found())
+        for path, value in _leaves(record or {}):
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                paths[path] = None
+    return list(paths)
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

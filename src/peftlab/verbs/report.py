@@ -1,0 +1,115 @@
+"""``peftlab report FOLDER…``: tables, statistics, figures and a page of the records below some folders."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from peftlab.errors import ConfigError, listed, nearest
+from peftlab.files import write_atomically
+from peftlab.report.build import METRIC, Report, Request, build, default_target
+from peftlab.report.latex import latex
+from peftlab.report.tables import groups_csv, json_text, left_out_lines, markdown, runs_csv
+from peftlab.report.tables_terminal import print_report
+
+FORMATS = ("md", "tex", "csv", "json", "html", "figures")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Read the records, print the table and write the report.
+
+    Returns:
+        0; 1 if a record had to be left out.
+    """
+    given = _parser().parse_intermixed_args(list(arguments))
+    formats = _formats(given.format)
+    report = build(
+        Request(
+            folders=tuple(given.folders), metric=given.metric, columns=given.columns, by=_listed(given.by),
+            where=tuple(given.where), baseline=given.baseline, best=given.best,
+        )
+    )  # fmt: skip
+    print_report(report)
+    target = Path(given.to) if given.to else default_target(given.folders)
+    written = write(report, target, formats)
+    print(f"{target}/: {', '.join(written)}")
+    if report.left_out:
+        print(f"peftlab report: {len(report.left_out)} left out:", file=sys.stderr)
+        for line in left_out_lines(report):
+            print(f"  {line}", file=sys.stderr)
+    return 1 if report.left_out else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "peftlab report",
+        description="Make tables, paired statistics, figures and one HTML page of the records below FOLDER. Runs of "
+        "one config are one row, whatever their seed; where a sweep has left a sweep.json, its cells are the rows.",
+        epilog="Exit status 1: a record could not be read; the report is made of the others and says which.",
+    )
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a run's, a name's, or one of many names")
+    parser.add_argument("--to", metavar="DIR", help="where the report goes (default: FOLDER/report of the first)")
+    parser.add_argument("--metric", metavar="PATH", help=f"what is compared (default: the sweep's, or {METRIC})")
+    parser.add_argument(
+        "--columns", metavar="PATH,…", help="places in record.json: parameters.trainable, config.optim.lr"
+    )
+    parser.add_argument("--by", metavar="KEY,…", help="group by these config keys, not by the whole config")
+    parser.add_argument(
+        "--where", metavar="KEY=VALUE", action="append", default=[], help="only runs with this config value; repeatable"
+    )
+    parser.add_argument("--baseline", metavar="ROW", help="label or id of the row that the others are tested against")
+    parser.add_argument(
+        "--best", choices=("highest", "lowest"), help="which value is best (default: by the metric's name)"
+    )
+    parser.add_argument("--format", metavar="NAME,…", help=f"only some of: {', '.join(FORMATS)}")
+    return parser
+
+
+def _listed(given: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (given or "").split(",") if part.strip())
+
+
+def _formats(given: str | None) -> tuple[str, ...]:
+    chosen = _listed(given)
+    for name in chosen:
+        if name not in FORMATS:
+            raise ConfigError(f"--format {name}: unknown.{nearest(name, FORMATS)} There are: {listed(FORMATS)}.")
+    if given is not None and not chosen:
+        raise ConfigError(f"--format is empty. There are: {listed(FORMATS)}.")
+    return chosen or FORMATS
+
+
+def write(report: Report, target: Path, formats: Sequence[str]) -> list[str]:
+    """Write the report's files into ``target``; return their names.
+
+    Raises:
+        PeftlabError: if one cannot be written.
+    """
+    files: dict[str, str | bytes] = {}
+    gallery = None
+    if "figures" in formats or "html" in formats:
+        from peftlab.report.figures import draw_all  # imports matplotlib
+
+        gallery = draw_all(report)
+    names = [f"{drawn.name}.png" for drawn in gallery.drawn] if gallery and "figures" in formats else []
+    absent = gallery.absent if gallery else []
+    if "md" in formats:
+        files["report.md"] = markdown(report, names, absent)
+    if "tex" in formats:
+        files["report.tex"] = latex(report)
+    if "csv" in formats:
+        files |= {"report.csv": runs_csv(report), "groups.csv": groups_csv(report)}
+    if "json" in formats:
+        files["report.json"] = json_text(report, absent)
+    if gallery and "figures" in formats:
+        for drawn in gallery.drawn:
+            files |= {f"{drawn.name}.png": drawn.png, f"{drawn.name}.pdf": drawn.pdf, f"{drawn.name}.csv": drawn.csv}
+    if gallery and "html" in formats:
+        from peftlab.report.page import page
+
+        files["report.html"] = page(report, gallery, target, files="figures" in formats)
+    for name, content in files.items():
+        write_atomically(target / name, content)
+    return list(files)
