@@ -30,6 +30,14 @@ class RunError(PeftlabError):
     """A run folder that is missing, unfinished, damaged or in use."""
 
 
+class RunInUse(RunError):
+    """A run that another process trains at this moment."""
+
+
+class SweepFailed(PeftlabError):
+    """Jobs of a sweep failed; what was given could be used, so the exit status is 1."""
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """`` Did you mean 'rank'?`` for the candidate closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from peftlab.config import config_folder
 from peftlab.report.sweep_table import Figure
-from peftlab.sweeps.declaration import plan, read_sweep
+from peftlab.sweeps.declaration import read_sweep
+from peftlab.sweeps.plan import DeclaredPlan
 from tests.conftest import REPOSITORY, Peftlab
 
 COMMON = [
@@ -112,10 +112,93 @@ def test_a_failed_job_leaves_the_others_alone(peftlab: Peftlab, reviews: Path) -
     assert result.status == 1
     assert "2 of 3 jobs failed" in result.out
     assert "missing_label.jsonl" in result.out
-    assert "after, seed 0: not run, 'broken' has failed" in result.out
+    assert "after, seed 0: not run: 'broken' has failed" in result.out
     assert "Traceback" not in result.out + result.err
     assert "| broken | not run | not run |" in result.out
     assert len(list(Path("outputs/small").glob("*/record.json"))) >= 1
+
+
+TUNED: dict[str, Any] = {
+    "cells": [
+        {
+            "id": "lora",
+            "overrides": ["peft=lora", "peft.targets=[hidden]", "peft.rank=2", "trainer.max_epochs=1"],
+            "tune": {"optim.lr": [1e-6, 1]},
+        },
+        {
+            "id": "search",
+            "overrides": ["peft=head", "trainer.max_epochs=1"],
+            "search": {"optuna": {"trials": 2, "space": {"optim.lr": {"low": 1e-6, "high": 1, "log": True}}}},
+        },
+    ],
+    "columns": DECLARED["columns"][:2],
+    "overrides": [entry for entry in COMMON if not entry.startswith(("optim.lr", "trainer.max_epochs"))],
+    "expected": [],
+}
+
+
+def test_values_are_chosen_on_validation_and_run_with_the_other_seeds(peftlab: Peftlab, reviews: Path) -> None:
+    """Three tried and chosen among, twice; what the records say is what the table and sweep.json say."""
+    declare(**TUNED)
+    result = peftlab("sweep", "small.yaml", "seeds=3,4", "--jobs", "1")
+    assert result.status == 0, result.out + result.err
+    records = [json.loads(path.read_text()) for path in Path("outputs/small").glob("*/record.json")]
+    assert len(records) == 2 + 1 + 2 + 1
+    contents = json.loads(Path("outputs/small/sweep.json").read_text())
+    assert contents["seeds"] == [3, 4]
+    for cell, method in zip(contents["cells"], ("lora.LoRA", "head.HeadOnly"), strict=True):
+        own = [record for record in records if record["config"]["peft"]["_target_"].endswith(method)]
+        first = [record for record in own if record["seeds"]["seed"] == 3]
+        (second,) = (record for record in own if record["seeds"]["seed"] == 4)
+        best = max(record["metrics"]["validation"]["accuracy"] for record in first)
+        (chosen,) = (record for record in first if record["config"]["optim"]["lr"] == cell["chosen"]["optim.lr"])
+        assert chosen["metrics"]["validation"]["accuracy"] == best
+        assert second["config"]["optim"]["lr"] == cell["chosen"]["optim.lr"]
+        assert cell["runs"] == {"3": chosen["key"], "4": second["key"]}
+        assert {one["run"] for one in cell["tried"]} == {record["key"] for record in first}
+    table = Path("outputs/small/table.md").read_text()
+    assert "seeds 3, 4 (n = 2)" in table
+    assert "|  | chosen | accuracy |" in table
+    rows = list(csv.DictReader(Path("outputs/small/table.csv").read_text().splitlines()))
+    assert [(row["metrics.test.accuracy"] == "") for row in rows] == [row["run"] != "row" for row in rows]
+    assert len(rows) == 6
+    again = peftlab("sweep", "small.yaml", "seeds=3,4")
+    assert "6 of 6 jobs are finished already" in again.out
+    assert Path("outputs/small/table.md").read_text() == table
+    assert peftlab("sweep", "small.yaml", "seeds=3,4", "--report-only").status == 0
+    assert Path("outputs/small/table.md").read_text() == table
+    checked = peftlab("check", "small.yaml", "seeds=3,4").out
+    assert "2 cells, 6 jobs at most: 6 finished, 0 to run." in checked
+    assert "cost: none, all is finished." in checked
+    more = peftlab("check", "small.yaml").out.splitlines()  # other seeds: an estimate from these runs
+    assert more[-1].startswith("cost: about ")
+
+
+def test_a_search_stops_a_running_trial(peftlab: Peftlab, reviews: Path) -> None:
+    """The second trial learns nothing, and would do so for thousands of epochs."""
+    search = {
+        "trials": 2,
+        "sampler": "random",
+        "seed": 5,  # draws (2 epochs, rate 1), then (3000 epochs, rate 1e-7)
+        "pruner": "successive_halving",
+        "metric": "validation/loss",
+        "space": {"trainer.max_epochs": {"choices": [2, 3000]}, "optim.lr": {"choices": [1e-7, 1.0]}},
+    }
+    full = {"id": "search", "overrides": ["peft=full", "backbone.freeze=false"], "search": {"optuna": search}}
+    declare(**{**TUNED, "cells": [full], "seeds": [0]})
+    result = peftlab("sweep", "small.yaml", "--jobs", "1")
+    assert result.status == 0, result.out + result.err
+    (cell,) = json.loads(Path("outputs/small/sweep.json").read_text())["cells"]
+    assert [(one["parameters"]["trainer.max_epochs"], one["state"]) for one in cell["tried"]] == [
+        (2, "chosen"),
+        (3000, "pruned"),
+    ]
+    assert "stopped after epoch " in result.out
+    records = [json.loads(path.read_text()) for path in Path("outputs/small").glob("*/record.json")]
+    assert sorted(record["status"] for record in records) == ["finished", "interrupted"]
+    again = peftlab("sweep", "small.yaml", "--jobs", "1")
+    assert again.status == 0
+    assert "running" not in again.out
 
 
 def test_dry_run_runs_nothing(peftlab: Peftlab, reviews: Path) -> None:
@@ -197,16 +280,14 @@ def test_figures(values: tuple[float, ...], form: str, text: str) -> None:
     assert Figure(values, seeds=3).text(form) == text
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_sweeps_compose(path: Path, peftlab: Peftlab, monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
+def test_the_lectures_sweep_composes(peftlab: Peftlab, monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
     for name in ("PEFTLAB_DATA", "PEFTLAB_GLOVE"):
         monkeypatch.setenv(name, str(scratch))
-    assert config_folder().is_dir()
+    path = REPOSITORY / "sweeps" / "lecture.yaml"
     sweep = read_sweep(path)
     assert len(sweep.seeds) >= 5
     for setting, options in sweep.settings.items():
         for option in options:
-            jobs = plan(sweep, {setting: option}, [])
-            assert len(jobs) == len(sweep.cells) * len(sweep.seeds)
-    result = peftlab("sweep", str(path), *(["data_set=packaged"] if "data_set" in sweep.settings else []), "--dry-run")
+            assert DeclaredPlan(sweep, {setting: option}).total() == len(sweep.cells) * len(sweep.seeds)
+    result = peftlab("sweep", str(path), "data_set=packaged", "--dry-run")
     assert result.status == 0, result.err

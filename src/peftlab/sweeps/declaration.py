@@ -4,59 +4,150 @@
       data_set:
         hub:      {news: [data=ag_news], reviews: [data=imdb]}
         packaged: {news: [data=bbc_news], reviews: [data=imdb_packaged]}
+    tune_by: metrics.validation.accuracy
     cells:
       - {id: pretrain, overrides: [experiment=lecture_pretrain, $news], row: false}
       - {id: lora, label: "LoRA, rank {peft.rank}", from: pretrain, grid: {peft.rank: [1, 2]},
-         overrides: [experiment=lecture_lora, $reviews]}
+         overrides: [experiment=lecture_lora, $reviews], tune: {optim.lr: [0.1, 0.3, 1]}}
 
 The first option of a setting is the default. ``$news`` stands for that option's overrides. ``from`` names the cell
-whose run of the same seed a cell's runs start from (``backbone.from_run``). A ``grid`` makes one cell a combination.
+whose run of the same seed a cell's runs start from (``backbone.from_run``). A ``grid`` makes one cell a combination. A
+``tune`` grid, or a ``search``, makes no cells: all its combinations run with the first seed, and the best on validation
+runs with the other seeds. ``overrides``, ``grid``, ``tune`` and ``search`` above the cells are for all cells; a cell's
+own grid, tune or search replaces them, and an empty one (``tune: {}``) means none.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
+from pydantic import Field
 
-from peftlab.errors import ConfigError, listed, nearest
-from peftlab.fields import NonNegativeFloat, NonNegativeInt
-from peftlab.schema import validate
+from peftlab.fields import FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+Text = Annotated[str, Field(min_length=1)]
+Values = dict[str, Annotated[list[Any], Field(min_length=1)]]
+"""Key of a run's config → the values it takes."""
+
+
+@dataclass(kw_only=True)
+class Range:
+    """The values one key may take in a search: from ``low`` to ``high``, or one of ``choices``."""
+
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
+    log: bool = False
+    """Whether it is drawn evenly on a logarithmic scale."""
+    step: PositiveFloat | None = None
+    whole: bool = False
+    """Whether only whole numbers are drawn."""
+    choices: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.choices:
+            if self.low is not None or self.high is not None or self.log or self.step or self.whole:
+                raise ValueError("give either choices, or low and high")
+            self.choices = [plain_number(value) for value in self.choices]
+            if len({override_value(value) for value in self.choices}) < len(self.choices):
+                raise ValueError("two choices are the same")
+            return
+        if self.low is None or self.high is None:
+            raise ValueError("give low and high, or choices")
+        if not self.low < self.high:
+            raise ValueError(f"low must be less than high, got {self.low:g} and {self.high:g}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("a logarithmic scale needs low > 0 and no step")
+        if self.whole and any(value is not None and value != int(value) for value in (self.low, self.high, self.step)):
+            raise ValueError("whole: true needs whole numbers")
+
+    def corners(self) -> list[Any]:
+        """The ends of the range and a value between them, or all choices: what is checked before anything runs."""
+        if self.choices:
+            return list(self.choices)
+        low, high = self.low or 0.0, self.high or 0.0
+        if self.whole:
+            return [int(low), int(high)]
+        # In between, since a key for whole numbers may allow 2.0 and 8.0, and then 3.5 would fail in the night.
+        between = low + (self.step if self.step is not None else (high - low) * 0.375)
+        return [low, *([between] if low < between < high else []), high]
+
+
+@dataclass(kw_only=True)
+class Search:
+    """A search with Optuna: each trial runs with the first seed, the best trial's values with the other seeds."""
+
+    sampler: Literal["tpe", "random"] = "tpe"
+    trials: PositiveInt
+    pruner: Literal["successive_halving", "median", "none"] = "none"
+    """What stops a trial early, by its validation after each epoch."""
+    direction: Literal["maximize", "minimize"] | None = None
+    """By default minimize for a loss, else maximize."""
+    metric: str = "validation/accuracy"
+    """A column of metrics.csv: an epoch's value while a trial runs, the chosen epoch's value at its end."""
+    seed: NonNegativeInt = 0
+    """Seeds the sampler; run one trial at a time, a search draws the same trials again."""
+    space: dict[str, Range]
+
+    def __post_init__(self) -> None:
+        allowed = [f"{split}/{name}" for split in ("validation", "train") for name in ("accuracy", "macro_f1", "loss")]
+        if self.metric not in allowed:
+            raise ValueError(f"metric '{self.metric}' must be one of {', '.join(allowed)}: never tuned on test data")
+        if not self.space:
+            raise ValueError("space is empty")
+        better = "minimize" if is_loss(self.metric) else "maximize"
+        if self.direction not in (None, better):
+            raise ValueError(f"direction: {self.direction} contradicts metric '{self.metric}', which is to {better}")
 
 
 @dataclass(kw_only=True)
 class Cell:
     """Runs that differ in their seed only."""
 
-    id: str
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=,-]*$", max_length=80)]
     label: str = ""
     """What the table calls it; ``{key}`` stands for the value of a key of ``grid``."""
-    overrides: list[str]
+    group: str = ""
+    """The block of the table that it stands in."""
+    overrides: list[str] = field(default_factory=list)
     start: str | None = None
     """``from`` in the file: the cell to start from."""
-    grid: dict[str, list[Any]] = field(default_factory=dict)
+    grid: Values | None = None
+    tune: Values | None = None
+    """Values of which the best on validation is chosen."""
+    search: dict[Literal["optuna"], Search] | None = None
     row: bool = True
     """Whether it is a row of the table."""
     curve: bool = False
     """Whether its learning curve is drawn."""
 
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return self.label or self.id
+
     def expanded(self) -> Iterator[Cell]:
         """One cell for each combination of the grid; itself without one."""
-        if not self.grid:
-            yield self
-            return
-        for values in itertools.product(*self.grid.values()):
-            chosen = dict(zip(self.grid, values, strict=True))
-            label = self.label
+        for chosen in combinations(self.grid or {}):
+            label, more = self.label, assignments(chosen)
             for key, value in chosen.items():
                 label = label.replace(f"{{{key}}}", str(value))
-            suffix = "_".join(str(value) for value in values)
-            more = [f"{key}={value}" for key, value in chosen.items()]
-            yield replace(self, id=f"{self.id}_{suffix}", label=label, overrides=self.overrides + more, grid={})
+            suffix = "".join(f"_{value}" for value in chosen.values())
+            yield replace(self, id=f"{self.id}{suffix}", label=label, overrides=[*self.overrides, *more], grid=None)
+
+    def candidates(self) -> list[dict[str, Any]]:
+        """The combinations of the tune grid, in their order; none without one."""
+        if not self.tune:
+            return []
+        return list(combinations({key: [plain_number(value) for value in given] for key, given in self.tune.items()}))
+
+    def optuna(self) -> Search | None:
+        """The search, if there is one."""
+        return (self.search or {}).get("optuna")
 
 
 @dataclass(kw_only=True)
@@ -71,20 +162,32 @@ class Column:
 
 @dataclass(kw_only=True)
 class Expected:
-    """A figure that somebody else gave for a cell."""
+    """A figure that somebody else gave for a cell, and how near to it ours must be."""
 
     cell: str
     column: str
-    value: float
+    value: FiniteFloat
     tolerance: NonNegativeFloat
-    source: str
+    source: Text
+
+
+@dataclass(kw_only=True)
+class Published:
+    """A figure that somebody else gave for a cell, only shown beside ours."""
+
+    cell: str
+    column: str
+    value: FiniteFloat
+    source: Text
+    provenance: Literal["read", "memory"]
+    """Whether the source was read for this file, or the figure is from memory."""
 
 
 @dataclass(kw_only=True)
 class Sweep:
     """A declared table."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=,-]*$", max_length=120)]
     title: str
     source: str
     """Paper or lecture."""
@@ -96,28 +199,69 @@ class Sweep:
     """Printed under the table."""
     settings: dict[str, dict[str, dict[str, list[str]]]] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
-    """For all cells."""
+    """For all cells; so are the next three, for cells that have none of their own."""
+    grid: Values = field(default_factory=dict)
+    tune: Values = field(default_factory=dict)
+    search: dict[Literal["optuna"], Search] = field(default_factory=dict)
+    tune_by: str = "metrics.validation.accuracy"
+    """Where the value that ``tune`` chooses by stands in a record; a loss is better when lower."""
     seeds: list[NonNegativeInt]
     metric: str
     """Column value that the figures show."""
+    baseline: str | None = None
+    """Cell that the report compares the others with."""
     cells: list[Cell]
     columns: list[Column]
     expected: list[Expected] = field(default_factory=list)
+    published: list[Published] = field(default_factory=list)
+
+    def cell(self, cell_id: str) -> Cell:
+        """The cell called ``cell_id``."""
+        return next(cell for cell in self.cells if cell.id == cell_id)
+
+    def chooses(self) -> bool:
+        """Whether any row's values are chosen by ``tune`` or ``search``."""
+        return any(cell.tune or cell.search for cell in self.cells)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run of a sweep."""
+def is_loss(path: str) -> bool:
+    """Whether less is better of the value at ``path`` (``metrics.validation.loss``, ``validation/loss``)."""
+    return path.replace("/", ".").rpartition(".")[2] == "loss"
 
-    cell: str
-    seed: int
-    overrides: tuple[str, ...]
-    start: str | None
 
-    @property
-    def title(self) -> str:
-        """What people call it."""
-        return f"{self.cell}, seed {self.seed}"
+def combinations(values: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of the values, the last key's changing fastest; one empty combination of nothing."""
+    for chosen in itertools.product(*values.values()):
+        yield dict(zip(values, chosen, strict=True))
+
+
+def plain_number(value: Any) -> Any:
+    """``value``; a number where it is the text of one, as YAML reads ``5e-4`` (without a point) as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return number if math.isfinite(number) else value
+
+
+def override_value(value: Any) -> str:
+    """``value`` as an override of Hydra's grammar says it: ``true``, ``null``, ``[query,value]``."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(override_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}: {override_value(one)}' for key, one in value.items())}}}"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def assignments(parameters: Mapping[str, Any]) -> list[str]:
+    """``key=value`` for each of ``parameters``."""
+    return [f"{key}={override_value(value)}" for key, value in parameters.items()]
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -126,105 +270,6 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         ConfigError: naming the file and the key that does not fit.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        there = listed(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else "none"
-        raise ConfigError(f"cannot read the sweep '{path}': {error}. Sweeps there: {there}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, dict) or not isinstance(values.get("cells"), list):
-        raise ConfigError(f"{path} declares no sweep: it needs name, title, seeds, cells, columns, …")
-    try:
-        cells = [_cell(given, number) for number, given in enumerate(values["cells"])]
-        columns: list[Column] = _parts(values, "columns", Column)
-        expected: list[Expected] = _parts(values, "expected", Expected)
-        rest = {key: value for key, value in values.items() if key not in ("cells", "columns", "expected")}
-        sweep = validate(rest | {"cells": [], "columns": [], "expected": []}, Sweep, "")
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    found: Sweep = replace(
-        sweep, cells=[one for cell in cells for one in cell.expanded()], columns=columns, expected=expected
-    )
-    _check(found, path)
-    return found
+    from peftlab.sweeps.reading import read  # which needs the classes above
 
-
-def _parts(values: dict[str, Any], key: str, cls: type) -> list[Any]:
-    given = values.get(key) or []
-    if not isinstance(given, list):
-        raise ConfigError(f"'{key}' must be a list, got {given!r}.")
-    return [validate(_mapping(part, f"{key}[{i}]"), cls, f"{key}[{i}]") for i, part in enumerate(given)]
-
-
-def _mapping(given: Any, key: str) -> dict[str, Any]:
-    if not isinstance(given, dict):
-        raise ConfigError(f"{key} must be a mapping, got {given!r}.")
-    return given
-
-
-def _cell(given: Any, number: int) -> Cell:
-    key = f"cells[{number}]"
-    values = dict(_mapping(given, key))
-    if "from" in values:  # a word of Python's own
-        values["start"] = values.pop("from")
-    cell: Cell = validate(values, Cell, key)
-    return cell
-
-
-def _check(sweep: Sweep, path: Path) -> None:
-    ids = [cell.id for cell in sweep.cells]
-    for cell in sweep.cells:
-        if ids.count(cell.id) > 1:
-            raise ConfigError(f"{path}: two cells are called '{cell.id}'.")
-        if cell.start is not None and cell.start not in ids[: ids.index(cell.id)]:
-            raise ConfigError(
-                f"{path}: cell '{cell.id}' starts from '{cell.start}', which is no cell above it."
-                f"{nearest(cell.start, ids)} Cells above: {listed(ids[: ids.index(cell.id)])}."
-            )
-    if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds):
-        raise ConfigError(f"{path}: seeds must be different numbers, at least one, got {sweep.seeds}.")
-    paths = [column.value for column in sweep.columns]
-    if sweep.metric not in paths:
-        raise ConfigError(f"{path}: metric '{sweep.metric}' is no column's value. Values: {listed(paths)}.")
-    for one in sweep.expected:
-        if one.cell not in ids:
-            raise ConfigError(f"{path}: expected names the cell '{one.cell}'.{nearest(one.cell, ids)} There is none.")
-        if one.column not in paths:
-            raise ConfigError(f"{path}: expected names '{one.column}', which is no column's value.")
-
-
-def plan(sweep: Sweep, chosen: dict[str, str], more: Sequence[str]) -> list[Job]:
-    """The jobs of ``sweep``, those that others start from first.
-
-    Args:
-        sweep: what was declared.
-        chosen: setting → option; the first option of each other setting is taken.
-        more: overrides for all jobs, from the command line.
-
-    Raises:
-        ConfigError: for an unknown setting or option, or a ``$word`` that no setting explains.
-    """
-    words: dict[str, list[str]] = {}
-    for setting, options in sweep.settings.items():
-        option = chosen.get(setting, next(iter(options)))
-        if option not in options:
-            raise ConfigError(
-                f"{setting}={option}: unknown option.{nearest(option, options)} The options are: {listed(options)}."
-            )
-        words |= options[option]
-    jobs = []
-    for cell in sweep.cells:
-        overrides: list[str] = []
-        for entry in [*sweep.overrides, *cell.overrides]:
-            if not entry.startswith("$"):
-                overrides.append(entry)
-            elif entry[1:] in words:
-                overrides += words[entry[1:]]
-            else:
-                raise ConfigError(f"cell '{cell.id}': nothing says what '{entry}' stands for. Known: {listed(words)}.")
-        jobs += [
-            Job(cell.id, seed, (*overrides, f"name={sweep.name}", *more, f"seed={seed}"), cell.start)
-            for seed in sweep.seeds
-        ]
-    return jobs
+    return read(path)

@@ -2,25 +2,56 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 import time
 
 import datasets  # noqa: F401  the imports that take seconds, done once for all jobs
 import lightning.pytorch  # noqa: F401
+import torch
 import transformers  # noqa: F401
 
 from peftlab import cli
-from peftlab.composition import checked
-from peftlab.errors import PeftlabError
+from peftlab.config import from_plain
+from peftlab.errors import PeftlabError, RunError, RunInUse
+from peftlab.runs.folder import RunFolder
 from peftlab.runs.train import train
+from peftlab.sweeps.processes import IN_USE, INTERRUPTED, RUN_KEY, Order
 
 
-def work(overrides: list[str]) -> int:
+def work(order: Order) -> int:
     """Train one job; return its exit status."""
     cli.STARTED = time.time()
+    _as_if_typed(order)
+    torch.set_num_threads(order.threads)
     try:
-        train(checked(overrides, real=True), argv=["peftlab", "train", *overrides])
+        config = from_plain(order.values, real=True)
+        folder = RunFolder.of(config)
+        if str(folder.path) != order.folder:
+            raise RunError(
+                f"the run was {order.folder} when the sweep looked and is {folder.path} now: its data, weights or the "
+                "run that it starts from have changed meanwhile. Start the sweep again."
+            )
+        train(config, argv=["peftlab", *order.arguments])
+    except RunInUse as error:
+        print(f"peftlab train: {error}", file=sys.stderr, flush=True)
+        return IN_USE
+    except KeyboardInterrupt:
+        print("peftlab train: interrupted.", file=sys.stderr, flush=True)
+        return INTERRUPTED
     except (PeftlabError, OSError) as error:
         print(f"peftlab train: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, PeftlabError) else 1
     return 0
+
+
+def _as_if_typed(order: Order) -> None:
+    """Make the process look as one that ``python -m peftlab train …`` has started.
+
+    Lightning starts the other ranks of a DDP run by calling that command again, as it finds it in ``sys.argv`` and in
+    the main module: they must get this job's arguments, and neither the launcher's nor those of another job.
+    """
+    sys.argv[:] = ["peftlab", *order.arguments]
+    sys.modules["__main__"] = importlib.import_module("peftlab.__main__")
+    os.environ[RUN_KEY] = os.path.basename(order.folder)  # noqa: PTH119

@@ -1,10 +1,12 @@
-"""``peftlab check``: compose and check one config, or every job of a sweep; run nothing."""
+"""``peftlab check``: compose and check one config, every job of ``-m``, or a declared sweep; run nothing."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -17,16 +19,23 @@ from peftlab.runs.folder import RunFolder
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the resolved config with key and folder, or with ``-m`` one line a job."""
+    """Print the resolved config with key and folder; with ``-m`` a line a job; of a sweep's file a line a cell."""
     parser = argparse.ArgumentParser(
         "peftlab check",
-        description="Compose and check a config (key=value …) or, with -m, a sweep. Nothing runs.",
+        description="Compose and check a config (key=value …), the jobs of -m, or a declared sweep (FILE.yaml and what "
+        "follows it in peftlab sweep). Nothing runs.",
     )
-    parser.add_argument("overrides", nargs="*", help="as for peftlab train")
+    parser.add_argument("overrides", nargs="*", help="as for peftlab train, or FILE.yaml … as for peftlab sweep")
     parser.add_argument("-m", "--multirun", action="store_true", help="values separated by commas make jobs")
     parser.add_argument("-cd", "--config-dir", help="a further folder of configs")
     parser.add_argument("-cn", "--config-name", default="train", help="the primary config")
+    parser.add_argument("--counts", action="store_true", help="of a declared sweep: count trainable parameters too")
     given = parser.parse_intermixed_args(list(arguments))
+    file = next((Path(word) for word in given.overrides if re.fullmatch(r"[^=]+\.ya?ml", word)), None)
+    if file is not None:
+        return _check_file(file, [word for word in given.overrides if word != str(file)], given)
+    if given.counts:
+        raise ConfigError("--counts goes with the file of a sweep, as in peftlab check sweeps/lecture.yaml --counts.")
     parse(given.overrides)
     if given.multirun:
         return _check_sweep(given)
@@ -34,6 +43,16 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder.of(config)
     print(yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True), end="")
     print(f"# key {folder.key}, folder {folder.path}: {_state(folder)}")
+    return 0
+
+
+def _check_file(file: Path, overrides: Sequence[str], given: argparse.Namespace) -> int:
+    if given.multirun or given.config_dir or given.config_name != "train":
+        raise ConfigError(f"{file} declares its jobs itself: -m, --config-dir and --config-name do not go with it.")
+    from peftlab.sweeps.call import Call
+    from peftlab.sweeps.overview import overview
+
+    print(overview(Call(file, overrides), counts=given.counts))
     return 0
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from peftlab.composition import parse
 from peftlab.errors import ConfigError, listed
 from peftlab.files import write_atomically
-from peftlab.sweeps import run as sweep_run
-from peftlab.sweeps.declaration import Job, Sweep, plan, read_sweep
+from peftlab.sweeps import pool
+from peftlab.sweeps.call import Call
+from peftlab.sweeps.contents import write_contents
+from peftlab.sweeps.jobs import Outcome
+from peftlab.sweeps.plan import DeclaredPlan
+from peftlab.sweeps.preflight import check_all, check_records, lines
+from peftlab.sweeps.slots import Machine, PoolOptions
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,14 +23,61 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         0; 1 if a job failed.
     """
+    given = _parser().parse_intermixed_args(list(arguments))
+    for flag, least in (("jobs", 1), ("devices_per_job", 1), ("threads_per_job", 1), ("retries", 0)):
+        if (value := getattr(given, flag)) is not None and value < least:
+            raise ConfigError(f"--{flag.replace('_', '-')} {value}: it must be at least {least}.")
+    if given.on_error not in ("continue", "stop"):
+        raise ConfigError(f"--on-error {given.on_error}: it must be continue or stop.")
+    options = PoolOptions(
+        n_parallel=given.jobs,
+        devices_per_job=given.devices_per_job,
+        threads_per_job=given.threads_per_job,
+        on_error=given.on_error,
+        retries=given.retries,
+    )
+    call = Call(Path(given.file), given.overrides)
+    publish = None if given.publish is None else Path(given.publish)
+    if publish is not None:
+        require_markers(publish, call.sweep.name)
+    check_all(call.plan(reading=True))
+    if given.dry_run:
+        _list(call)
+        return 0
+    plan = call.plan(reading=given.report_only, slots=len(Machine.divided(options).slots))
+    try:
+        outcome = pool.finished(plan) if given.report_only else pool.run(plan, options)
+        if not outcome.records and outcome.failures:
+            write_contents(plan, outcome, call.file)
+            _tell_failures(plan, outcome)
+            return 1
+        if not outcome.records:
+            raise ConfigError(f"no run of {given.file} is finished: there is nothing to make a table of.")
+        check_records(plan, outcome)
+        _write(plan, outcome, call.file, publish)
+        _tell_failures(plan, outcome)
+    finally:
+        plan.close()
+    return 1 if outcome.failures else 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "peftlab sweep",
         description="Run a declared sweep; started again, it runs what is missing. The table and two pictures go to "
         "<output_dir>/<name>/.",
     )
     parser.add_argument("file", metavar="FILE", help="a declaration, for example sweeps/lecture.yaml")
-    parser.add_argument("overrides", nargs="*", help="setting=option of the file; key=value for every job")
-    parser.add_argument("-j", "--jobs", type=int, metavar="N", help="runs at a time (default: one for each CPU)")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        help="setting=option of the file; seeds=0,1 instead of its own; key=value for every job",
+    )
+    parser.add_argument("-j", "--jobs", type=int, metavar="N", help="runs at a time (default: one for each GPU or CPU)")
+    parser.add_argument("--devices-per-job", type=int, default=1, metavar="N", help="GPUs of a run (default: 1)")
+    parser.add_argument("--threads-per-job", type=int, metavar="N", help="CPU threads of a run (default: CPUs / jobs)")
+    parser.add_argument("--on-error", default="continue", metavar="continue|stop", help="after a run has failed")
+    parser.add_argument("--retries", type=int, default=0, metavar="N", help="of a run that crashed (default: 0)")
     parser.add_argument("--dry-run", action="store_true", help="check and list the jobs, run nothing")
     parser.add_argument("--report-only", action="store_true", help="make the table from what is there, run nothing")
     parser.add_argument(
@@ -35,65 +85,52 @@ def main(arguments: Sequence[str]) -> int:
         metavar="FILE",
         help="also put the table between the markers of a Markdown file, and the pictures into docs/ beside it",
     )
-    given = parser.parse_intermixed_args(list(arguments))
-    if given.jobs is not None and given.jobs < 1:
-        raise ConfigError(f"--jobs {given.jobs}: at least 1 job must run at a time.")
-    parse(given.overrides)
-    sweep = read_sweep(Path(given.file))
-    chosen = dict(o.split("=", 1) for o in given.overrides if o.partition("=")[0] in sweep.settings)
-    more = [o for o in given.overrides if o.partition("=")[0] not in sweep.settings]
-    if named := [o for o in more if o.partition("=")[0] in ("name", "seed")]:
-        raise ConfigError(f"{named[0]}: the name and the seeds of a sweep stand in {given.file}.")
-    if given.publish is not None:
-        require_markers(Path(given.publish), sweep.name)
-    jobs = plan(sweep, chosen, more)
-    sweep_run.check_all(jobs)
-    if given.dry_run:
-        _list(sweep, jobs)
-        return 0
-    if given.report_only:
-        outcome = sweep_run.finished(jobs)
-    else:
-        outcome = sweep_run.run(jobs, parallel=given.jobs or len(os.sched_getaffinity(0)))
-    if not outcome.records:
-        raise ConfigError(f"no run of {given.file} is finished: there is nothing to make a table of.")
-    folder = next(iter(outcome.folders.values())).parent
-    _write(sweep, outcome, folder, None if given.publish is None else Path(given.publish))
-    if outcome.failures:
-        print(f"{len(outcome.failures)} of {len(jobs)} jobs failed:")
-        for failure in outcome.failures:
-            print(f"  {failure}")
-        print("The same command again skips what is finished and runs the rest.")
-    return 1 if outcome.failures else 0
+    return parser
 
 
-def _list(sweep: Sweep, jobs: Sequence[Job]) -> None:
-    known = sweep_run.finished(jobs)
-    for number, job in enumerate(jobs, start=1):
-        state = "finished" if (job.cell, job.seed) in known.records else "to run"
-        start = f"  from the run of {job.start}" if job.start else ""
-        print(f"{number:4d}  {state:8s}  {job.title}: {' '.join(job.overrides)}{start}")
-    print(f"{len(jobs)} jobs, {len(known.records)} of them finished. {sweep.title}. Cost: {sweep.cost}")
+def _list(call: Call) -> None:
+    plan = call.plan(reading=True)
+    outcome = pool.finished(plan)
+    listed_jobs = lines(plan, outcome)
+    for number, line in enumerate(listed_jobs, start=1):
+        print(f"{number:4d}  {line.state:8s}  {line.text}")
+    done = sum(line.state == "finished" for line in listed_jobs)
+    print(f"{plan.total()} jobs, {done} of them finished. {call.sweep.title}. Cost: {call.sweep.cost}")
 
 
-def _write(sweep: Sweep, outcome: sweep_run.Outcome, folder: Path, publish: Path | None) -> None:
+def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | None) -> None:
     from peftlab.report.sweep_figures import draw_against_parameters, draw_learning_curves
     from peftlab.report.sweep_table import csv_text, markdown
 
-    table = markdown(sweep, outcome.records)
+    sweep, records, choices, folder = plan.sweep, plan.records(outcome), plan.choices(outcome), plan.folder
+    write_contents(plan, outcome, file)
+    table = markdown(sweep, records, choices)
     write_atomically(folder / "table.md", f"# {sweep.title}\n\n{table}")
-    write_atomically(folder / "table.csv", csv_text(sweep, outcome.records))
+    write_atomically(folder / "table.csv", csv_text(sweep, records, choices))
     pictures = {"curves": draw_learning_curves, "parameters": draw_against_parameters}
     for name, draw in pictures.items():
-        draw(folder / f"{name}.png", sweep, outcome.records)
+        draw(folder / f"{name}.png", sweep, records)
     print(f"\n{table}")
-    print(f"{folder}/: table.md, table.csv, curves.png, parameters.png")
+    print(f"{folder}/: table.md, table.csv, curves.png, parameters.png, sweep.json")
     if publish is not None:
         for name in pictures:
             copy = publish.parent / "docs" / f"{sweep.name}_{name}.png"
             write_atomically(copy, (folder / f"{name}.png").read_bytes())
         _replace_between_markers(publish, sweep.name, table)
         print(f"put the table into {publish}, and the pictures into {publish.parent / 'docs'}/")
+
+
+def _tell_failures(plan: DeclaredPlan, outcome: Outcome) -> None:
+    """Each job without a result: why, and the end of its log."""
+    if not outcome.failures:
+        return
+    print(f"{len(outcome.failures)} of {plan.total()} jobs failed:")
+    for failure in outcome.failures.values():
+        where = f" ({failure.log})" if failure.log else ""
+        print(f"  {failure.job.title}: {failure.reason}{where}")
+        for line in failure.tail.splitlines():
+            print(f"    {line}")
+    print(pool.GO_ON)
 
 
 def _markers(name: str) -> tuple[str, str]:

@@ -1,0 +1,74 @@
+"""A sweep file and what is typed behind it: settings, seeds, overrides for all jobs. Imports no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from peftlab.composition import parse
+from peftlab.errors import ConfigError
+from peftlab.sweeps.contents import write_contents
+from peftlab.sweeps.declaration import Sweep, read_sweep
+from peftlab.sweeps.jobs import Job, Outcome
+from peftlab.sweeps.plan import DeclaredPlan
+
+
+class Call:
+    """A sweep file with what was typed behind it.
+
+    Raises:
+        ConfigError: for a file that declares no sweep, or overrides that do not go with it.
+    """
+
+    def __init__(self, file: Path, overrides: Sequence[str]) -> None:
+        parse(overrides)
+        self.file = file
+        declared = read_sweep(file)
+        keys = [entry.partition("=")[0] for entry in overrides]
+        if named := [entry for entry, key in zip(overrides, keys, strict=True) if key in ("name", "seed")]:
+            raise ConfigError(
+                f"{named[0]}: the name and the seeds of a sweep stand in {file}; seeds=0,1 takes other seeds."
+            )
+        self.sweep = _with_seeds(declared, [entry for entry in overrides if entry.startswith("seeds=")])
+        settings = {key for key in keys if key in declared.settings}
+        self.chosen = dict(entry.split("=", 1) for entry in overrides if entry.partition("=")[0] in settings)
+        self.more = [entry for entry, key in zip(overrides, keys, strict=True) if key not in {*settings, "seeds"}]
+
+    def plan(self, *, reading: bool, slots: int = 1) -> DeclaredPlan:
+        """A plan that has handed nothing out yet."""
+        kind = DeclaredPlan if reading else _Noting
+        plan = kind(self.sweep, self.chosen, self.more, slots=slots, reading=reading)
+        if isinstance(plan, _Noting):
+            plan.file = self.file
+        return plan
+
+
+class _Noting(DeclaredPlan):
+    """Keeps sweep.json true while the sweep runs, so that a report can be made at any time."""
+
+    file = Path()
+    _noted = (0.0, -1)
+
+    def ready(self, outcome: Outcome) -> Sequence[Job]:
+        """As the plan says; sweep.json is written if something has ended, at most once a second."""
+        jobs = super().ready(outcome)
+        now, ended = time.monotonic(), len(outcome.records) + len(outcome.failures)
+        if ended != self._noted[1] and now - self._noted[0] > 1:
+            write_contents(self, outcome, self.file)
+            self._noted = (now, ended)
+        return jobs
+
+
+def _with_seeds(sweep: Sweep, given: Sequence[str]) -> Sweep:
+    if not given:
+        return sweep
+    text = given[-1].partition("=")[2].strip("[]")
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"{given[-1]}: give different whole numbers from 0 up, separated by commas, as seeds=0,1.")
+    return replace(sweep, seeds=seeds)

@@ -1,0 +1,70 @@
+"""How long a run will take, from records of similar runs. Imports no torch.
+
+Similar is a run of the same backbone on the same kind of data with the same text length; those of the same method
+count alone where there are any. Rows, epochs and what is not training are scaled from each record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from peftlab.config import RunConfig
+
+Record = Mapping[str, Any]
+
+
+def finished_records(output_dir: Path) -> list[Record]:
+    """All finished records in ``<output_dir>/<name>/<key>``; files that cannot be read are passed over."""
+    found: list[Record] = []
+    for path in sorted(output_dir.glob("*/*/record.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and record.get("status") == "finished":
+            found.append(record)
+    return found
+
+
+def seconds(config: RunConfig, records: Sequence[Record]) -> float | None:
+    """Seconds that a run of ``config`` will take; None if no record is of a similar run."""
+    wanted = config.plain()
+    similar = [record for record in records if _kind(record["config"]) == _kind(wanted)]
+    same_method = [record for record in similar if _method(record["config"]) == _method(wanted)]
+    estimates = [_scaled(config, record) for record in same_method or similar]
+    return median(estimates) if estimates else None
+
+
+def _kind(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    backbone = {key: value for key, value in config["backbone"].items() if key not in ("from_run", "glove")}
+    data, trainer = config["data"], config["trainer"]
+    return data["_target_"], data["max_length"], trainer["accelerator"], trainer["precision"], json.dumps(backbone)
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    return str(config["peft"]["_target_"])
+
+
+def _scaled(config: RunConfig, record: Record) -> float:
+    timing, data = record["timing"], record["data"]
+    before = record["config"]
+    available: int = data.get("rows_available", data["rows"])["train"]
+    rows: int = min(config.data.limit_train or available, available)
+    # An earlier run may have stopped before its last epoch; this one may not.
+    epochs_before = len(record["history"])
+    scale: float = rows * config.trainer.max_epochs / max(1, data["rows"]["train"] * epochs_before)
+    if config.trainer.max_steps is not None or before["trainer"]["max_steps"] is not None:
+        scale = 1.0  # the steps decide, and not the rows
+    training = float(timing["train_seconds"])
+    return training * scale + max(0.0, float(timing["total_seconds"]) - training)
+
+
+def in_words(total: float) -> str:
+    """``40 s``, ``12 min``, ``3.5 h``."""
+    if total < 120:
+        return f"{total:.0f} s"
+    return f"{total / 60:.0f} min" if total < 7200 else f"{total / 3600:.1f} h"

@@ -1,0 +1,115 @@
+"""What ``peftlab check FILE`` says of a declared sweep: every cell, its jobs, their cost. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from peftlab.sweeps import pool
+from peftlab.sweeps.call import Call
+from peftlab.sweeps.estimate import finished_records, in_words, seconds
+from peftlab.sweeps.plan import DeclaredPlan
+from peftlab.sweeps.preflight import Checked, check_all, check_records, duplicates, lines
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell."""
+
+    cell: str
+    jobs: int
+    finished: int
+    seconds: float | None
+    """Of one job; None without a record of a similar run."""
+    trainable: str
+
+    def cells(self) -> list[str]:
+        """As they are printed."""
+        each = "?" if self.seconds is None else in_words(self.seconds)
+        return [self.cell, str(self.jobs), str(self.finished), str(self.jobs - self.finished), each, self.trainable]
+
+
+def overview(call: Call, *, counts: bool) -> str:
+    """Check every cell of the sweep, and describe what it would run.
+
+    Args:
+        call: the file and what was typed behind it.
+        counts: also count trainable parameters, which imports torch in another process.
+
+    Raises:
+        PeftlabError: naming the file, the cell and the key of what does not compose.
+    """
+    plan = call.plan(reading=True)
+    try:
+        found = check_all(plan)
+        rows = _rows(plan, found, counts=counts)
+    finally:
+        plan.close()
+    head = ["cell", "jobs", "finished", "to run", "each", *(["trainable without head"] if counts else [])]
+    text = _aligned([head, *(row.cells()[: len(head)] for row in rows)])
+    to_run = sum(row.jobs - row.finished for row in rows)
+    said = [
+        f"{call.file}: {plan.sweep.title}",
+        *text,
+        f"{len(rows)} cells, {plan.total()} jobs{' at most' if plan.sweep.chooses() else ''}: "
+        f"{plan.total() - to_run} finished, {to_run} to run.",
+        *(f"the same run: {' = '.join(variant.id for variant in alike)}" for alike in duplicates(found)),
+        _cost(plan, rows),
+    ]
+    return "\n".join(said)
+
+
+def _rows(plan: DeclaredPlan, found: Sequence[Checked], *, counts: bool) -> list[Row]:
+    outcome = pool.finished(plan)
+    check_records(plan, outcome)
+    listed = lines(plan, outcome)
+    finished = Counter(line.variant.cell.id for line in listed if line.state == "finished")
+    jobs = Counter(line.variant.cell.id for line in listed)
+    records = finished_records(plan.folder.parent)
+    first = {one.variant.cell.id: one for one in reversed(found)}  # the first candidate stands for its cell
+    trainable = _trainable([first[cell.id] for cell in plan.sweep.cells]) if counts else {}
+    return [
+        Row(
+            cell.id,
+            jobs[cell.id],
+            finished[cell.id],
+            seconds(first[cell.id].config, records),
+            trainable.get(cell.id, ""),
+        )
+        for cell in plan.sweep.cells
+    ]
+
+
+def _trainable(found: Sequence[Checked]) -> dict[str, str]:
+    from peftlab.sweeps.counting import count_all
+
+    counted = count_all([one.config for one in found])
+    return {
+        one.variant.cell.id: f"{number:,}" if number is not None else f"? ({reason})"
+        for one, (number, reason) in zip(found, counted, strict=True)
+    }
+
+
+def _cost(plan: DeclaredPlan, rows: Sequence[Row]) -> str:
+    """Time of all jobs to run, one after the other; the file's own word where there is no record to go by."""
+    waiting = [row for row in rows if row.jobs > row.finished]
+    known = [row.seconds * (row.jobs - row.finished) for row in waiting if row.seconds is not None]
+    if not waiting:
+        return "cost: none, all is finished."
+    if not known:
+        return f"cost: {plan.sweep.cost} (the file's word; no record here is of a similar run)"
+    unknown = len(waiting) - len(known)
+    but = f", without {unknown} cells of which no record is similar" if unknown else ""
+    return f"cost: about {in_words(sum(known))} of runs one after the other{but}. The file says: {plan.sweep.cost}"
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    return [
+        "  " + "  ".join(
+            part.ljust(width) if column in (0, 5) else part.rjust(width)
+            for column, (part, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in table
+    ]  # fmt: skip

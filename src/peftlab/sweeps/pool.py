@@ -1,0 +1,403 @@
+"""The pool: runs the jobs of a plan, each in a process of its own, and says what became of them. Imports no torch.
+
+    identify (memo) ─► finished? take the record
+                    ─► at work elsewhere? wait for it
+                    ─► else a slot, a process ─► record, or again (retries), or a failure
+
+A run's folder decides: what has a finished record is done, whoever made it; what another process has locked is waited
+for. So two launchers on one folder share its jobs, and a launcher started again goes on where the last one was killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from peftlab.config import RunConfig
+from peftlab.errors import PeftlabError
+from peftlab.runs.folder import RunFolder
+from peftlab.sweeps import processes
+from peftlab.sweeps.jobs import Failure, Job, Outcome, Plan
+from peftlab.sweeps.memo import Memo
+from peftlab.sweeps.progress import Progress
+from peftlab.sweeps.slots import Machine, PoolOptions, Slot
+
+__all__ = ["PoolOptions", "finished", "run"]
+
+GRACE_SECONDS = 10.0
+"""After Ctrl-C, jobs have this long to note that they were interrupted."""
+POLL_SECONDS = 0.5
+"""How often a run that another process holds is looked at."""
+ASK_SECONDS = 1.0
+"""How often a plan that may stop jobs early is asked about each running one."""
+GO_ON = "The same command again skips what is finished and runs the rest."
+
+
+def run(plan: Plan, options: PoolOptions | None = None, *, progress: Progress | None = None) -> Outcome:
+    """Run what is not finished, and return what became of every job.
+
+    Raises:
+        ConfigError: if the machine cannot give what ``options`` ask for.
+        KeyboardInterrupt: on Ctrl-C, when the jobs have ended; finished ones stay.
+    """
+    with Memo() as memo:
+        return _Pool(plan, options or PoolOptions(), memo, progress or Progress()).run()
+
+
+def finished(plan: Plan) -> Outcome:
+    """What is there already; runs nothing. ``plan`` cannot be used again."""
+    outcome = Outcome()
+    with Memo() as memo:
+        while jobs := plan.ready(outcome):
+            memo.refresh()
+            for job in jobs:
+                try:
+                    folder = RunFolder.of(memo.config(job))
+                    _take(outcome, job, folder, folder.read_record(), before=True)
+                except PeftlabError:  # the run it starts from is gone, a damaged record: not finished
+                    continue
+    return outcome
+
+
+def _take(outcome: Outcome, job: Job, folder: RunFolder, record: dict[str, Any] | None, *, before: bool) -> bool:
+    if record is None or record["status"] != "finished":
+        return False
+    outcome.records[job.id], outcome.folders[job.id] = record, folder.path
+    if before:
+        outcome.skipped.add(job.id)
+    return True
+
+
+@dataclass
+class _Task:
+    """A run to make, for one job or for several that come to the same run."""
+
+    jobs: list[Job]
+    config: RunConfig
+    folder: RunFolder
+    attempts: int = 0
+    stamp: tuple[int, int] | None = None
+    """The record before the first attempt: a forced run must leave another one."""
+    slot: Slot | None = None
+    ended: bool = False
+    failure: str = ""
+    pruned: str = ""
+    """Why the plan has stopped it early."""
+    kill_at: float = 0.0
+    """When a stopped job that has not ended by itself is killed."""
+
+    @property
+    def title(self) -> str:
+        return self.jobs[0].title
+
+    @property
+    def log(self) -> Path:
+        return self.folder.path.parent / ".logs" / f"{self.folder.key}.txt"
+
+    def record_stamp(self) -> tuple[int, int] | None:
+        try:
+            stat = self.folder.record.stat()
+        except OSError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns
+
+    def record(self) -> dict[str, Any] | None:
+        """The finished record, if there is one; of a forced run, only a new one."""
+        if self.config.force and self.record_stamp() == self.stamp:
+            return None
+        record = self.folder.read_record()
+        return record if record is not None and record["status"] == "finished" else None
+
+
+@dataclass
+class _Pool:
+    plan: Plan
+    options: PoolOptions
+    memo: Memo
+    progress: Progress
+    outcome: Outcome = field(default_factory=Outcome)
+    queue: deque[_Task] = field(default_factory=deque)
+    running: dict[ForkServerProcess, _Task] = field(default_factory=dict)
+    elsewhere: list[_Task] = field(default_factory=list)
+    """Runs that another process holds."""
+    tasks: dict[Path, _Task] = field(default_factory=dict)
+    stopping: bool = False
+
+    def run(self) -> Outcome:
+        self.machine = Machine.divided(self.options)
+        self.free = list(reversed(self.machine.slots))
+        with self.progress:
+            self._hand_out()
+            if self.outcome.skipped:
+                self.progress.say(f"{len(self.outcome.skipped)} of {self.plan.total()} jobs are finished already")
+            if self.queue:
+                self.progress.say(f"running {self.progress.to_run} jobs, {self.machine.title}")
+            self.memo.save()  # the night may end before the sweep does
+            try:
+                while self.queue or self.running or self.elsewhere:
+                    self._step()
+            except KeyboardInterrupt:
+                self._interrupted()
+                raise
+            except BaseException:
+                self._end_all(0.0)
+                raise
+        for failure in self.plan.blocked(self.outcome):
+            self.outcome.failures.setdefault(failure.job.id, failure)
+        return self.outcome
+
+    def _step(self) -> None:
+        """Start what can start, wait until something happens, and note it."""
+        while self.queue and self.free and not self.stopping:
+            self._start(self.queue.popleft())
+        for task in list(self.elsewhere):
+            self._look_at(task)
+        if self.stopping and not self.running:
+            self._leave_the_rest()
+        elif self.running:
+            for sentinel in wait([p.sentinel for p in self.running], self._patience()):
+                self._ended(next(p for p in self.running if p.sentinel == sentinel))
+            self._stop_early()
+        elif self.elsewhere and not self.queue:
+            time.sleep(POLL_SECONDS)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Take the plan's next jobs, until it has none that can start."""
+        while not self.stopping and (jobs := self.plan.ready(self.outcome)):
+            self.memo.refresh()
+            for job in jobs:
+                self.progress.total = self.plan.total()
+                self._receive(job)
+        self.progress.total = self.plan.total()
+
+    def _receive(self, job: Job) -> None:
+        try:
+            config = self.memo.config(job)
+            folder = RunFolder.of(config)
+            task = self.tasks.get(folder.path)
+            if task is None:
+                task = self.tasks[folder.path] = _Task([job], config, folder)
+                task.stamp = task.record_stamp()
+                record = task.record()
+                if record is None:
+                    self.queue.append(task)
+                else:
+                    task.ended = _take(self.outcome, job, folder, record, before=True)
+                    self.progress.skip()
+                    self.progress.take(record, job.title)
+                return
+        except PeftlabError as error:
+            self._fail_job(job, str(error), None)
+            return
+        task.jobs.append(job)  # the same run again, under another name
+        if task.ended and task.failure:
+            self._fail_job(job, task.failure, task.log)
+        elif task.ended:
+            before = task.jobs[0].id in self.outcome.skipped
+            _take(self.outcome, job, folder, task.folder.read_record(), before=before)
+            if before:
+                self.progress.skip()
+            else:
+                self._say_finished(job)
+
+    def _start(self, task: _Task) -> None:
+        try:
+            record = task.record()  # another launcher may have made it since
+            if record is not None:
+                self._succeed(task, record)
+            elif (holder := task.folder.held_by()) is not None:
+                self._leave_elsewhere(task, holder)
+            else:
+                self._start_process(task)
+        except (PeftlabError, OSError) as error:
+            self._fail(task, str(error))
+
+    def _start_process(self, task: _Task) -> None:
+        task.attempts += 1
+        slot = self.free[-1]
+        task.log.parent.mkdir(parents=True, exist_ok=True)
+        if task.attempts > 1:
+            with task.log.open("a", encoding="utf-8") as log:
+                log.write(f"\n--- attempt {task.attempts} of {self.options.retries + 1} ---\n")
+        self.progress.start(str(task.folder.path), task.title, slot.title)
+        process = processes.start(self._order(task, slot))
+        self.free.pop()
+        task.slot = slot
+        self.running[process] = task
+
+    def _order(self, task: _Task, slot: Slot) -> processes.Order:
+        job, trainer = task.jobs[0], task.config.trainer
+        ranks = 1 if trainer.devices == "auto" else trainer.devices
+        threads = trainer.threads or max(1, self.machine.threads // ranks)
+        # OMP_NUM_THREADS is for the other ranks of a DDP job, and keeps Lightning from choosing a number of its own.
+        environment = dict(os.environ) | {"OMP_NUM_THREADS": str(threads)}
+        if slot.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+        where = [] if job.config_name == "train" else ["--config-name", job.config_name]
+        where += [] if job.config_dir is None else ["--config-dir", job.config_dir]
+        return processes.Order(
+            values=task.config.plain(),
+            folder=str(task.folder.path),
+            arguments=("train", *where, *job.overrides),
+            threads=threads,
+            environment=environment,
+            log=str(task.log),
+        )
+
+    def _ended(self, process: ForkServerProcess) -> None:
+        process.join()
+        processes.kill_group(process)  # ranks of a job that was killed
+        task, status = self.running.pop(process), process.exitcode
+        assert task.slot is not None
+        self.free.append(task.slot)
+        self.free.sort(key=lambda slot: -slot.number)
+        assert status is not None
+        try:
+            record = task.record()
+            if record is not None:
+                self._succeed(task, record)
+                return
+            if task.pruned:
+                self._prune(task)
+                return
+            holder = task.folder.held_by()
+        except PeftlabError as error:
+            self._fail(task, str(error))
+            return
+        # The job's own loaders hold its lock for a moment longer than itself when it is killed.
+        if status == processes.IN_USE or holder not in (None, str(process.pid)):
+            task.attempts -= 1
+            self._leave_elsewhere(task, holder or "?")
+            return
+        reason = _reason(status)
+        may_pass = status < 0 or status in (1, processes.SERVER_LOST)
+        if may_pass and task.attempts <= self.options.retries and not self.stopping:
+            attempts = self.options.retries + 1
+            self.progress.again(str(task.folder.path), task.title, reason, task.attempts + 1, attempts)
+            self.queue.append(task)
+        else:
+            self._fail(task, reason)
+
+    def _patience(self) -> float | None:
+        """How long to wait for a job to end before looking at something else."""
+        if self.elsewhere:
+            return POLL_SECONDS
+        return ASK_SECONDS if hasattr(self.plan, "stop_early") else None
+
+    def _stop_early(self) -> None:
+        """End running jobs that the plan does not want any more. A run that another job needs too goes on."""
+        ask = getattr(self.plan, "stop_early", None)
+        if ask is None:
+            return
+        for process, task in self.running.items():
+            if task.pruned:
+                if time.monotonic() > task.kill_at:
+                    processes.signal_job(process, signal.SIGKILL)
+            elif len(task.jobs) == 1 and (reason := ask(task.jobs[0].id, task.folder.path)):
+                task.pruned, task.kill_at = reason, time.monotonic() + GRACE_SECONDS
+                processes.signal_job(process, signal.SIGTERM)
+
+    def _prune(self, task: _Task) -> None:
+        """Note a job that was stopped early; others that came to the same run meanwhile get a run again."""
+        first, *others = task.jobs
+        task.ended = True
+        self.outcome.pruned[first.id] = task.pruned
+        self.progress.prune(str(task.folder.path), first.title, task.pruned)
+        del self.tasks[task.folder.path]
+        for job in others:
+            self._receive(job)
+
+    def _leave_elsewhere(self, task: _Task, holder: str) -> None:
+        self.elsewhere.append(task)
+        self.progress.wait(str(task.folder.path), task.title, holder)
+
+    def _look_at(self, task: _Task) -> None:
+        """Has the other process ended, and how?"""
+        if task.folder.held_by() is None:
+            self.elsewhere.remove(task)
+            self.queue.appendleft(task)  # starting it finds the record, if the other has finished it
+
+    def _succeed(self, task: _Task, record: dict[str, Any]) -> None:
+        task.ended = True
+        for job in task.jobs:
+            _take(self.outcome, job, task.folder, record, before=False)
+            self._say_finished(job)
+
+    def _say_finished(self, job: Job) -> None:
+        folder = self.outcome.folders[job.id]
+        self.progress.finish(str(folder), job.title, self.outcome.records[job.id])
+
+    def _fail(self, task: _Task, reason: str) -> None:
+        task.ended, task.failure = True, reason
+        for job in task.jobs:
+            self._fail_job(job, reason, task.log, str(task.folder.path))
+
+    def _fail_job(self, job: Job, reason: str, log: Path | None, key: str = "") -> None:
+        log = log if log is not None and log.exists() else None
+        reason = " ".join(reason.split())
+        self.outcome.failures[job.id] = Failure(job, reason, log, _tail(log))
+        self.progress.fail(key, job.title, reason, log)
+        self.stopping = self.stopping or self.options.on_error == "stop"
+
+    def _leave_the_rest(self) -> None:
+        first = next(iter(self.outcome.failures.values()))
+        for task in [*self.queue, *self.elsewhere]:
+            for job in task.jobs:
+                reason = f"not run: on_error=stop, and '{first.job.title}' has failed"
+                self.outcome.failures[job.id] = Failure(job, reason)
+        self.queue.clear()
+        self.elsewhere.clear()
+
+    def _interrupted(self) -> None:
+        """Ctrl-C: end the jobs; what is finished stays, what was running resumes."""
+        try:
+            self._end_all(GRACE_SECONDS)
+        except KeyboardInterrupt:  # once more: at once
+            self._end_all(0.0)
+        done, total = len(self.outcome.records), self.plan.total()
+        print(f"{done} of {total} jobs are finished. {GO_ON}", file=sys.stderr, flush=True)
+
+    def _end_all(self, grace: float) -> None:
+        for process in self.running:
+            processes.signal_job(process, signal.SIGTERM if grace else signal.SIGKILL)
+        until = time.monotonic() + grace
+        for process in self._alive():
+            process.join(max(0.0, until - time.monotonic()))
+        for process in self.running:
+            processes.signal_job(process, signal.SIGKILL)
+            process.join()
+
+    def _alive(self) -> Iterator[ForkServerProcess]:
+        yield from (process for process in self.running if process.is_alive())
+
+
+def _reason(status: int) -> str:
+    if status == 0:
+        return "ended without a record"
+    if status == processes.SERVER_LOST:
+        return "its server died"
+    if status > 0:
+        return f"exit status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = "unknown"
+    return f"killed by signal {-status} ({name})"
+
+
+def _tail(log: Path | None, lines: int = 5) -> str:
+    """The last lines of a log."""
+    if log is None:
+        return ""
+    text = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return "\n".join(text[-lines:])

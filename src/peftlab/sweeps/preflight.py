@@ -1,0 +1,115 @@
+"""Composing and checking every job of a declared sweep before any of them runs. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from peftlab.config import RunConfig
+from peftlab.errors import ConfigError, nearest
+from peftlab.runs.folder import RunFolder
+from peftlab.sweeps.choice import value_of
+from peftlab.sweeps.jobs import Outcome
+from peftlab.sweeps.plan import DeclaredPlan, Variant
+
+# The parts of a record that hold numbers, and those of its metrics.
+_PLACES = ("metrics", "parameters", "timing", "memory", "forgetting", "selection", "data", "backbone")
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One combination of a cell and values that composes and fits the schema."""
+
+    variant: Variant
+    config: RunConfig
+    folder: RunFolder | None
+    """None while the run that it starts from is not there: its content is part of the key."""
+
+    @property
+    def same_as(self) -> str:
+        """Equal for what is the same run: the folder, or, without one, all that composes it."""
+        return str(self.folder.path) if self.folder else str(self.config.plain())
+
+
+def check_all(plan: DeclaredPlan) -> list[Checked]:
+    """Compose and check every cell with the first seed, each candidate, and the ends of each search.
+
+    Raises:
+        PeftlabError: naming the cell, and what in it does not compose.
+    """
+    known = plan.sweep.columns
+    for path in dict.fromkeys([*(column.value for column in known), plan.sweep.tune_by]):
+        _check_place(path)
+    if any(cell.search for cell in plan.sweep.cells):
+        from peftlab.sweeps.search import require_optuna
+
+        require_optuna(next(cell.id for cell in plan.sweep.cells if cell.search))
+    found = []
+    for variant in plan.corners():
+        config = plan.composed(variant)
+        folder = None if variant.cell.start else RunFolder.of(config)
+        found.append(Checked(variant, config, folder))
+    plan.memo.save()
+    return found
+
+
+def _check_place(path: str) -> None:
+    place, _, rest = path.partition(".")
+    if place not in _PLACES:
+        raise ConfigError(
+            f"no record has a value at '{path}': there is no '{place}'.{nearest(place, _PLACES)} "
+            f"There are: {', '.join(_PLACES)}."
+        )
+    split = rest.partition(".")[0]
+    if place == "metrics" and split not in _SPLITS:
+        raise ConfigError(
+            f"no record has a value at '{path}': there is no '{split}' under metrics.{nearest(split, _SPLITS)} "
+            f"There are: {', '.join(_SPLITS)}."
+        )
+
+
+def check_records(plan: DeclaredPlan, outcome: Outcome) -> None:
+    """Look up every column in the records that there are.
+
+    Raises:
+        ConfigError: for a column that records do not have.
+    """
+    for record in outcome.records.values():
+        for column in plan.sweep.columns:
+            value_of(record, column.value)
+
+
+def duplicates(found: Sequence[Checked]) -> list[list[Variant]]:
+    """Cells and candidates that are the same run."""
+    alike: dict[str, list[Variant]] = {}
+    for one in found:
+        alike.setdefault(one.same_as, []).append(one.variant)
+    return [variants for variants in alike.values() if len(variants) > 1]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One job, as a list shows it."""
+
+    variant: Variant
+    state: Literal["finished", "to run"]
+    text: str
+
+
+def lines(plan: DeclaredPlan, outcome: Outcome) -> list[Line]:
+    """Every job, those of seeds that wait for a choice included."""
+    found = []
+    first = plan.sweep.seeds[0]
+    for cell in plan.sweep.cells:
+        choice = plan.choice(cell, outcome)
+        variants = [Variant(cell, first, tuple(one.parameters.items())) for one in choice.tried] if choice else []
+        seeds = [seed for seed in plan.sweep.seeds if choice is None or seed != first]
+        variants += [plan.variant(cell, seed, outcome) or Variant(cell, seed) for seed in seeds]
+        for variant in variants:
+            later = "  with what is chosen" if choice and not variant.parameters else ""
+            start = f"  from the run of {cell.start}" if cell.start else ""
+            text = f"{variant.title}: {' '.join(plan.overrides(variant, None))}{later}{start}"
+            found.append(Line(variant, "finished" if variant.id in outcome.records else "to run", text))
+    return found

@@ -1,0 +1,115 @@
+"""A job's process: forked from a warm server, in a process group of its own, and never without its launcher.
+
+The launcher imports no torch. The server (multiprocessing's fork server) has imported what every run needs and has
+touched no accelerator and no thread pool, so that its forks are as good as new interpreters. (What threads there are,
+OpenBLAS's and jemalloc's, end or pause for the fork through handlers of their own.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from peftlab.errors import RunError
+
+PRELOADED = ["peftlab.sweeps.server"]
+IN_USE = 75
+"""Exit status of a job whose run another process holds (EX_TEMPFAIL)."""
+INTERRUPTED = 130
+RUN_KEY = "PEFTLAB_RUN_KEY"
+"""Environment variable: the key of the run that all ranks of a DDP job must train."""
+SERVER_LOST = 255
+"""What multiprocessing calls the exit status of a job whose server has died."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a job's process is told."""
+
+    values: dict[str, Any]
+    """The checked config as plain containers."""
+    folder: str
+    """The run folder that the launcher expects the config to have."""
+    arguments: tuple[str, ...]
+    """What would follow ``peftlab`` on the command line: other ranks of a DDP job are started with it."""
+    threads: int
+    environment: dict[str, str]
+    log: str
+
+
+def start(order: Order) -> ForkServerProcess:
+    """Start a job.
+
+    Raises:
+        RunError: if no process can be had.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_main, args=(order,), name=f"peftlab {Path(order.folder).name}")
+    try:
+        process.start()
+    except (OSError, EOFError) as error:
+        raise RunError(f"no process could be started for the job: {error or 'its server ended'}.") from error
+    return process
+
+
+def signal_job(process: ForkServerProcess, number: int) -> None:
+    """Send a signal to a job: SIGKILL to its whole group, others to its first process, which passes them on."""
+    assert process.pid is not None
+    with contextlib.suppress(ProcessLookupError):
+        if number == signal.SIGKILL:
+            kill_group(process)
+        if process.exitcode is None:
+            os.kill(process.pid, number)
+
+
+def kill_group(process: ForkServerProcess) -> None:
+    """Kill what is left of a job: ranks and loaders that have outlived their first process."""
+    assert process.pid is not None
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _main(order: Order) -> None:
+    """In the job's own process."""
+    with contextlib.suppress(PermissionError):  # EPERM: it leads its group already
+        os.setpgid(0, 0)
+    os.environ.clear()  # the server's is that of the launcher's start
+    os.environ.update(order.environment)
+    with Path(order.log).open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    threading.Thread(target=_end_with_launcher, daemon=True, name="launcher watch").start()
+    from peftlab.sweeps.worker import work
+
+    sys.exit(work(order))
+
+
+def _end_with_launcher() -> None:
+    """Kill this job, its other ranks included, when the launcher is gone, however it ended.
+
+    The kernel's own signal for it (PR_SET_PDEATHSIG) tells of the parent, and the parent of a forked job is the server,
+    which lives as long as any job does. ``parent_process`` waits on a pipe instead whose other end only the launcher
+    holds; the kernel closes it when the launcher dies. When the last job is gone, the server finds its own pipe closed
+    and ends too.
+    """
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    launcher.join()
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def die_with_parent() -> None:
+    """For the other ranks of a DDP run, which rank 0's main thread starts: die when that dies (on Linux)."""
+    if sys.platform == "linux":
+        parent_dies = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(parent_dies, signal.SIGKILL, 0, 0, 0)

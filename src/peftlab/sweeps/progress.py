@@ -1,0 +1,151 @@
+"""How a sweep stands: a live table on a terminal, plain lines in a log file. Imports no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass
+class Running:
+    """A job at work."""
+
+    title: str
+    place: str
+    began: float
+
+
+@dataclass
+class Progress:
+    """Counts jobs and shows them; used as a context manager around the whole sweep."""
+
+    console: Console = field(
+        default_factory=lambda: Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    )
+    clock: Callable[[], float] = time.monotonic
+    total: int = 0
+    """Jobs of the plan, those included that were finished before."""
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    running: dict[str, Running] = field(default_factory=dict)
+    waiting: dict[str, str] = field(default_factory=dict)
+    """Jobs that another launcher has at work, by what is said of them."""
+    best: tuple[float, str] | None = None
+    """Highest validation accuracy so far, and of which job."""
+
+    def __enter__(self) -> Progress:
+        self._began = self.clock()
+        self._live = Live(get_renderable=self.render, console=self.console, transient=True, refresh_per_second=2)
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def say(self, line: str) -> None:
+        """A line that stays: above the table, or in the log file."""
+        self.console.print(Text(line))
+        self.console.file.flush()
+
+    def start(self, key: str, title: str, place: str) -> None:
+        """A job has begun."""
+        self.waiting.pop(key, None)
+        self.running[key] = Running(title, place, self.clock())
+
+    def wait(self, key: str, title: str, holder: str) -> None:
+        """A job's run is in the hands of another process."""
+        self.running.pop(key, None)
+        if key not in self.waiting:
+            self.say(f"{title}: another process ({holder}) trains this run; waiting for it")
+        self.waiting[key] = f"{title}: at work in process {holder}"
+
+    def again(self, key: str, title: str, reason: str, attempt: int, attempts: int) -> None:
+        """A job has failed and is tried again."""
+        self.running.pop(key, None)
+        self.say(f"{title}: {reason}; attempt {attempt} of {attempts} follows")
+
+    def skip(self, count: int = 1) -> None:
+        """Jobs that were finished before."""
+        self.skipped += count
+
+    def take(self, record: dict[str, Any], title: str) -> None:
+        """Remember the best validation accuracy."""
+        value = accuracy(record, "validation")
+        if value is not None and (self.best is None or value > self.best[0]):
+            self.best = (value, title)
+
+    def finish(self, key: str, title: str, record: dict[str, Any]) -> None:
+        """A job has a record now."""
+        self.take(record, title)
+        figures = [(split, accuracy(record, split)) for split in ("validation", "test")]
+        self._end(key, title, ", ".join(f"{split} {value:.4f}" for split, value in figures if value is not None))
+
+    def fail(self, key: str, title: str, reason: str, log: Path | None) -> None:
+        """A job will have none."""
+        self.failed += 1
+        self._end(key, title, f"FAILED ({reason}){f', see {log}' if log else ''}")
+
+    def prune(self, key: str, title: str, reason: str) -> None:
+        """A job was stopped early by its plan, which is no failure."""
+        self._end(key, title, reason)
+
+    def _end(self, key: str, title: str, said: str) -> None:
+        self.done += 1
+        self.waiting.pop(key, None)
+        job = self.running.pop(key, None)
+        took = f"{self.clock() - job.began:.0f} s, " if job else ""
+        self.say(f"[{self.done}/{self.to_run}] {title}: {said}   {took}{self.seconds_left():.0f} s left")
+
+    @property
+    def to_run(self) -> int:
+        """Jobs that were not finished before, as far as is known."""
+        return max(self.total - self.skipped, self.done)
+
+    def seconds_left(self) -> float:
+        """At the pace so far."""
+        return (self.clock() - self._began) / self.done * (self.to_run - self.done) if self.done else 0.0
+
+    def render(self) -> RenderableType:
+        """The live table."""
+        table = Table(box=SIMPLE, pad_edge=False)
+        for column, justify in (("running", "left"), ("on", "left"), ("seconds", "right")):
+            table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        for job in self.running.values():
+            table.add_row(Text(job.title), job.place, f"{self.clock() - job.began:.0f}")
+        left = self.to_run - self.done - len(self.running)
+        counts = (
+            f"{self.done - self.failed} done, {self.failed} failed, {self.skipped} finished before, "
+            f"{len(self.running)} running, {max(left, 0)} to come"
+        )
+        if self.done:
+            counts += f"; about {_duration(self.seconds_left())} left"
+        lines = [Text(line) for line in self.waiting.values()]
+        if self.best is not None:
+            lines.append(Text(f"best validation accuracy so far: {self.best[0]:.4f} ({self.best[1]})"))
+        return Group(table, *lines, Text(counts))
+
+
+def accuracy(record: dict[str, Any], split: str) -> float | None:
+    """The accuracy of ``split``, if the record has one."""
+    value = record.get("metrics", {}).get(split, {}).get("accuracy")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,155 @@
+"""Reading a sweep file, and what must hold between its parts. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from peftlab.errors import ConfigError, listed, nearest
+from peftlab.schema import check_keys, validate
+from peftlab.sweeps.declaration import Cell, Column, Expected, Published, Range, Search, Sweep, assignments
+
+_LISTS: dict[str, type] = {"columns": Column, "expected": Expected, "published": Published}
+_NEVER_CHOSEN = ("name", "seed", "output_dir", "force", "logger")
+
+
+def read(path: Path) -> Sweep:
+    """The sweep that the file ``path`` declares; see :func:`peftlab.sweeps.declaration.read_sweep`."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        there = listed(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else "none"
+        raise ConfigError(f"cannot read the sweep '{path}': {error}. Sweeps there: {there}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict) or not isinstance(values.get("cells"), list):
+        raise ConfigError(f"{path} declares no sweep: it needs name, title, seeds, cells, columns, …")
+    try:
+        cells = [_cell(given, f"cells[{number}]") for number, given in enumerate(values["cells"])]
+        lists = {key: _parts(values, key, cls) for key, cls in _LISTS.items()}
+        _check_search(values.get("search"), "search")
+        sweep: Sweep = validate({**values, "cells": [], **{key: [] for key in lists}}, Sweep, "")
+        found = replace(
+            sweep,
+            cells=_expanded(sweep, cells),
+            columns=lists["columns"],
+            expected=lists["expected"],
+            published=lists["published"],
+        )
+        _check_cells(found)
+        _check_choices(found)
+        _check_table(found)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return found
+
+
+def _parts(values: dict[str, Any], key: str, cls: type) -> list[Any]:
+    given = values.get(key) or []
+    if not isinstance(given, list):
+        raise ConfigError(f"'{key}' must be a list, got {given!r}.")
+    return [validate(_mapping(part, f"{key}[{i}]"), cls, f"{key}[{i}]") for i, part in enumerate(given)]
+
+
+def _mapping(given: Any, key: str) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise ConfigError(f"{key} must be a mapping, got {given!r}.")
+    return given
+
+
+def _cell(given: Any, key: str) -> Cell:
+    values = dict(_mapping(given, key))
+    if "from" in values:  # a word of Python's own
+        values["start"] = values.pop("from")
+    _check_search(values.get("search"), f"{key}.search")
+    cell: Cell = validate(values, Cell, key)
+    return cell
+
+
+def _check_search(given: Any, key: str) -> None:
+    """Name the key within a search that does not fit: pydantic would leave out keys it does not know."""
+    if not given:
+        return
+    for name, search in _mapping(given, key).items():
+        if name != "optuna":
+            raise ConfigError(f"unknown key '{key}.{name}'. The searches there are: optuna.")
+        values = _mapping(search, f"{key}.optuna")
+        check_keys(values, Search, f"{key}.optuna")
+        space = _mapping(values.get("space") or {}, f"{key}.optuna.space")
+        for one, limits in space.items():
+            validate(_mapping(limits, f"{key}.optuna.space: {one}"), Range, f"{key}.optuna.space: {one}")
+        validate(values, Search, f"{key}.optuna")
+
+
+def _expanded(sweep: Sweep, cells: list[Cell]) -> list[Cell]:
+    """The cells with what stands above all of them, a cell for each combination of a grid."""
+    found: list[Cell] = []
+    for cell in cells:
+        if cell.grid is None:
+            cell = replace(cell, grid=sweep.grid)
+        if cell.tune is None and cell.search is None:
+            cell = replace(cell, tune=sweep.tune, search=sweep.search)
+        chosen = [*(cell.tune or {}), *(search.space if (search := cell.optuna()) else {})]
+        if twice := [key for key in cell.grid or {} if key in chosen]:
+            raise ConfigError(f"cell '{cell.id}': '{twice[0]}' stands in its grid and among what is to be chosen.")
+        found += cell.expanded()
+    return found
+
+
+def _check_cells(sweep: Sweep) -> None:
+    ids = [cell.id for cell in sweep.cells]
+    for number, cell in enumerate(sweep.cells):
+        if ids.count(cell.id) > 1:
+            raise ConfigError(f"two cells are called '{cell.id}'.")
+        if cell.start is not None and cell.start not in ids[:number]:
+            raise ConfigError(
+                f"cell '{cell.id}' starts from '{cell.start}', which is no cell above it."
+                f"{nearest(cell.start, ids)} Cells above: {listed(ids[:number])}."
+            )
+    if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds):
+        raise ConfigError(f"seeds must be different numbers, at least one, got {sweep.seeds}.")
+
+
+def _check_choices(sweep: Sweep) -> None:
+    if sweep.tune_by.startswith(("metrics.test", "forgetting")):
+        raise ConfigError(f"tune_by '{sweep.tune_by}': nothing is tuned on test data; name a value of validation.")
+    if not sweep.tune_by.startswith(("metrics.validation.", "metrics.train.", "selection.")):
+        raise ConfigError(
+            f"tune_by '{sweep.tune_by}' must lie under metrics.validation, metrics.train or selection, "
+            "as metrics.validation.accuracy does."
+        )
+    for cell in sweep.cells:
+        search = cell.optuna()
+        if cell.tune and search:
+            raise ConfigError(f"cell '{cell.id}' has a tune grid and a search: choose one.")
+        keys = [*(cell.tune or {}), *(search.space if search else {})]
+        if wrong := [key for key in keys if key.partition(".")[0] in _NEVER_CHOSEN]:
+            raise ConfigError(f"cell '{cell.id}': '{wrong[0]}' cannot be tuned: it is no part of a method.")
+        seen: set[tuple[str, ...]] = set()
+        for candidate in cell.candidates():
+            if (said := tuple(assignments(candidate))) in seen:
+                raise ConfigError(f"cell '{cell.id}': tune names {', '.join(said)} twice.")
+            seen.add(said)
+
+
+def _check_table(sweep: Sweep) -> None:
+    ids = [cell.id for cell in sweep.cells]
+    paths = [column.value for column in sweep.columns]
+    if sweep.metric not in paths:
+        raise ConfigError(f"metric '{sweep.metric}' is no column's value. Values: {listed(paths)}.")
+    if sweep.baseline is not None and sweep.baseline not in [cell.id for cell in sweep.cells if cell.row]:
+        raise ConfigError(
+            f"baseline '{sweep.baseline}' is no row.{nearest(sweep.baseline, ids)} Rows: "
+            f"{listed(cell.id for cell in sweep.cells if cell.row)}."
+        )
+    for kind, given in (("expected", sweep.expected), ("published", sweep.published)):
+        for one in given:
+            if one.cell not in ids:
+                raise ConfigError(f"{kind} names the cell '{one.cell}'.{nearest(one.cell, ids)} There is none.")
+            if one.column not in paths:
+                raise ConfigError(f"{kind} names '{one.column}', which is no column's value.")
+            if not one.source.strip():
+                raise ConfigError(f"{kind} of cell '{one.cell}' has no source: say who gives the figure, and where.")

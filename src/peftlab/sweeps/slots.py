@@ -1,0 +1,123 @@
+"""How many jobs run at once, and on what: the pool's options, and the slots that they make of this machine.
+
+Imports no torch: accelerators are counted through the environment and the driver's own tool.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+from peftlab.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """What the pool can be told; ``None`` means: as the machine is.
+
+    Raises:
+        ConfigError: naming the option that is not allowed.
+    """
+
+    n_parallel: int | None = None
+    """Jobs at a time; None: one for each ``devices_per_job`` GPUs, or CPUs where there is no GPU."""
+    devices_per_job: int = 1
+    """GPUs of each job, its own (CUDA_VISIBLE_DEVICES); without GPUs, CPUs that a job is counted with."""
+    threads_per_job: int | None = None
+    """CPU threads of each job that does not set trainer.threads; None: OMP_NUM_THREADS, or CPUs / n_parallel."""
+    on_error: str = "continue"
+    """continue: the other jobs run all the same; stop: none is started after the first failure."""
+    retries: int = 0
+    """How often a job that crashed or was killed is started again. A config that cannot work is not."""
+
+    def __post_init__(self) -> None:
+        _require_whole("n_parallel", self.n_parallel, least=1, none=True)
+        _require_whole("devices_per_job", self.devices_per_job, least=1)
+        _require_whole("threads_per_job", self.threads_per_job, least=1, none=True)
+        _require_whole("retries", self.retries, least=0)
+        if self.on_error not in ("continue", "stop"):
+            raise ConfigError(
+                f"on_error={self.on_error!r} is not allowed: it must be continue or stop."
+                f"{nearest(str(self.on_error), ('continue', 'stop'))}"
+            )
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one job at a time."""
+
+    number: int
+    gpus: tuple[str, ...]
+    """As CUDA_VISIBLE_DEVICES names them; none on a machine without GPUs."""
+
+    @property
+    def title(self) -> str:
+        """What the progress table calls it."""
+        return f"GPU {', '.join(self.gpus)}" if self.gpus else f"slot {self.number + 1}"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The slots, and the threads of a job in each."""
+
+    slots: tuple[Slot, ...]
+    threads: int
+
+    @classmethod
+    def divided(cls, options: PoolOptions) -> Machine:
+        """This machine, divided as ``options`` say.
+
+        Raises:
+            ConfigError: if it has too few GPUs.
+        """
+        gpus, cpus = visible_gpus(), len(os.sched_getaffinity(0))
+        each = options.devices_per_job
+        if gpus:
+            most = len(gpus) // each
+            if most == 0:
+                raise ConfigError(f"devices_per_job={each}: this machine has only {len(gpus)} GPUs.")
+            if (options.n_parallel or 1) > most:
+                raise ConfigError(
+                    f"n_parallel={options.n_parallel} with devices_per_job={each} needs {options.n_parallel * each} "  # type: ignore[operator]
+                    f"GPUs, and there are {len(gpus)}: at most n_parallel={most}."
+                )
+        else:
+            most = max(1, cpus // each)
+        count = options.n_parallel or most
+        slots = tuple(Slot(i, tuple(gpus[i * each : (i + 1) * each])) for i in range(count))
+        return cls(slots, options.threads_per_job or _threads_by_environment() or max(1, cpus // count))
+
+    @property
+    def title(self) -> str:
+        """``2 at a time, 1 CPU thread each``; sums may differ in the last bit between thread counts."""
+        threads = f"{self.threads} CPU thread{'s' if self.threads > 1 else ''} each (where trainer.threads is null)"
+        devices = f", on {', '.join(slot.title for slot in self.slots)}" if self.slots[0].gpus else ""
+        return f"{len(self.slots)} at a time, {threads}{devices}"
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a job may be given, by the names that CUDA_VISIBLE_DEVICES takes."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        names = [name.strip() for name in given.split(",")]
+        return names[: next((i for i, name in enumerate(names) if name in ("", "-1")), len(names))]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):  # no driver, no GPU
+        return []
+    return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
+def _threads_by_environment() -> int | None:
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) > 0 else None
+
+
+def _require_whole(name: str, value: Any, *, least: int, none: bool = False) -> None:
+    if none and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        allowed = f"a whole number, at least {least}{', or null' if none else ''}"
+        raise ConfigError(f"{name}={value!r} is not allowed: it must be {allowed}.")

@@ -1,0 +1,164 @@
+"""``peftlab train -m``: checked first, isolated, shared between launchers, and ended in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TINY, Peftlab
+from tests.sweeps.pool_helpers import COMMON, alive, config_dir, events, group_members, multirun, until
+
+
+def records(name: str = "odd") -> list[dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in Path("outputs", name).glob("*/record.json")]
+    return [record for record in found if record["status"] == "finished"]
+
+
+def test_a_sweep_runs_each_job_in_a_process_of_its_own(peftlab: Peftlab, reviews: Path) -> None:
+    arguments = (*TINY, f"data.path={reviews}", "name=sweep", "trainer.max_epochs=1", "peft.rank=2,99,4")
+    result = peftlab("train", "-m", *arguments)
+    assert result.status == 1
+    assert "1 of 3 jobs failed" in result.err
+    assert re.search(r"peft.rank=99 \(exit status 2, outputs/sweep/.logs/\w+.txt\)", result.err)
+    assert "peft.rank=99 is above" in result.err, "the last lines of the log"
+    assert "The same command again skips what is finished and runs the rest." in result.err
+    assert "Traceback" not in result.err
+    assert "[3/3]" in result.out
+    assert "running 3 jobs, 1 at a time" in result.out
+    assert {record["config"]["peft"]["rank"] for record in records("sweep")} == {2, 4}
+    stamps = {path: path.stat().st_mtime_ns for path in Path("outputs/sweep").glob("*/record.json")}
+    again = peftlab("train", "-m", *arguments)
+    assert "2 of 3 jobs are finished already" in again.out
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "finished jobs are skipped"
+
+
+def test_config_name_config_dir_and_swept_parameters(peftlab: Peftlab, reviews: Path) -> None:
+    folder = Path(config_dir())
+    (folder / "primary.yaml").write_text("defaults: [train, _self_]\nname: primary\n")
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "grid.yaml").write_text(
+        "# @package _global_\nhydra:\n  sweeper:\n    params:\n      data.mark: 1,2\n"
+        "  launcher:\n    n_parallel: 2\n    threads_per_job: 1\n"
+    )
+    given = ["--config-dir", str(folder), "--config-name", "primary", *(o for o in COMMON if o != "name=odd")]
+    result = peftlab("train", "-m", *given, "experiment=grid")
+    assert result.status == 0, result.err
+    assert "running 2 jobs, 2 at a time, 1 CPU thread each" in result.out
+    assert sorted(record["config"]["data"]["mark"] for record in records("primary")) == [1, 2]
+    assert "--config-name" in records("primary")[0]["argv"]
+
+
+def test_a_mistake_in_a_late_job_starts_none(peftlab: Peftlab, reviews: Path) -> None:
+    given = ["train", "-m", "--config-dir", config_dir(), *COMMON, "data.mark=range(0,30)"]
+    result = peftlab(*given, "seed=0,-1")
+    assert result.status == 2
+    assert "job 1 " in result.err
+    assert "seed=-1" in result.err
+    # in batches too, and where only the data are missing
+    batches = peftlab(*given, "data.path=reviews.jsonl,nowhere", "hydra.sweeper.max_batch_size=1")
+    assert batches.status == 2
+    assert "nowhere" in batches.err
+    assert not events()
+    assert not Path("outputs/odd").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("n_parallel=0", "hydra.launcher.n_parallel=0 is not allowed"),
+        ("retries=many", "hydra.launcher.retries='many' is not allowed"),
+        ("on_error=contine", "Did you mean 'continue'?"),
+        ("n_paralel=2", "n_paralel"),
+        ("devices_per_job=-1", "hydra.launcher.devices_per_job=-1"),
+    ],
+)
+def test_wrong_options(peftlab: Peftlab, reviews: Path, option: str, said: str) -> None:
+    result = peftlab("train", "-m", "--config-dir", config_dir(), *COMMON, f"hydra.launcher.{option}")
+    assert result.status == 2
+    assert said in result.err
+    assert "Traceback" not in result.err
+
+
+def test_two_launchers_at_once_train_each_job_once(reviews: Path) -> None:
+    launchers = [multirun("data.mark=range(0,5)", "hydra.launcher.retries=0") for _ in range(2)]
+    for launcher in launchers:
+        out, err = launcher.communicate()
+        assert launcher.returncode == 0, out + err
+    assert sorted(event["mark"] for event in events()) == list("01234")
+    assert len(records()) == 5
+
+
+def test_a_killed_launcher_takes_its_jobs_and_server_with_it(reviews: Path) -> None:
+    launcher = multirun("data.mark=1,2", "data.act=wait", "hydra.launcher.n_parallel=2")
+    until(lambda: len(events()) == 2, "both jobs run")
+    workers = [int(event["pid"]) for event in events()]
+    servers = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in workers}
+    assert len(servers) == 1
+    assert launcher.pid not in servers
+    launcher.send_signal(signal.SIGKILL)
+    launcher.communicate()
+    until(lambda: not any(alive(pid) for pid in [*workers, *servers]), "nothing of the sweep is left")
+    until(lambda: not group_members(launcher.pid), "nothing of its session is left")
+    Path("go").touch()
+    again = multirun("data.mark=1,2", "data.act=wait")
+    out, err = again.communicate()
+    assert again.returncode == 0, out + err
+    assert len(records()) == 2
+    assert len(events()) == 4
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c(reviews: Path, times: int) -> None:
+    """The first job is finished, the second waits for ever; in the second case it does not hear the first signal."""
+    launcher = multirun("data.mark=1,2", "+data.ranks=[0]", "data.act=wait", "data.path=reviews.jsonl")
+    until(lambda: len(events()) == 1, "the first job runs")
+    Path("go").touch()
+    until(lambda: len(records()) == 1, "the first job is finished")
+    Path("go").unlink()
+    until(lambda: len(events()) == 2, "the second job runs")
+    worker = int(events()[1]["pid"])
+    if times == 2:
+        os.kill(worker, signal.SIGSTOP)
+    launcher.send_signal(signal.SIGINT)
+    if times == 2:
+        until(lambda: pending(worker, signal.SIGTERM), "the launcher asks the job to end")
+        launcher.send_signal(signal.SIGINT)
+    out, err = launcher.communicate()
+    assert launcher.returncode == 130, out + err
+    assert "1 of 2 jobs are finished. The same command again skips what is finished and runs the rest." in err
+    assert "Traceback" not in out + err
+    assert not alive(worker)
+    assert len(records()) == 1
+
+
+def pending(pid: int, number: int) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("ShdPnd", "SigPnd"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
+
+
+@pytest.mark.slow
+def test_ddp_jobs_never_mix(reviews: Path) -> None:
+    """After a job that failed in rank 1 alone, both ranks of the next train its config; rank 1 ends with rank 0."""
+    ddp = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu", "data.ranks=[1]"]
+    Path("acted_2").touch()  # the second job behaves
+    first = multirun("data.mark=1,2", "data.act=crash", "data.once=true", *ddp)
+    out, err = first.communicate()
+    assert first.returncode == 1, out + err
+    assert "1 of 2 jobs failed" in err
+    assert "data.mark=1" in err
+    ranks = [(event["mark"], event["rank"]) for event in events()]
+    assert ranks == [("1", "0"), ("1", "1"), ("2", "0"), ("2", "1")]
+    assert [record["config"]["data"]["mark"] for record in records()] == [2]
+    killed = multirun("data.mark=3", "data.act=kill the parent", *ddp)
+    out, err = killed.communicate()
+    assert killed.returncode == 1
+    assert "killed by signal 9 (SIGKILL)" in err
+    assert len(events()) == 6
+    assert not any(alive(int(event["pid"])) for event in events()), "rank 1 has ended with rank 0"

@@ -1,0 +1,71 @@
+"""How a sweep stands, on a terminal and in a log file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from peftlab.sweeps.progress import Progress
+
+
+def record(validation: float, test: float) -> dict[str, Any]:
+    return {"metrics": {"validation": {"accuracy": validation}, "test": {"accuracy": test}}}
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_lines_of_a_log_file() -> None:
+    clock, out = Clock(), io.StringIO()
+    progress = Progress(console=Console(file=out, width=200, soft_wrap=True, highlight=False), clock=clock)
+    with progress:
+        progress.total = 5
+        progress.skip(2)
+        progress.start("a", "LoRA, rank 2, seed 0", "slot 1")
+        clock.now = 41
+        progress.finish("a", "LoRA, rank 2, seed 0", record(0.87, 0.865))
+        progress.start("b", "LoRA, rank [4], seed 0", "slot 1")
+        clock.now = 50
+        progress.again("b", "LoRA, rank [4], seed 0", "exit status 1", 2, 2)
+        progress.start("b", "LoRA, rank [4], seed 0", "slot 1")
+        clock.now = 60
+        progress.fail("b", "LoRA, rank [4], seed 0", "exit status 1", Path("x.txt"))
+    assert out.getvalue().splitlines() == [
+        "[1/3] LoRA, rank 2, seed 0: validation 0.8700, test 0.8650   41 s, 82 s left",
+        "LoRA, rank [4], seed 0: exit status 1; attempt 2 of 2 follows",
+        "[2/3] LoRA, rank [4], seed 0: FAILED (exit status 1), see x.txt   10 s, 30 s left",
+    ]
+
+
+def test_the_live_table() -> None:
+    clock = Clock()
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    progress = Progress(console=console, clock=clock)
+    with progress:
+        progress.total = 10
+        progress.skip()
+        for key, validation, test in (("a", 0.7, 0.1), ("b", 0.9, 0.2), ("c", 0.8, 0.99)):
+            progress.start(key, f"job {key}", "GPU 3")
+            clock.now += 20
+            progress.finish(key, f"job {key}", record(validation, test))
+        progress.start("d", "job d [head]", "GPU 3, 4")
+        progress.wait("e", "job e", "77")
+        clock.now += 7
+        shown = Console(file=io.StringIO(), width=100)
+        shown.print(progress.render())
+    assert isinstance(shown.file, io.StringIO)
+    text = shown.file.getvalue()
+    for part in (
+        "job d [head]   GPU 3, 4         7",
+        "job e: at work in process 77",
+        "best validation accuracy so far: 0.9000 (job b)",
+        "3 done, 0 failed, 1 finished before, 1 running, 5 to come; about 2 min 14 s left",
+    ):
+        assert part in text, text
