@@ -1,11 +1,12 @@
-# make install | train | test | conformance | check | bench | lecture | torture | clean       Each works alone on a fresh clone.
+# make install | train | test | conformance | check | bench | lecture | torture | torture-sweep | clean
+# Each works alone on a fresh clone.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 STAMP  := $(VENV)/.installed
 
-.PHONY: install train test conformance check bench lecture torture clean
+.PHONY: install train test conformance check bench lecture torture torture-sweep clean
 
 install: $(STAMP)
 
@@ -32,9 +33,12 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Side by side with transformers.Trainer + HF peft on the same data and recipe; minutes.
+# Side by side with transformers.Trainer + HF peft on the same data and recipe; what a sweep costs beside its jobs; a
+# report of 10,000 records. Minutes.
 bench: install
 	$(BIN)/python benchmarks/against_trainer.py
+	$(BIN)/python benchmarks/sweep_overhead.py
+	$(BIN)/python benchmarks/report_10000.py
 
 # The lecture's table and pictures, into README.md and docs/. DATA: a folder with ag_news/ and imdb/; 14 minutes.
 GLOVE ?= outputs/glove/glove.100d.txt
@@ -49,6 +53,10 @@ outputs/glove/glove.100d.txt: | install
 # Kill a run at random moments and start it again, many times: it must end with the same bits; minutes.
 torture: install
 	$(BIN)/python benchmarks/torture.py
+
+# A sweep of 18 jobs undisturbed, and again with its launcher and its jobs killed: the same table; a quarter of an hour.
+torture-sweep: install
+	$(BIN)/python benchmarks/torture_sweep.py sweeps/rank_alpha.yaml
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache

@@ -23,6 +23,7 @@ CHEAP = ["debug=fast", "trainer.max_epochs=1"]
 # Commands whose data, weights or devices are not on every machine; they are checked instead of run.
 ELSEWHERE = {
     "data=imdb": "the hub",
+    "data=glue": "the hub",
     "backbone=roberta_base": "the hub",
     "trainer=gpu": "a GPU",
     "trainer=ddp": "GPUs",
@@ -48,12 +49,14 @@ def test_command(
     monkeypatch.setenv("PEFTLAB_GLOVE", "glove.6B.100d.txt")
     assert command[0] == "peftlab"
     verb, arguments = command[1], command[2:]
-    if verb in ("evaluate", "predict", "inspect", "export"):
+    if verb in ("evaluate", "predict", "inspect", "export", "report", "verify", "reproduce", "wandb-sync"):
         assert peftlab("train", *TINY, f"data.path={reviews}", "name=t", "trainer.max_epochs=1").status == 0
-        arguments = [str(run_folder("t")) if a == "RUN" else a for a in arguments]
-        result = peftlab(verb, *arguments)
+        places = {"RUN": str(run_folder("t")), "outputs/rank_alpha": "outputs/t"}
+        result = peftlab(verb, *(places.get(a, a) for a in arguments))
     elif verb == "sweep":
         result = sweep(peftlab, arguments, scratch)
+    elif "peft.source=RUN" in arguments:
+        result = transfer(peftlab, arguments)
     elif "experiment=lecture_lora" in arguments:
         result = from_run(peftlab, arguments)
     elif verb == "train" and "--help" not in arguments:
@@ -68,7 +71,16 @@ def sweep(peftlab: Peftlab, arguments: list[str], scratch: Path) -> Result:
     """All jobs composed and checked; running them takes minutes."""
     (scratch / "glove.6B.100d.txt").write_text("film " + "0.1 " * 99 + "0.1\n")
     (scratch / "sweeps").symlink_to(REPOSITORY / "sweeps")
-    return peftlab("sweep", *arguments, "--dry-run")
+    return peftlab("sweep", *(a for a in arguments if a != "--report-only"), "--dry-run")
+
+
+def transfer(peftlab: Peftlab, arguments: list[str]) -> Result:
+    """A source run on two tasks, and then the command, on a few rows."""
+    few = ["debug=fast", "backbone=tiny"]
+    first = peftlab("train", "data=multitask", "peft=multitask_prompt", "name=first", *few)
+    assert first.status == 0, first.err
+    given = [a.replace("RUN", str(run_folder("first"))) for a in arguments]
+    return peftlab("train", *given, *few)
 
 
 def from_run(peftlab: Peftlab, arguments: list[str]) -> Result:

@@ -69,13 +69,18 @@ class ProcessLauncher(Launcher):
         Raises:
             PeftlabError: naming the first job that cannot run.
         """
-        kept = [self._kept(overrides) for overrides in job_overrides]
+        searched = self._searched()
+        # Those of Hydra are for the sweep as a whole, but for where configs are searched.
+        kept = [
+            [o for o in overrides if not o.startswith(("hydra/", "hydra."))] + searched for overrides in job_overrides
+        ]
         common = set.intersection(*map(set, kept)) if len(kept) > 1 else set()
+        config_dir, config_name = self._config_dir(), str(self.config.hydra.job.config_name)
         jobs, configs = [], []
         with Memo() as memo:
             for number, overrides in enumerate(kept, start=initial_job_idx):
                 title = " ".join(o for o in overrides if o not in common) or f"job {number}"
-                job = Job(str(number), title, tuple(overrides), self._config_dir(), self._config_name())
+                job = Job(str(number), title, tuple(overrides), config_dir, config_name)
                 try:
                     config = memo.config(job)
                     RunFolder.of(config)
@@ -86,11 +91,9 @@ class ProcessLauncher(Launcher):
                 configs.append(config)
         return jobs, configs
 
-    def _kept(self, overrides: Sequence[str]) -> list[str]:
-        """A job's own overrides: those of Hydra are for the sweep, but for where configs are searched."""
+    def _searched(self) -> list[str]:
         whole = [str(override) for override in self.config.hydra.overrides.hydra]
-        searched = [override for override in whole if override.startswith("hydra.searchpath=")]
-        return [o for o in overrides if not o.startswith(("hydra/", "hydra."))] + searched
+        return [override for override in whole if override.startswith("hydra.searchpath=")]
 
     def _config_dir(self) -> str | None:
         for source in self.config.hydra.runtime.config_sources:
@@ -98,22 +101,34 @@ class ProcessLauncher(Launcher):
                 return str(Path(source.path).resolve())
         return None
 
-    def _config_name(self) -> str:
-        return str(self.config.hydra.job.config_name)
-
     def _job_return(self, job: Job, config: RunConfig, outcome: Outcome) -> JobReturn:
         """What Hydra's sweepers look at; the value is the validation metric of the chosen epoch."""
         selection = outcome.records[job.id]["selection"]
-        result = JobReturn(
+        result = _Return(
             overrides=job.overrides,
-            cfg=OmegaConf.create(config.plain()),
             hydra_cfg=self.config,
             working_dir=str(Path.cwd()),
             task_name=str(self.config.hydra.job.name),
             status=JobStatus.COMPLETED,
         )
+        result.config = config
         result.return_value = selection[f"validation/{config.trainer.monitor}"]
         return result
+
+
+class _Return(JobReturn):
+    """Makes the DictConfig of a job only when somebody asks for it: for 1,000 jobs that takes half a minute."""
+
+    config: RunConfig
+
+    @property
+    def cfg(self) -> DictConfig:
+        """The job's config."""
+        return OmegaConf.create(self.config.plain())
+
+    @cfg.setter
+    def cfg(self, value: object) -> None:
+        """JobReturn's own __init__ sets it to None."""
 
 
 def _summary(outcome: Outcome, total: int) -> str:

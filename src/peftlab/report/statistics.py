@@ -122,15 +122,18 @@ def compare(
 def bootstrap_interval(differences: Any) -> tuple[float, float]:
     """Percentile interval of the mean of ``differences`` over RESAMPLES resamples; the same at every call."""
     values = np.asarray(differences, dtype=float)
-    means = values[_resamples(len(values))].mean(axis=1)
+    means = _resamples(len(values)) @ values
     low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
     return float(low), float(high)
 
 
 @cache
 def _resamples(n: int) -> Any:
-    """Row numbers, (RESAMPLES, n)."""
-    return np.random.default_rng(BOOTSTRAP_SEED).integers(0, n, size=(RESAMPLES, n))
+    """How much each value weighs in the mean of each resample, (RESAMPLES, n)."""
+    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(0, n, size=(RESAMPLES, n))
+    weights = np.zeros((RESAMPLES, n))
+    np.add.at(weights, (np.arange(RESAMPLES)[:, None], drawn), 1 / n)
+    return weights
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
