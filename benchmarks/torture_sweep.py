@@ -32,13 +32,14 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--jobs", help="runs at a time")
     parser.add_argument("--kills", type=int, default=3, help="kills of the launcher, and as many of jobs")
-    parser.add_argument("--seed", type=int, default=0, help="decides the moments")
+    parser.add_argument("--seed", type=int, default=0, help="decides the moments and the victims")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave both folders there")
     given = parser.parse_intermixed_args()
     more = [*given.overrides, *(["--jobs", given.jobs] if given.jobs else [])]
-    if given.keep is not None:
-        given.keep.mkdir(parents=True)  # a new one: old records would be skipped
+    if given.keep is not None and (given.keep / "killed").exists():
+        raise SystemExit(f"{given.keep / 'killed'} is there already; its records would be skipped.")
     with tempfile.TemporaryDirectory() if given.keep is None else contextlib.nullcontext(given.keep) as folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         calm = Sweep(given.file, more, Path(folder, "calm"))
         if calm.start().wait():
@@ -48,7 +49,7 @@ def main() -> int:
         print(f"undisturbed: {len(expected)} records in {seconds:.0f} s", flush=True)
         killed = Sweep(given.file, more, Path(folder, "killed"))
         moments = random.Random(given.seed)
-        kills = torture(killed, moments, given.kills, seconds)
+        kills = torture(killed, moments, given.kills, len(expected))
         found = killed.results()
         checks = {
             f"{2 * given.kills} kills came while the sweep ran": kills.count(",") + 1 == 2 * given.kills,
@@ -119,33 +120,39 @@ class Sweep:
         return found
 
 
-def torture(sweep: Sweep, moments: random.Random, count: int, seconds: float) -> str:
-    """Run ``sweep`` to its end through ``count`` kills of the launcher and ``count`` kills of jobs, in random order."""
+def torture(sweep: Sweep, moments: random.Random, count: int, jobs: int) -> str:
+    """Run ``sweep`` to its end through ``count`` kills of the launcher and ``count`` kills of jobs, in random order.
+
+    Each comes some seconds after a random number of the ``jobs`` runs has finished, so that no kill comes too late.
+    """
     plan = ["launcher"] * count + ["job"] * count
     moments.shuffle(plan)
+    after = sorted(moments.choices(range(max(1, jobs - 2)), k=len(plan)))
     done: list[str] = []
     launcher = sweep.start()
-    for victim in plan:
-        wait = time.monotonic() + moments.uniform(0.3, 1.0) * seconds / len(plan)
-        while launcher.poll() is None and (time.monotonic() < wait or (victim == "job" and not sweep.workers())):
+    for victim, records in zip(plan, after, strict=True):
+        moment, struck = 0.0, False
+        while not struck:
+            if launcher.poll() is not None:
+                if launcher.returncode == 0:
+                    return ", ".join(done)  # it got through before
+                launcher = sweep.start()  # a job was killed: the sweep said so, and goes on when it is started again
             sweep.look()
             time.sleep(0.05)
-        if launcher.poll() is not None:
-            if len(sweep.stamps) and launcher.returncode == 0:
-                break  # it got through
-            launcher = sweep.start()  # a job was killed: the sweep said so, and goes on when it is started again
-            continue
-        if victim == "launcher":
-            launcher.kill()
-            launcher.wait()
-            launcher = sweep.start()
-        else:
-            try:
-                os.kill(moments.choice(sweep.workers()), signal.SIGKILL)
-            except (IndexError, ProcessLookupError):
-                continue  # it has just ended
+            if len(sweep.stamps) < records or not sweep.workers():
+                continue
+            moment = moment or time.monotonic() + moments.uniform(0.0, 10.0)
+            if time.monotonic() < moment:
+                continue
+            if victim == "launcher":
+                launcher.kill()
+                launcher.wait()
+                launcher, struck = sweep.start(), True
+            else:
+                with contextlib.suppress(IndexError, ProcessLookupError):  # it has just ended: the next one
+                    os.kill(moments.choice(sweep.workers()), signal.SIGKILL)
+                    struck = True
         done.append(victim)
-        sweep.look()
     for _ in range(count + 2):
         while launcher.poll() is None:
             sweep.look()
