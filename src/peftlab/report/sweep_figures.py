@@ -59,7 +59,7 @@ def draw_against_parameters(path: Path, sweep: Sweep, records: Records) -> None:
     """The sweep's metric against trainable parameters (logarithmic), a point a row with ± one standard deviation."""
     metric = next(column for column in sweep.columns if column.value == sweep.metric)
     trainable = Column(title="trainable parameters", value="parameters.trainable", format="count")
-    drawing, (panel,) = _figure(9.6, 4.4, columns=1)
+    drawing, (panel,) = _figure(9.6, max(4.4, 0.6 + 0.23 * len(rows_of(sweep))), columns=1)  # the legend's lines
     for number, cell in enumerate(rows_of(sweep)):
         scores = figure(sweep, cell, metric, records).values
         if not scores:

@@ -107,11 +107,13 @@ def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | Non
     table = markdown(sweep, records, choices)
     write_atomically(folder / "table.md", f"# {sweep.title}\n\n{table}")
     write_atomically(folder / "table.csv", csv_text(sweep, records, choices))
-    pictures = {"curves": draw_learning_curves, "parameters": draw_against_parameters}
+    pictures = {"parameters": draw_against_parameters}
+    if any(cell.curve for cell in sweep.cells):
+        pictures["curves"] = draw_learning_curves
     for name, draw in pictures.items():
         draw(folder / f"{name}.png", sweep, records)
     print(f"\n{table}")
-    print(f"{folder}/: table.md, table.csv, curves.png, parameters.png, sweep.json")
+    print(f"{folder}/: table.md, table.csv, {', '.join(f'{name}.png' for name in pictures)}, sweep.json")
     if publish is not None:
         for name in pictures:
             copy = publish.parent / "docs" / f"{sweep.name}_{name}.png"
