@@ -137,12 +137,12 @@ def test_mistakes_before_anything_runs(
         (["-m"], "declares its jobs itself"),
         (["--config-dir", "x"], "declares its jobs itself"),
         (["nowhere.yaml"], "cannot read the sweep 'nowhere.yaml'"),
-        (["--counts"], "--counts goes with the file of a sweep"),
+        (["--no-counts"], "--no-counts goes with the file of a sweep"),
     ],
 )
 def test_check_and_its_flags(typed: list[str], said: str, peftlab: Peftlab, reviews: Path) -> None:
     declare(cells=[CELL])
-    file = [] if typed[0] in ("nowhere.yaml", "--counts") else ["sweep.yaml"]
+    file = [] if typed[0] in ("nowhere.yaml", "--no-counts") else ["sweep.yaml"]
     result = peftlab("check", *file, *typed)
     assert result.status == 2
     assert said in result.err
@@ -156,7 +156,7 @@ def test_check_describes_every_cell(peftlab: Peftlab, reviews: Path) -> None:
         searching()[0] | {"id": "search"},
     ]
     declare(cells=cells)
-    result = peftlab("check", "sweep.yaml", "seeds=0,1", "--counts")
+    result = peftlab("check", "sweep.yaml", "seeds=0,1")
     assert result.status == 0, result.err
     lines = [line.split() for line in result.out.splitlines()]
     # 2 layers of width 32: LoRA on query and value has rank · (32 + 32) parameters in each of 4 matrices

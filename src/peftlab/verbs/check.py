@@ -29,13 +29,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("-m", "--multirun", action="store_true", help="values separated by commas make jobs")
     parser.add_argument("-cd", "--config-dir", help="a further folder of configs")
     parser.add_argument("-cn", "--config-name", default="train", help="the primary config")
-    parser.add_argument("--counts", action="store_true", help="of a declared sweep: count trainable parameters too")
+    parser.add_argument(
+        "--no-counts", action="store_true", help="of a declared sweep: no trainable parameters, which take some seconds"
+    )
     given = parser.parse_intermixed_args(list(arguments))
     file = next((Path(word) for word in given.overrides if re.fullmatch(r"[^=]+\.ya?ml", word)), None)
     if file is not None:
         return _check_file(file, [word for word in given.overrides if word != str(file)], given)
-    if given.counts:
-        raise ConfigError("--counts goes with the file of a sweep, as in peftlab check sweeps/lecture.yaml --counts.")
+    if given.no_counts:
+        raise ConfigError(
+            "--no-counts goes with the file of a sweep, as in peftlab check sweeps/lecture.yaml --no-counts."
+        )
     parse(given.overrides)
     if given.multirun:
         return _check_sweep(given)
@@ -52,7 +56,7 @@ def _check_file(file: Path, overrides: Sequence[str], given: argparse.Namespace)
     from peftlab.sweeps.call import Call
     from peftlab.sweeps.overview import overview
 
-    print(overview(Call(file, overrides), counts=given.counts))
+    print(overview(Call(file, overrides), counts=not given.no_counts))
     return 0
 
 
