@@ -228,12 +228,21 @@ def test_all_files_are_written_and_agree(scratch: Path, peftlab: Peftlab) -> Non
         }
 
 
-def test_the_same_records_give_the_same_bytes(scratch: Path, peftlab: Peftlab) -> None:
+def test_the_same_records_give_the_same_bytes(scratch: Path, peftlab: Peftlab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every call, and whether one process reads and draws or several."""
     folder = folder_of(scratch)
-    for target in ("one", "two"):
-        assert peftlab("report", folder, "--to", target).status == 0
+    (folder / "head1" / "record.json").write_text('{"schema_version": 99}')
+    assert peftlab("report", folder, "--to", "one").status == 1
+    assert peftlab("report", folder, "--to", "two").status == 1
+    monkeypatch.setattr("peftlab.report.records.MANY_RECORDS", 1)
+    monkeypatch.setattr("peftlab.report.figures.MANY_ROWS", 1)
+    monkeypatch.setattr("peftlab.report.forks.cpus", lambda: 2)
+    monkeypatch.setattr("peftlab.report.records.cpus", lambda: 2)
+    monkeypatch.setattr("peftlab.report.figures.cpus", lambda: 2)
+    assert peftlab("report", folder, "--to", "three").status == 1
     for path in Path("one").iterdir():
-        assert path.read_bytes() == (Path("two") / path.name).read_bytes(), path.name
+        for other in ("two", "three"):
+            assert path.read_bytes() == (Path(other) / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from peftlab.report.statistics import (
     compare,
     corrected,
     holm,
+    quantile,
     summarise,
 )
 
@@ -104,6 +105,13 @@ def test_the_bootstrap_interval_is_scipys_in_distribution(n: int) -> None:
     assert abs(high - expected.high) < tolerance
     assert (low, high) == bootstrap_interval(values)
     assert RESAMPLES == 10_000
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 10_000])
+@pytest.mark.parametrize("share", [0.0, 0.025, 0.4, 0.975, 1.0])
+def test_the_quantile_is_numpys(n: int, share: float) -> None:
+    values = np.random.default_rng(n).normal(size=n)
+    assert quantile(values, share) == pytest.approx(np.quantile(values, share), rel=1e-12)
 
 
 def test_summary() -> None:

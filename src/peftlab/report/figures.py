@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 
 from peftlab.report.build import Report
 from peftlab.report.figures_heat import draw_heat
 from peftlab.report.figures_runs import draw_curves, draw_seeds
 from peftlab.report.figures_scatter import draw_costs, draw_parameters
 from peftlab.report.figures_style import Drawn, Gallery
+from peftlab.report.forks import cpus, map_in_forks
 
 DRAWINGS: tuple[Callable[[Report], Drawn | str], ...] = (
     draw_parameters, draw_heat, draw_curves, draw_seeds, draw_costs,
@@ -22,9 +20,8 @@ MANY_ROWS = 500
 
 def draw_all(report: Report) -> Gallery:
     """Draw what makes sense for ``report``."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    if cpus > 1 and len(report.rows) >= MANY_ROWS:
-        results = _side_by_side(report, cpus)
+    if cpus() > 1 and len(report.rows) >= MANY_ROWS:
+        results = _side_by_side(report)
     else:
         results = [draw(report) for draw in DRAWINGS]
     gallery = Gallery()
@@ -36,23 +33,20 @@ def draw_all(report: Report) -> Gallery:
     return gallery
 
 
-def _side_by_side(report: Report, cpus: int) -> list[Drawn | str]:
-    """Each figure in a fork of this process, which has the records already."""
+def _side_by_side(report: Report) -> list[Drawn | str]:
     import matplotlib.backends.backend_agg
     import matplotlib.backends.backend_pdf
     import matplotlib.figure  # noqa: F401  imported once, for all forks
 
-    fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(min(cpus, len(DRAWINGS)), fork, initializer=_remember, initargs=(report,)) as pool:
-        return list(pool.map(_draw, range(len(DRAWINGS))))
+    global _report
+    _report = report  # the forks find it here: sending thousands of runs to each would take longer than drawing
+    try:
+        return map_in_forks(_draw, range(len(DRAWINGS)))
+    finally:
+        _report = None
 
 
 _report: Report | None = None
-
-
-def _remember(report: Report) -> None:
-    global _report
-    _report = report
 
 
 def _draw(number: int) -> Drawn | str:

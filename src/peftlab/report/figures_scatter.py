@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean
+from statistics import fmean
 from typing import Any
 
 from peftlab.report.build import Report
@@ -31,8 +31,8 @@ def points_of(report: Report, path: str) -> list[Point]:
     points = []
     for group in report.rows:
         costs, summary = group.values(path), report.summaries[group.id]
-        if costs and mean(costs) > 0 and summary.finite and summary.mean is not None:
-            points.append(Point(group, mean(costs), summary.mean, summary.std))
+        if costs and fmean(costs) > 0 and summary.finite and summary.mean is not None:
+            points.append(Point(group, fmean(costs), summary.mean, summary.std))
     return points
 
 

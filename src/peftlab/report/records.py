@@ -12,16 +12,20 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from peftlab.errors import PeftlabError, RunError, nearest
+from peftlab.report.forks import cpus, map_in_forks
 from peftlab.report.records_config import TARGET, flat, identity_of
 from peftlab.runs.folder import RunFolder
 
 SKIPPED = frozenset({"checkpoints", "logs", ".logs", "wandb", "lightning_logs", "report"})
 """Folders in which no run lies."""
+MANY_RECORDS = 1_000
+"""From so many on, starting processes to read them takes less time than it saves."""
 
 
 @dataclass(slots=True)
@@ -152,27 +156,20 @@ def read_runs(found: Found, paths: Iterable[str], curves: Sequence[str]) -> list
     if not found.run_folders:
         there = f" There are: {', '.join(found.seen[:8])}." if found.seen else " It is empty."
         raise RunError(f"no record.json found: no run there has finished or failed.{there}")
-    wanted = [(path, path.split(".")) for path in dict.fromkeys(paths)]
+    wanted = _Wanted([(path, path.split(".")) for path in dict.fromkeys(paths)], tuple(curves))
     runs, first_at = [], dict[str, str]()
-    shared: dict[tuple[str, ...], Mapping[str, str]] = {}
-    for folder, files in found.run_folders:
-        record = _record(folder, found)
-        if record is None:
+    for read in _read_all(found.run_folders, wanted):
+        if isinstance(read, LeftOut):
+            found.left_out.append(read)
             continue
-        try:
-            run = _run(folder, files, record, wanted, curves, shared)
-            run.logged = f"{folder.rpartition('/')[0]}/{run.key}" in found.logs
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            reason = f"is damaged: no {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
-            found.left_out.append(LeftOut(f"{folder}/record.json", reason))
+        read.logged = f"{read.folder.rpartition('/')[0]}/{read.key}" in found.logs
+        if read.finished and read.key in first_at:
+            reason = f"is the same run as the one in {first_at[read.key]}"
+            found.left_out.append(LeftOut(f"{read.folder}/record.json", reason))
             continue
-        if run.finished and run.key in first_at:
-            reason = f"is the same run as the one in {first_at[run.key]}"
-            found.left_out.append(LeftOut(f"{folder}/record.json", reason))
-            continue
-        if run.finished:
-            first_at[run.key] = folder
-        runs.append(run)
+        if read.finished:
+            first_at[read.key] = read.folder
+        runs.append(read)
     _name_starts(runs)
     if not runs:
         raise RunError(
@@ -182,24 +179,57 @@ def read_runs(found: Found, paths: Iterable[str], curves: Sequence[str]) -> list
     return runs
 
 
-def _record(folder: str, found: Found) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class _Wanted:
+    """What is kept of each record."""
+
+    paths: list[tuple[str, list[str]]]
+    curves: tuple[str, ...]
+
+
+def _read_all(folders: Sequence[tuple[str, frozenset[str]]], wanted: _Wanted) -> list[Run | LeftOut]:
+    """Every record, in order."""
+    if cpus() == 1 or len(folders) < MANY_RECORDS:
+        return _read_some(folders, wanted)
+    size = -(-len(folders) // (4 * cpus()))
+    parts = [folders[begin : begin + size] for begin in range(0, len(folders), size)]
+    return list(chain.from_iterable(map_in_forks(_read_some, parts, [wanted] * len(parts))))
+
+
+def _read_some(folders: Sequence[tuple[str, frozenset[str]]], wanted: _Wanted) -> list[Run | LeftOut]:
+    shared: dict[tuple[str, ...], Mapping[str, str]] = {}
+    return [_read(folder, files, wanted, shared) for folder, files in folders]
+
+
+def _read(
+    folder: str, files: frozenset[str], wanted: _Wanted, shared: dict[tuple[str, ...], Mapping[str, str]]
+) -> Run | LeftOut:
+    record = _record(folder)
+    if isinstance(record, LeftOut):
+        return record
+    try:
+        return _run(folder, files, record, wanted, shared)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"is damaged: no {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
+        return LeftOut(f"{folder}/record.json", reason)
+
+
+def _record(folder: str) -> dict[str, Any] | LeftOut:
     path = f"{folder}/record.json"
     try:
-        return RunFolder(Path(folder)).read_record()
+        return RunFolder(Path(folder)).read_record() or LeftOut(path, "has gone")
     except PeftlabError as error:
         reason = str(error).removeprefix(path).strip().split(". ")[0].rstrip(".")
     except (OSError, ValueError, RecursionError) as error:
         reason = f"cannot be read ({error})"
-    found.left_out.append(LeftOut(path, reason))
-    return None
+    return LeftOut(path, reason)
 
 
 def _run(
     folder: str,
     files: frozenset[str],
     record: dict[str, Any],
-    wanted: list[tuple[str, list[str]]],
-    curves: Sequence[str],
+    wanted: _Wanted,
     shared: dict[tuple[str, ...], Mapping[str, str]],
 ) -> Run:
     config, status = record["config"], record["status"]
@@ -219,10 +249,10 @@ def _run(
         identity=identity_of(config),
         targets={name: str(part.get(TARGET, "")) for name, part in config.items() if isinstance(part, dict)},
         start=_start(config, start),
-        values={path: value_at(record, parts) for path, parts in wanted},
+        values={path: value_at(record, parts) for path, parts in wanted.paths},
         curve={
             name: tuple(float(row[name]) for row in record.get("history", []) if row.get(name) is not None)
-            for name in curves
+            for name in wanted.curves
         },
         facts=shared.setdefault(tuple(facts.values()), facts),
         error=str(record.get("error", "")),
@@ -298,8 +328,8 @@ def number_paths(found: Found, limit: int = 25) -> list[str]:
     """Places where the first finished records hold numbers, for a message about a wrong one."""
     paths: dict[str, None] = {}
     for folder, _ in found.run_folders[:limit]:
-        record = _record(folder, Found())
-        for path, value in _leaves(record or {}):
+        record = _record(folder)
+        for path, value in _leaves({} if isinstance(record, LeftOut) else record):
             if isinstance(value, int | float) and not isinstance(value, bool):
                 paths[path] = None
     return list(paths)

@@ -246,4 +246,16 @@ def json_text(report: Report, absent: Sequence[str] = ()) -> str:
         "failures": [asdict(failure) for failure in report.failures],
         "left_out": [asdict(one) for one in report.left_out],
     }  # fmt: skip
-    return json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    parts = [f" {json.dumps(name)}: {_json_lines(value)}" for name, value in content.items()]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _json_lines(value: Any) -> str:
+    """JSON, with a line for each element of a list."""
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(f"  {_json_lines_of_one(one)}" for one in value) + "\n ]"
+    return _json_lines_of_one(value)
+
+
+def _json_lines_of_one(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

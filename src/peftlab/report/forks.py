@@ -1,0 +1,22 @@
+"""Work that is worth several processes: forks of this one, which have what it has read and imported already."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+def cpus() -> int:
+    """CPUs that this process may use; 1 where forks are not to be had."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def map_in_forks(function: Callable[..., Result], *arguments: Iterable[Any]) -> list[Result]:
+    """``map(function, *arguments)``, in as many forks as there are CPUs."""
+    with ProcessPoolExecutor(cpus(), multiprocessing.get_context("fork")) as pool:
+        return list(pool.map(function, *arguments))
