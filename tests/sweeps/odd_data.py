@@ -47,7 +47,7 @@ class OddData(TextFiles):
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "wait":
-                while not Path("go").exists():
+                while not (Path("go").exists() or Path(f"go_{self.mark}").exists()):
                     time.sleep(0.05)
             case "kill the parent":
                 os.kill(os.getppid(), signal.SIGKILL)

@@ -1,12 +1,8 @@
-"""What the tests of pool, launcher and memo share: small jobs, a launcher in a process of its own, waiting."""
+"""What the tests of pool, launcher and memo share: small jobs, what they noted, waiting."""
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from peftlab.sweeps.jobs import Job
-from tests.conftest import REPOSITORY
 
 COMMON = (
     "backbone=text_classifier", "logger=none", "data=odd", "data.path=reviews.jsonl", "data.batch_size=8", "optim=sgd",
@@ -41,21 +36,6 @@ def events() -> list[dict[str, str]]:
     path = Path("events.txt")
     lines = path.read_text().splitlines() if path.exists() else []
     return [dict(re.findall(r"(\w+) (\S+)", line)) for line in lines]
-
-
-def multirun(*arguments: str) -> subprocess.Popen[str]:
-    """``peftlab train -m`` in a process (and a process group) of its own."""
-    command = [sys.executable, "-m", "peftlab", "train", "-m", "--config-dir", config_dir(), *COMMON, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
-        preexec_fn=_hear_ctrl_c,
-    )  # fmt: skip
-
-
-def _hear_ctrl_c() -> None:
-    """A shell's background job, which the tests may be, ignores Ctrl-C, and so would all that it starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 300) -> None:

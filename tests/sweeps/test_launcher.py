@@ -6,13 +6,46 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import TINY, Peftlab
-from tests.sweeps.pool_helpers import COMMON, alive, config_dir, events, group_members, multirun, until
+from tests.conftest import REPOSITORY, TINY, Peftlab
+from tests.sweeps.pool_helpers import COMMON, alive, config_dir, events, group_members, until
+
+Multirun = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def multirun() -> Iterator[Multirun]:
+    """``peftlab train -m`` in a process, a session and a process group of its own; none outlives the test."""
+    launchers: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "peftlab", "train", "-m", "--config-dir", config_dir(), *COMMON, *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        launcher = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+            preexec_fn=_hear_ctrl_c,
+        )  # fmt: skip
+        launchers.append(launcher)
+        return launcher
+
+    yield start
+    for launcher in launchers:
+        if launcher.poll() is None:
+            launcher.kill()
+        with launcher:  # closes its pipes and reaps it
+            pass
+
+
+def _hear_ctrl_c() -> None:
+    """A shell's background job, which the tests may be, ignores Ctrl-C, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def records(name: str = "odd") -> list[dict[str, Any]]:
@@ -85,7 +118,7 @@ def test_wrong_options(peftlab: Peftlab, reviews: Path, option: str, said: str) 
     assert "Traceback" not in result.err
 
 
-def test_two_launchers_at_once_train_each_job_once(reviews: Path) -> None:
+def test_two_launchers_at_once_train_each_job_once(reviews: Path, multirun: Multirun) -> None:
     launchers = [multirun("data.mark=range(0,5)", "hydra.launcher.retries=0") for _ in range(2)]
     for launcher in launchers:
         out, err = launcher.communicate()
@@ -94,7 +127,7 @@ def test_two_launchers_at_once_train_each_job_once(reviews: Path) -> None:
     assert len(records()) == 5
 
 
-def test_a_killed_launcher_takes_its_jobs_and_server_with_it(reviews: Path) -> None:
+def test_a_killed_launcher_takes_its_jobs_and_server_with_it(reviews: Path, multirun: Multirun) -> None:
     launcher = multirun("data.mark=1,2", "data.act=wait", "hydra.launcher.n_parallel=2")
     until(lambda: len(events()) == 2, "both jobs run")
     workers = [int(event["pid"]) for event in events()]
@@ -114,13 +147,12 @@ def test_a_killed_launcher_takes_its_jobs_and_server_with_it(reviews: Path) -> N
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c(reviews: Path, times: int) -> None:
+def test_ctrl_c(reviews: Path, multirun: Multirun, times: int) -> None:
     """The first job is finished, the second waits for ever; in the second case it does not hear the first signal."""
     launcher = multirun("data.mark=1,2", "+data.ranks=[0]", "data.act=wait", "data.path=reviews.jsonl")
     until(lambda: len(events()) == 1, "the first job runs")
-    Path("go").touch()
+    Path("go_1").touch()
     until(lambda: len(records()) == 1, "the first job is finished")
-    Path("go").unlink()
     until(lambda: len(events()) == 2, "the second job runs")
     worker = int(events()[1]["pid"])
     if times == 2:
@@ -144,7 +176,7 @@ def pending(pid: int, number: int) -> bool:
 
 
 @pytest.mark.slow
-def test_ddp_jobs_never_mix(reviews: Path) -> None:
+def test_ddp_jobs_never_mix(reviews: Path, multirun: Multirun) -> None:
     """After a job that failed in rank 1 alone, both ranks of the next train its config; rank 1 ends with rank 0."""
     ddp = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu", "data.ranks=[1]"]
     Path("acted_2").touch()  # the second job behaves
