@@ -134,8 +134,8 @@ def local_folder(arguments: list[str], scratch: Path) -> list[str]:
         labels = 4 if "data=ag_news" in arguments else 2
         folder.mkdir()
         for split in ("train", "test"):
-            rows = (f"{split} text {i},{i % labels}\n" for i in range(400))
-            (folder / f"{split}.csv").write_text("text,label\n" + "".join(rows))
+            rows = (f"{split} text {i},second {i},{i % labels}\n" for i in range(400))
+            (folder / f"{split}.csv").write_text("text,hypothesis,label\n" + "".join(rows))
     return [a.replace("FOLDER", os.fspath(folder)) for a in arguments]
 
 

@@ -6,6 +6,7 @@ allow, for example ``rank: PositiveInt = 8``. Nothing here imports torch.
 
 from __future__ import annotations
 
+from dataclasses import Field as DataclassField
 from dataclasses import field
 from typing import Annotated, Any
 
@@ -15,6 +16,16 @@ from pydantic import BeforeValidator, Field
 def bookkeeping(default: Any) -> Any:
     """A dataclass field that cannot change a run's numbers, and so is left out of the run's identity."""
     return field(default=default, metadata={"bookkeeping": True})
+
+
+def added(default: Any) -> Any:
+    """A dataclass field that came later: at its default, a run is what it was before, and so is its identity."""
+    return field(default=default, metadata={"added": True})
+
+
+def enters_identity(of: DataclassField[Any], value: Any) -> bool:
+    """Whether a field with this value is part of what a run is."""
+    return not (of.metadata.get("bookkeeping") or (of.metadata.get("added") and value == of.default))
 
 
 def _reject_bool(value: Any) -> Any:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,7 +82,7 @@ def test_bytes_round_trip_and_are_cut() -> None:
         tokenizer.encode(["a"], 2)
 
 
-def hf_tokenizer(specials: bool = True, **more: object) -> object:
+def hf_tokenizer(specials: bool = True, **more: object) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -13,6 +13,7 @@ import pytest
 
 from peftlab.data.glue import GLUE
 from peftlab.errors import ConfigError, DataError
+from peftlab.pairs import paired
 from peftlab.schema import validate
 from tests.conftest import Peftlab, run_folder
 from tests.data.hub_server import FakeHub
@@ -37,8 +38,7 @@ dataset_info:
 """
 INFO = """- config_name: {task}
   features:
-  - {{name: sentence, dtype: string}}
-  - name: label
+{columns}  - name: label
     dtype: {{class_label: {{names: {{'0': {names[0]}, '1': {names[1]}}}}}}}
   - {{name: idx, dtype: int32}}
 """
@@ -49,17 +49,24 @@ CONFIG = """- config_name: {task}
   - {{split: test, path: {task}/test-*}}
 """
 CLASSES = {"cola": ("unacceptable", "acceptable"), "sst2": ("negative", "positive")}
+COLUMNS = {"rte": ("sentence1", "sentence2")}
 
 
 def like_glue(classes: dict[str, tuple[str, str]]) -> dict[str, bytes]:
     """A repository of several tasks whose test rows carry the label -1, as the published one's do."""
-    infos = "".join(INFO.format(task=task, names=names) for task, names in classes.items())
+    infos = ""
+    for task, names in classes.items():
+        columns = "".join(f"  - {{name: {name}, dtype: string}}\n" for name in COLUMNS.get(task, ("sentence",)))
+        infos += INFO.format(task=task, names=names, columns=columns)
     files = {"README.md": CARD.format(infos=infos, configs="".join(CONFIG.format(task=t) for t in classes)).encode()}
     for task in classes:
         for split, rows in (("train", 20), ("validation", 6), ("test", 4)):
             sink = pa.BufferOutputStream()
             labels = [-1 if split == "test" else i % 2 for i in range(rows)]
-            columns: dict[str, Any] = {"sentence": [f"{task} {split} {i}" for i in range(rows)], "label": labels}
+            columns: dict[str, Any] = {
+                name: [f"{task} {split} {i}{' second' * number}" for i in range(rows)]
+                for number, name in enumerate(COLUMNS.get(task, ("sentence",)))
+            } | {"label": labels}
             pq.write_table(pa.table(columns | {"idx": pa.array(range(rows), pa.int32())}), sink)
             files[f"{task}/{split}-00000-of-00001.parquet"] = sink.getvalue().to_pybytes()
     return files
@@ -88,15 +95,11 @@ def test_test_is_the_validation_file(tmp_path: Path, task: Any, names: tuple[str
     assert {text.split()[0] for text in splits.validation.texts} == {"train"}
 
 
-@pytest.mark.parametrize("task", ["mrpc", "qqp", "mnli", "qnli", "rte", "wnli", "stsb"])
-def test_pairs_are_refused(task: str) -> None:
-    with pytest.raises(ConfigError, match=f"task={task} has two sentences a row.*The tasks are: sst2, cola"):
-        validate({"task": task}, GLUE, "data")
-
-
-def test_a_mistake_on_the_command_line(peftlab: Peftlab) -> None:
-    pair = peftlab("train", "data=glue", "data.task=rte")
-    assert (pair.status, "two sentences a row" in pair.err) == (2, True)
+def test_scores_are_refused(peftlab: Peftlab) -> None:
+    with pytest.raises(ConfigError, match=r"task=stsb is a regression.*The tasks are: sst2, cola, mrpc"):
+        validate({"task": "stsb"}, GLUE, "data")
+    scores = peftlab("train", "data=glue", "data.task=stsb")
+    assert (scores.status, "is a regression" in scores.err) == (2, True)
     typo = peftlab("train", "data=glue", "data.task=colla")
     assert (typo.status, "Did you mean 'cola'?" in typo.err) == (2, True)
 
@@ -126,6 +129,9 @@ def test_each_task_comes_from_its_own_part_of_the_hub(tmp_path: Path) -> None:
             again = load(hub, tmp_path, offline, task=task)
             assert "HF_HUB_OFFLINE" in again["hub_read_from_cache_because"]
             assert again["test_texts"] == first["test_texts"]
+        hub.add_dataset("someone/pairs", like_glue({"rte": ("entailment", "not_entailment")}))
+        pairs = load(hub, tmp_path, hub_id="someone/pairs", task="rte")
+        assert pairs["test_texts"] == [paired(f"rte validation {i}", f"rte validation {i} second") for i in range(6)]
         swapped = like_glue({"sst2": ("positive", "negative")})
         hub.add_dataset("someone/swapped", swapped)
         error = load(hub, tmp_path, hub_id="someone/swapped")["error"]

@@ -82,11 +82,14 @@ def test_it_comes_out_as_declared(name: str) -> None:
 def test_a_command_that_is_shown_composes() -> None:
     records = compute(write(content("lora_glue"))).records
     commands = [record["command"].split() for record in records if record["command"]]
-    assert len(commands) == len(content("lora_glue")["rows"])
-    for command in commands:
+    table = content("lora_glue")
+    tasks = [task["overrides"][1].removeprefix("data.task=") for task in table["tasks"].values() if "overrides" in task]
+    assert len(commands) == len(table["rows"]) * len(tasks)
+    for number in {*range(len(tasks)), *range(0, len(commands), len(tasks) + 1)}:  # every task, and every row
+        command = commands[number]
         assert command[:2] == ["peftlab", "train"]
         config = checked(command[2:]).plain()
-        assert config["data"]["task"] == "sst2"
+        assert config["data"]["task"] == tasks[number % len(tasks)]
         assert config["name"] == "lora_glue"
 
 

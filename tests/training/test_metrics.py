@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score, recall_score
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, recall_score
 from torch.nn import functional as F
 
-from peftlab.training.metrics import ClassificationMetrics, from_confusion
+from peftlab.training.confusion import from_confusion
+from peftlab.training.metrics import ClassificationMetrics
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -26,9 +27,15 @@ def test_they_equal_scikit_learns(classes: int) -> None:
     assert values["macro_f1"] == pytest.approx(f1_score(labels, predictions, average="macro"), abs=1e-15)
     assert values["per_class"]["f1"] == pytest.approx(f1_score(labels, predictions, average=None), abs=1e-15)
     assert values["per_class"]["accuracy"] == pytest.approx(recall_score(labels, predictions, average=None), abs=1e-15)
+    assert values["matthews"] == pytest.approx(matthews_corrcoef(labels, predictions), abs=1e-14)
     assert values["loss"] == pytest.approx(float(F.cross_entropy(logits.double(), labels)), abs=1e-6)
     metrics.update(logits[:1], labels[:1], torch.tensor(0.5))
     assert metrics.finish()["rows"] == 1, "they start anew"
+
+
+@pytest.mark.parametrize("counts", [[[3, 0], [5, 0]], [[4, 0], [0, 0]], [[0, 0], [0, 0]]])
+def test_without_two_classes_nothing_correlates(counts: list[list[int]]) -> None:
+    assert from_confusion(counts)["matthews"] == 0
 
 
 def test_a_class_that_does_not_occur_is_left_out_of_macro_f1() -> None:

@@ -1,13 +1,14 @@
 """Texts to token ids, three ways: words of a counted vocabulary, bytes, or a model's own tokenizer.
 
 All satisfy :class:`peftlab.backbones.base.Tokenizer`. The ids depend on nothing but the tokenizer's
-own state, which ``fingerprint`` hashes.
+own state, which ``fingerprint`` hashes. A row may be a pair of texts (:mod:`peftlab.pairs`).
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.errors import BackboneError
+from peftlab.pairs import SEPARATOR, is_pair, parts
 
 _LINE_BREAK = re.compile(r"<br\s*/?>")
 _NORMALISED = str.maketrans(
@@ -43,6 +45,19 @@ def _check_room(max_length: int, special: int) -> None:
             f"data.max_length={max_length} leaves no room for text: this backbone's tokenizer adds {special} "
             f"special tokens to each text. Set data.max_length to at least {special + 1}."
         )
+
+
+def _longest_first(lengths: Sequence[int], room: int) -> list[int]:
+    """What is kept of one or two texts of ``lengths`` tokens in ``room``: the longer is cut first, then both alike."""
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    first, second = lengths
+    if first + second <= room:
+        return [first, second]
+    half = room // 2
+    if first <= half:
+        return [first, room - first]
+    return [room - second, second] if second <= half else [room - half, half]
 
 
 class WordTokenizer:
@@ -99,7 +114,10 @@ class WordTokenizer:
         return json.dumps(self.vocabulary, ensure_ascii=False, indent=0) + "\n"
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
-        """Ids of each text's words, cut to ``max_length``; a text without words becomes ``[<unk>]``."""
+        """Ids of each text's words, cut to ``max_length``; a text without words becomes ``[<unk>]``.
+
+        The words of a pair stand behind each other: in a bag of words nothing can separate them.
+        """
         _check_room(max_length, special=0)
         rows = (basic_english(text)[:max_length] for text in texts)
         return [[self._ids.get(word, self.unknown_id) for word in row] or [self.unknown_id] for row in rows]
@@ -131,10 +149,18 @@ class ByteTokenizer:
         }
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
-        """``[CLS] bytes [SEP]`` of each text, the bytes cut so that ``max_length`` ids are kept."""
-        _check_room(max_length, special=2)
-        rows = (text.encode("utf-8", errors="replace")[: max_length - 2] for text in texts)
-        return [[self.cls_id, *(byte + self._first for byte in row), self.sep_id] for row in rows]
+        """``[CLS] bytes [SEP]`` or ``[CLS] bytes [SEP] bytes [SEP]``, cut so that ``max_length`` ids are kept."""
+        _check_room(max_length, special=3 if any(map(is_pair, texts)) else 2)
+        return [
+            self._row([part.encode("utf-8", errors="replace") for part in parts(text)], max_length) for text in texts
+        ]
+
+    def _row(self, texts: list[bytes], max_length: int) -> list[int]:
+        kept = _longest_first([len(text) for text in texts], max_length - 1 - len(texts))
+        ids = [self.cls_id]
+        for text, length in zip(texts, kept, strict=True):
+            ids += [byte + self._first for byte in text[:length]] + [self.sep_id]
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``; a character cut in the middle shows as the replacement character."""
@@ -163,6 +189,7 @@ class HFTokenizer:
             )
         self.pad_id: int = usable[0]
         self._special = tokenizer.num_special_tokens_to_add()
+        self._special_of_pair = tokenizer.num_special_tokens_to_add(pair=True)
         self.fingerprint = _hash(type(tokenizer).__name__, *_state(tokenizer))
 
     def __len__(self) -> int:
@@ -174,20 +201,28 @@ class HFTokenizer:
         return {name: index for name in names if (index := getattr(self._tokenizer, name, None)) is not None}
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
-        """Ids with special tokens, cut to ``max_length``; a text without tokens becomes one padding token."""
-        _check_room(max_length, self._special)
-        if not texts:
-            return []
-        rows = self._tokenizer(
-            list(texts),
-            add_special_tokens=True,
-            truncation=True,
-            max_length=max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        """Ids with special tokens, cut to ``max_length``; a text without tokens becomes one padding token.
+
+        A pair is put together as the tokenizer does it (``[CLS] a [SEP] b [SEP]``, ``<s> a </s></s> b </s>``), the
+        longer text cut first. A tokenizer that puts nothing between two texts, as decoders' do, gets a line break.
+        """
+        _check_room(max_length, max(self._special, self._special_of_pair if any(map(is_pair, texts)) else 0))
+        if self._special_of_pair <= self._special:
+            texts = [text.replace(SEPARATOR, "\n") for text in texts]
+        rows: list[list[int]] = []
+        for pairs, chunk in itertools.groupby(texts, key=is_pair):
+            whole = list(chunk)
+            given = list(zip(*map(parts, whole), strict=True)) if pairs else [whole]
+            rows += self._tokenizer(
+                *map(list, given),
+                add_special_tokens=True,
+                truncation=True,
+                max_length=max_length,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )["input_ids"]
         return [list(row) or [self.pad_id] for row in rows]
 
     def save(self, folder: Path) -> None:

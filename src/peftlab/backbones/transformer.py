@@ -250,6 +250,7 @@ class TransformerBackbone(Backbone):
         self._limit = position_limit(model)
         self._prompt: PromptPlacement | None = None
         self._mean_head = self._linear_head() if pooling == "mean" else None
+        self._separator = _segment_separator(model, tokenizer)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None = None) -> Tensor:
         """Logits (B, C), float32, of ids (B, T), mask (B, T) and, if prompts differ by task, ``task_ids`` (B,)."""
@@ -258,15 +259,18 @@ class TransformerBackbone(Backbone):
             input_ids, attention_mask, text_mask = self._prompt.insert(
                 input_ids, attention_mask, task_ids if self.task_prompts > 1 else None
             )
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self._separator is not None:
+            inputs["token_type_ids"] = _segments(input_ids, attention_mask, self._separator)
         if self._mean_head is not None:
-            return self._from_mean(self._mean_head, input_ids, attention_mask, text_mask).float()
-        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+            return self._from_mean(self._mean_head, inputs, text_mask).float()
+        logits: Tensor = self.model(**inputs).logits
         return logits.float()
 
-    def _from_mean(self, head: str, input_ids: Tensor, attention_mask: Tensor, text_mask: Tensor) -> Tensor:
+    def _from_mean(self, head: str, inputs: dict[str, Tensor], text_mask: Tensor) -> Tensor:
         """Logits of the mean over the text's tokens, which leaves out padding and a soft prompt."""
         trunk: nn.Module = self.model.base_model  # type: ignore[assignment]
-        hidden = trunk(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, d)
+        hidden = trunk(**inputs).last_hidden_state  # (B, T, d)
         weight = text_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
         mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1)  # (B, d)
         dropout = getattr(self.model, "dropout", None)
@@ -341,3 +345,20 @@ class TransformerBackbone(Backbone):
             f"{max_length + extra_tokens} together, more than the {self._limit} positions of this "
             f"{self.architecture}. {way_out}"
         )
+
+
+def _segment_separator(model: nn.Module, tokenizer: ByteTokenizer | HFTokenizer) -> int | None:
+    """Id of the token that ends a segment, for models that tell the texts of a pair apart by an embedding."""
+    if getattr(model.config, "type_vocab_size", 0) < 2:
+        return None
+    return tokenizer.special_ids().get("sep_token_id")
+
+
+def _segments(input_ids: Tensor, attention_mask: Tensor, separator: int) -> Tensor:
+    """1 for the tokens behind the first separator, as BERT was trained on pairs; else 0; (B, T) int64.
+
+    A single text ends with its only separator: padding follows, and all of it is 0.
+    """
+    ends = (input_ids == separator).long()
+    behind = ends.cumsum(dim=1) - ends
+    return ((behind > 0) & (attention_mask > 0)).long()

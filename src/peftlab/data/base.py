@@ -18,7 +18,7 @@ from peftlab.fields import Fraction, NonNegativeInt, PositiveInt, bookkeeping
 
 @dataclass(frozen=True)
 class Texts:
-    """One split: ``texts[i]`` carries the class index ``labels[i]``."""
+    """One split: ``texts[i]``, perhaps a pair (:mod:`peftlab.pairs`), carries the class index ``labels[i]``."""
 
     texts: list[str]
     labels: list[int]
@@ -32,6 +32,11 @@ class Texts:
     def take(self, rows: list[int]) -> Texts:
         """The split made of ``rows``, in that order."""
         return Texts([self.texts[i] for i in rows], [self.labels[i] for i in rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Texts]) -> Texts:
+        """The rows of all ``parts``, one behind the other."""
+        return cls([text for part in parts for text in part.texts], [i for part in parts for i in part.labels])
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,10 @@ class DataSet(ABC):
             DataError: if one of them is missing.
         """
         return {}
+
+    def has_pairs(self, task: str | None = None) -> bool:
+        """Whether a row, of ``task`` if there are several, has two texts."""
+        return False
 
     def task_names(self) -> list[str]:
         """Names of the tasks, in order; none for the usual data set of one task."""

@@ -1,4 +1,4 @@
-"""The single-sentence tasks of GLUE (Wang et al. 2018, arXiv:1804.07461): SST-2 and CoLA."""
+"""The classification tasks of GLUE (Wang et al. 2018, arXiv:1804.07461)."""
 
 from __future__ import annotations
 
@@ -8,24 +8,41 @@ from typing import Literal
 from peftlab.data.hub import Layout
 from peftlab.data.published import Official, PublishedDataSet
 
-SST2 = Official(
-    title="GLUE SST-2",
-    label_names=("negative", "positive"),
-    hub_label_names=("negative", "positive"),
-    train_rows=67_349,
-    test_rows=872,
-    packaged="imdb_packaged",
-    layout=Layout(configuration="sst2", text_column="sentence", test_split="validation"),
-)
-COLA = Official(
-    title="GLUE CoLA",
-    label_names=("unacceptable", "acceptable"),
-    hub_label_names=("unacceptable", "acceptable"),
-    train_rows=8_551,
-    test_rows=1_043,
-    packaged="imdb_packaged",
-    layout=Layout(configuration="cola", text_column="sentence", test_split="validation"),
-)
+
+def _task(
+    title: str, columns: tuple[str, ...], label_names: tuple[str, ...], train_rows: int, test_rows: int, *splits: str
+) -> Official:
+    return Official(
+        title=f"GLUE {title}",
+        label_names=label_names,
+        hub_label_names=label_names,
+        train_rows=train_rows,
+        test_rows=test_rows,
+        packaged="imdb_packaged",
+        layout=Layout(
+            configuration=title.lower().replace("-", ""),
+            text_column=columns[0],
+            second_column=columns[1] if len(columns) > 1 else None,
+            test_splits=splits or ("validation",),
+        ),
+    )
+
+
+_TWO_SENTENCES = ("sentence1", "sentence2")
+_ENTAILMENT = ("entailment", "not_entailment")
+TASKS = {
+    "sst2": _task("SST-2", ("sentence",), ("negative", "positive"), 67_349, 872),
+    "cola": _task("CoLA", ("sentence",), ("unacceptable", "acceptable"), 8_551, 1_043),
+    "mrpc": _task("MRPC", _TWO_SENTENCES, ("not_equivalent", "equivalent"), 3_668, 408),
+    "qqp": _task("QQP", ("question1", "question2"), ("not_duplicate", "duplicate"), 363_846, 40_430),
+    "mnli": _task(
+        "MNLI", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), 392_702, 19_647,
+        "validation_matched", "validation_mismatched",
+    ),
+    "qnli": _task("QNLI", ("question", "sentence"), _ENTAILMENT, 104_743, 5_463),
+    "rte": _task("RTE", _TWO_SENTENCES, _ENTAILMENT, 2_490, 277),
+    "wnli": _task("WNLI", _TWO_SENTENCES, ("not_entailment", "entailment"), 635, 71),
+}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -38,18 +55,23 @@ class GLUE(PublishedDataSet):
 
     hub_id: str = "nyu-mll/glue"
     task: Literal["sst2", "cola", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli", "stsb"] = "sst2"
-    """sst2: sentiment of phrases from film reviews. cola: whether a sentence is acceptable English. The other tasks
-    are refused: they have two sentences a row."""
+    """sst2: sentiment of phrases from film reviews. cola: whether a sentence is acceptable English. mrpc, qqp: whether
+    two sentences or questions mean the same. mnli (both validation splits, matched and mismatched), rte, wnli: whether
+    the second sentence follows from the first. qnli: whether the sentence answers the question. stsb is refused: its
+    labels are scores."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a task of sentence pairs."""
-        if self.task not in ("sst2", "cola"):
-            more = " and scores instead of classes" if self.task == "stsb" else ""
+        """Raise ValueError for the task of scores."""
+        if self.task not in TASKS:
             raise ValueError(
-                f"task={self.task} has two sentences a row{more}, and a row here is one text without segment ids: "
-                "joining the sentences would be another task than the published one. The tasks are: sst2, cola."
+                f"task={self.task} is a regression: its labels are scores from 0 to 5, and everything here counts "
+                f"right and wrong classes. The tasks are: {', '.join(TASKS)}."
             )
+
+    def has_pairs(self, task: str | None = None) -> bool:
+        """See :meth:`DataSet.has_pairs`."""
+        return self.official().layout.second_column is not None
 
     def official(self) -> Official:
         """Classes and sizes of the task."""
-        return {"sst2": SST2, "cola": COLA}[self.task]
+        return TASKS[self.task]

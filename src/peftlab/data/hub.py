@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,10 @@ class Layout:
     configuration: str | None = None
     """The one to read, in a repository of several data sets."""
     text_column: str = "text"
-    test_split: str = "test"
-    """The split that is the test."""
+    second_column: str | None = None
+    """Of the second text, where a row has two."""
+    test_splits: tuple[str, ...] = ("test",)
+    """The splits that are the test, one behind the other."""
 
 
 PLAIN = Layout()
@@ -52,15 +54,15 @@ def read_hub(
     *,
     packaged: str,
     layout: Layout = PLAIN,
-) -> tuple[Table, Table, dict[str, Any]]:
-    """Train table, test table and provenance of a hub data set.
+) -> tuple[list[Table], dict[str, Any]]:
+    """Tables and provenance of a hub data set: train, then what is the test.
 
     Args:
         repo_id: ``namespace/name``.
         revision: branch, tag or commit; None is the main branch.
         label_names: the classes as the hub must call them, in order.
         packaged: the packaged data set to offer when the hub is out of reach.
-        layout: configuration, column and split to read.
+        layout: configuration, columns and splits to read.
 
     Raises:
         DataError: the hub is out of reach and the cache lacks the set (quickly, with the ways on); the
@@ -85,10 +87,7 @@ def read_hub(
         "datasets_fingerprints": {name: split._fingerprint for name, split in splits.items()},
     }
     what = repo_id if layout.configuration is None else f"{repo_id} {layout.configuration}"
-    train, test = (
-        _table(split, f"{what} {name} split", label_names, layout.text_column) for name, split in splits.items()
-    )
-    return train, test, provenance
+    return [_table(split, f"{what} {name} split", label_names, layout) for name, split in splits.items()], provenance
 
 
 def _resolve(repo_id: str, revision: str | None, packaged: str, layout: Layout) -> _Place:
@@ -188,12 +187,12 @@ def _cached_commits(repo_id: str, layout: Layout) -> dict[str, Path]:
 
 
 def _cached(repo_id: str, commit: str, layout: Layout) -> dict[str, Any]:
-    """Train and the test split from the cache alone, at exactly ``commit``."""
+    """Train and the test splits from the cache alone, at exactly ``commit``."""
     from datasets import Dataset, concatenate_datasets
 
     folder = _cached_commits(repo_id, layout)[commit]
     splits = {}
-    for name in ("train", layout.test_split):
+    for name in ("train", *layout.test_splits):
         # One file, or numbered shards: <set>-train.arrow, <set>-train-00000-of-00002.arrow.
         shards = sorted(folder.glob(f"*-{name}.arrow")) or sorted(folder.glob(f"*-{name}-*-of-*.arrow"))
         if not shards:
@@ -203,7 +202,7 @@ def _cached(repo_id: str, commit: str, layout: Layout) -> dict[str, Any]:
 
 
 def _download(repo_id: str, commit: str, packaged: str, layout: Layout) -> dict[str, Any]:
-    """Train and the test split at ``commit``, through the cache of ``datasets``."""
+    """Train and the test splits at ``commit``, through the cache of ``datasets``."""
     from datasets import load_dataset_builder
 
     try:
@@ -218,17 +217,17 @@ def _download(repo_id: str, commit: str, packaged: str, layout: Layout) -> dict[
         # Many kinds (network, disk, a repository without data files); all of them end the run here.
         raise DataError(f"Reading {repo_id}@{commit} from the hub failed. {_first_line(error)}") from error
     present = list(builder.info.splits or {})
-    wanted = ("train", layout.test_split)
+    wanted = ("train", *layout.test_splits)
     for name in wanted:
         if name not in present:
             raise DataError(f"{repo_id}@{commit} has no {name} split; there are: {listed(present)}.")
     return {name: builder.as_dataset(split=name) for name in wanted}
 
 
-def _table(split: Any, name: str, label_names: tuple[str, ...], text_column: str) -> Table:
+def _table(split: Any, name: str, label_names: tuple[str, ...], layout: Layout) -> Table:
     columns = split.column_names
-    for wanted in (text_column, "label"):
-        if wanted not in columns:
+    for wanted in (layout.text_column, layout.second_column, "label"):
+        if wanted is not None and wanted not in columns:
             raise DataError(f"{name}: there is no column '{wanted}'; columns there are: {listed(columns)}.")
     names = getattr(split.features["label"], "names", None)
     if names is not None and tuple(names) != label_names:
@@ -236,4 +235,6 @@ def _table(split: Any, name: str, label_names: tuple[str, ...], text_column: str
             f"{name}: the classes are {', '.join(names)}, but {', '.join(label_names)} are expected in that "
             "order. Use another data.hub_id, or download the files and use data=text_files."
         )
-    return Table(name, list(split[text_column]), list(split["label"]), text_column=text_column)
+    table = Table(name, list(split[layout.text_column]), list(split["label"]), text_column=layout.text_column)
+    second = layout.second_column
+    return table if second is None else replace(table, seconds=list(split[second]), second_column=second)

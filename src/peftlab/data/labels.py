@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from peftlab.data.base import Texts
 from peftlab.data.readers import Table
 from peftlab.errors import DataError, nearest
+from peftlab.pairs import is_pair, paired
 
 # "1.0" is what a spreadsheet or pandas writes for 1 once a column has had a gap.
 _INTEGER_LIKE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
@@ -71,7 +72,10 @@ def to_texts(table: Table, labels: LabelSet) -> Texts:
     texts: list[str] = []
     indices: list[int] = []
     for row, (text, label) in enumerate(zip(table.texts, table.labels, strict=True)):
-        texts.append(_checked_text(table, row, text))
+        checked = _checked_text(table, row, text, table.text_column)
+        if table.seconds is not None:
+            checked = paired(checked, _checked_text(table, row, table.seconds[row], table.second_column))
+        texts.append(checked)
         index = labels.index(label)
         if index is None:
             raise _label_error(table, row, label, labels)
@@ -79,15 +83,20 @@ def to_texts(table: Table, labels: LabelSet) -> Texts:
     return Texts(texts, indices)
 
 
-def _checked_text(table: Table, row: int, text: object) -> str:
+def _checked_text(table: Table, row: int, text: object, column: str) -> str:
     if text is None or text != text or (isinstance(text, str) and not text.strip()):
         raise DataError(
-            f"{table.place(row)}: the text (column '{table.text_column}') is empty. Remove the row or fill in its text."
+            f"{table.place(row)}: the text (column '{column}') is empty. Remove the row or fill in its text."
         )
     if not isinstance(text, str):
         raise DataError(
-            f"{table.place(row)}: the text (column '{table.text_column}') is not a string but "
+            f"{table.place(row)}: the text (column '{column}') is not a string but "
             f"{text!r} ({type(text).__name__}). Put the text in quotes, or choose another column."
+        )
+    if is_pair(text):
+        raise DataError(
+            f"{table.place(row)}: the text (column '{column}') holds the control character U+001E, which stands "
+            "between the two texts of a pair here. Take it out."
         )
     return text
 

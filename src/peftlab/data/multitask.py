@@ -32,7 +32,7 @@ from typing import Any, Literal
 from peftlab.data.base import DataSet, Splits, Task, Texts
 from peftlab.data.splits import largest_remainder
 from peftlab.errors import ConfigError, DataError, listed, nearest
-from peftlab.fields import PositiveInt
+from peftlab.fields import PositiveInt, enters_identity
 
 OF_THE_MIXTURE = (
     "max_length", "truncation", "batch_size", "eval_batch_size", "order_seed", "group_by_length", "num_workers",
@@ -79,6 +79,11 @@ class Multitask(DataSet):
         """What the tasks are called."""
         return [entry["task"] for _, entry in self._entries()]
 
+    def has_pairs(self, task: str | None = None) -> bool:
+        """See :meth:`DataSet.has_pairs`."""
+        parts = zip(self.task_names(), self.parts(real=False), strict=True)
+        return any(part.has_pairs() for name, (_, part) in parts if task in (None, name))
+
     def parts(self, *, real: bool) -> list[tuple[str, DataSet]]:
         """Key and data set of each task.
 
@@ -103,7 +108,7 @@ class Multitask(DataSet):
                 | {
                     f.name: getattr(part, f.name)
                     for f in dataclasses.fields(part)
-                    if not f.metadata.get("bookkeeping") and f.name not in OF_THE_MIXTURE
+                    if enters_identity(f, getattr(part, f.name)) and f.name not in OF_THE_MIXTURE
                 }
                 for name, (_, part) in zip(self.task_names(), self.parts(real=False), strict=True)
             ]
@@ -247,10 +252,11 @@ def _meant(entry: dict[str, Any], key: str) -> tuple[str, dict[str, Any]]:
 
 def _joined(parts: list[Texts], tasks: list[Task]) -> Texts:
     """The rows of all tasks, their labels counted through all classes."""
-    return Texts(
-        [text for part in parts for text in part.texts],
-        [task.first + label for task, part in zip(tasks, parts, strict=True) for label in part.labels],
-    )
+    shifted = [
+        Texts(part.texts, [task.first + label for label in part.labels])
+        for task, part in zip(tasks, parts, strict=True)
+    ]
+    return Texts.joined(shifted)
 
 
 @contextmanager

@@ -10,10 +10,13 @@ from typing import Any, Literal
 from peftlab.data.base import DataSet, Splits, Texts
 from peftlab.data.hub import PLAIN, Layout, read_hub
 from peftlab.data.labels import LabelSet, to_texts
-from peftlab.data.readers import SUFFIXES, Table, read_review_tree, read_table, review_files
+from peftlab.data.readers import SUFFIXES, Table, read_pairs, read_review_tree, read_table, review_files
 from peftlab.data.splits import assemble, repeated_rows
 from peftlab.errors import DataError, listed
 from peftlab.fields import bookkeeping
+
+LOCAL_SECOND_COLUMN = "text_b"
+"""Column of local files that holds the second text of a pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class Official:
     packaged: str
     """The packaged data set nearest to this one, offered when the hub cannot be reached."""
     layout: Layout = PLAIN
-    """How the hub lays it out; its ``test_split`` names the local file too."""
+    """How the hub lays it out; its ``test_splits`` name the local files too."""
     train_stems: tuple[str, ...] = ("train",)
     reads_review_tree: bool = False
 
@@ -53,14 +56,17 @@ class PublishedDataSet(DataSet, ABC):
 
     def files(self) -> dict[str, list[Path]]:
         """The local train and test files; none when the texts come from the hub."""
-        return dict(zip(("train", "test"), map(_files_of, self._local_splits()), strict=False))
+        places = self._local_splits()
+        if not places:
+            return {}
+        return {"train": _files_of(places[0]), "test": [file for place in places[1:] for file in _files_of(place)]}
 
     def load(self) -> Splits:
         """Read both official splits and hold validation out of train."""
         official = self.official()
-        train_table, test_table, provenance = self._tables()
+        (train_table, *test_tables), provenance = self._tables()
         labels = LabelSet(official.label_names, {name: i for i, name in enumerate(official.hub_label_names)})
-        train, test = to_texts(train_table, labels), to_texts(test_table, labels)
+        train, test = to_texts(train_table, labels), Texts.joined([to_texts(table, labels) for table in test_tables])
         return assemble(
             self,
             train=train,
@@ -72,12 +78,13 @@ class PublishedDataSet(DataSet, ABC):
             provenance={"data_set": official.title} | provenance | _repetitions(train, test),
         )
 
-    def _tables(self) -> tuple[Table, Table, dict[str, Any]]:
-        if places := self._local_splits():
-            train_place, test_place = places
-            names = {"train": train_place.name, "test": test_place.name}
-            return _read(train_place), _read(test_place), {"source": "local files", "files": names}
+    def _tables(self) -> tuple[list[Table], dict[str, Any]]:
+        """Train, then what is the test; and their provenance."""
         official = self.official()
+        if places := self._local_splits():
+            names = {"train": places[0].name, "test": ", ".join(place.name for place in places[1:])}
+            paired = official.layout.second_column is not None
+            return [_read(place, paired=paired) for place in places], {"source": "local files", "files": names}
         return read_hub(
             self.hub_id,
             self.hub_revision,
@@ -95,13 +102,13 @@ class PublishedDataSet(DataSet, ABC):
 
     def _test_kind(self, rows: int) -> str:
         official = self.official()
-        split = official.layout.test_split
+        split = " + ".join(official.layout.test_splits)
         if rows != official.test_rows:
             return f"{split} file ({rows:,} rows)" if split == "test" else f"{split} file used as test ({rows:,} rows)"
         return "official test" if split == "test" else f"official {split} split used as test"
 
     def _local_splits(self) -> list[Path]:
-        """Train and test: two files, or two folders of the aclImdb tree; empty for the hub."""
+        """Train and what is the test: files, or the two folders of the aclImdb tree; empty for the hub."""
         if self.source == "hub":
             if self.path is not None:
                 raise DataError(
@@ -122,7 +129,7 @@ class PublishedDataSet(DataSet, ABC):
             return [folder / "train", folder / "test"]
         return [
             self._split_file(folder, official.train_stems),
-            self._split_file(folder, (official.layout.test_split,)),
+            *(self._split_file(folder, (split,)) for split in official.layout.test_splits),
         ]
 
     def _split_file(self, folder: Path, stems: tuple[str, ...]) -> Path:
@@ -138,7 +145,10 @@ class PublishedDataSet(DataSet, ABC):
         official = self.official()
         train = " or ".join(official.train_stems)
         tree = "; or the aclImdb folder with train/ and test/" if official.reads_review_tree else ""
-        return f"Expected: {train} and {official.layout.test_split}, each as one of {', '.join(SUFFIXES)}{tree}."
+        names, columns = " and ".join((train, *official.layout.test_splits)), ""
+        if official.layout.second_column is not None:
+            columns = f", with the columns text, {LOCAL_SECOND_COLUMN} and label"
+        return f"Expected: {names}, each as one of {', '.join(SUFFIXES)}{columns}{tree}."
 
 
 def split_file(folder: Path, stem: str, key: str) -> Path | None:
@@ -158,8 +168,10 @@ def _files_of(place: Path) -> list[Path]:
     return review_files(place) if place.is_dir() else [place]
 
 
-def _read(place: Path) -> Table:
-    return read_review_tree(place) if place.is_dir() else read_table(place)
+def _read(place: Path, *, paired: bool) -> Table:
+    if place.is_dir():
+        return read_review_tree(place)
+    return read_pairs(place, "text", LOCAL_SECOND_COLUMN) if paired else read_table(place)
 
 
 def _repetitions(train: Texts, test: Texts) -> dict[str, Any]:

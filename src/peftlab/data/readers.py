@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftlab.errors import DataError, listed, nearest
@@ -36,6 +36,9 @@ class Table:
     lines: list[int] | None = None
     text_column: str = "text"
     label_column: str = "label"
+    seconds: list[object] | None = None
+    """The second text of each row, where a row has two."""
+    second_column: str = ""
 
     def place(self, row: int) -> str:
         """``reviews.csv, row 3 (line 4)`` for the zero-based ``row``."""
@@ -61,6 +64,12 @@ def read_table(file: Path, text_column: str = "text", label_column: str = "label
     if file.suffix == ".jsonl":
         return _read_jsonl(file, content, text_column, label_column)
     return _read_csv(file, content, text_column, label_column)
+
+
+def read_pairs(file: Path, text_column: str, second_column: str, label_column: str = "label") -> Table:
+    """Like :func:`read_table`, of two texts a row."""
+    first, second = (read_table(file, column, label_column) for column in (text_column, second_column))
+    return replace(first, seconds=second.texts, second_column=second_column)
 
 
 def _beside(file: Path) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 from peftlab.data.base import DataSet, Splits, Texts
 from peftlab.data.labels import LabelSet, canonical, discover_labels, to_texts
 from peftlab.data.published import split_file
-from peftlab.data.readers import SUFFIXES, Table, read_table
+from peftlab.data.readers import SUFFIXES, Table, read_pairs, read_table
 from peftlab.data.splits import assemble, hold_out
 from peftlab.errors import DataError, listed
-from peftlab.fields import Fraction, bookkeeping
+from peftlab.fields import Fraction, added, bookkeeping
 from peftlab.seeding import derive_seed
 
 
@@ -37,10 +37,16 @@ class TextFiles(DataSet):
     """Column (or JSON key) of the text."""
     label_column: str = "label"
     """Column (or JSON key) of the label: a name, or an integer."""
+    second_column: str | None = added(None)
+    """Column (or JSON key) of the second text, where a row is a pair of texts."""
     labels: list[str] | None = None
     """Class names in the order of their indices; null: the distinct labels of train, sorted."""
     holdout_fraction: Fraction = 0.2
     """Share of train held out as test when no test file is given."""
+
+    def has_pairs(self, task: str | None = None) -> bool:
+        """See :meth:`DataSet.has_pairs`."""
+        return self.second_column is not None
 
     def files(self) -> dict[str, list[Path]]:
         """The files there are of train, validation and test."""
@@ -111,6 +117,8 @@ class TextFiles(DataSet):
 
     def _read(self, split: str, file: Path) -> Table:
         try:
+            if self.second_column is not None:
+                return read_pairs(file, self.text_column, self.second_column, self.label_column)
             return read_table(file, self.text_column, self.label_column)
         except DataError as error:
             key = f"data.{split}" if self.path is None else "data.path"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from peftlab.backbones.base import Tokenizer
+from peftlab.errors import DataError
+from peftlab.pairs import is_pair
 
 _WHOLE = 1_000_000  # tokens; longer than any text
 
@@ -24,6 +26,11 @@ class HeadAndTail:
     def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Token ids of each text, cut in the middle to ``max_length``."""
         self._tokenizer.encode([], max_length)  # refuses a length without room for the special tokens
+        if any(map(is_pair, texts)):
+            raise DataError(
+                "data.truncation=head_and_tail is for single texts: the middle of a pair is where its second text "
+                "begins. Set data.truncation=head; of a pair that is too long it cuts the longer text first."
+            )
         head = max(1, max_length // 4)
         return [
             ids if len(ids) <= max_length else ids[:head] + ids[len(ids) - (max_length - head) :]

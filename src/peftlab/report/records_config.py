@@ -50,8 +50,13 @@ def identity_of(config: Mapping[str, Any]) -> str:
         if name == "seed" or name in _bookkeeping(RunConfig):
             continue
         if isinstance(value, dict):
-            left_out = _left_out(name, str(value.get(TARGET, "")))
-            value = {key: inner for key, inner in value.items() if key not in left_out}
+            target = str(value.get(TARGET, ""))
+            left_out, later = _left_out(name, target), _added(name, target)
+            value = {
+                key: inner
+                for key, inner in value.items()
+                if key not in left_out and not (key in later and inner == later[key])
+            }
         kept[name] = value
     return sys.intern(json.dumps(kept, sort_keys=True))
 
@@ -67,16 +72,28 @@ def decides(key: str, target: str) -> bool:
 
 @cache
 def _left_out(group: str, target: str) -> frozenset[str]:
+    return frozenset() if (cls := _class_of(group, target)) is None else _bookkeeping(cls)
+
+
+@cache
+def _added(group: str, target: str) -> Mapping[str, Any]:
+    """Fields that came later, which older records do not have, and their defaults."""
+    cls = _class_of(group, target)
+    return {} if cls is None else {field.name: field.default for field in fields(cls) if field.metadata.get("added")}
+
+
+@cache
+def _class_of(group: str, target: str) -> type | None:
     if group == "trainer":
-        return _bookkeeping(TrainerConfig)
+        return TrainerConfig
     if group not in GROUPS:
-        return frozenset()
+        return None
     if target.startswith("peftlab."):  # a record must not be able to have other modules imported
         try:
-            return _bookkeeping(config_class(target, f"{group}.{TARGET}"))
+            return config_class(target, f"{group}.{TARGET}")
         except ConfigError:  # a class of another version of peftlab
-            return _bookkeeping(GROUPS[group])
-    return _bookkeeping(GROUPS[group])
+            return GROUPS[group]
+    return GROUPS[group]
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from peftlab.errors import RunError
-from peftlab.runs.consistency import same
+from peftlab.runs.consistency import ADDED_LATER, same
 from peftlab.runs.tensors import Array, read_tensors
 
 _CLOCK = ("train_seconds",)
@@ -34,7 +34,7 @@ def compare(before: dict[str, Any], now: dict[str, Any]) -> Iterator[Compared]:
     yield _exactly("chosen epoch", before["selection"]["epoch"], now["selection"]["epoch"], "")
     for split in ("train", "validation", "test"):
         first, second = (_flat(record["metrics"][split]) for record in (before, now))
-        for name in dict.fromkeys([*first, *second]):
+        for name in dict.fromkeys([*first, *(name for name in second if name not in ADDED_LATER)]):
             yield _figure(f"{split} {name}", first.get(name), second.get(name))
 
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from peftlab.training.config import MODES, TrainerConfig, selection_rule
+from peftlab.training.confusion import matthews
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ def inconsistencies(record: dict[str, Any], trainer: TrainerConfig) -> Iterator[
     yield from _split("metrics.validation", record, "validation")
     yield from _split("metrics.test", record, "test")
     yield from _parameters(record["parameters"])
+
+
+ADDED_LATER = frozenset({"matthews"})
+"""Figures of a test that records of earlier versions do not have."""
 
 
 def same(first: Any, second: Any) -> bool:
@@ -145,6 +150,8 @@ def _split(about: str, record: dict[str, Any], split: str) -> Iterator[Finding]:
             yield Finding(f"{about}.per_class.f1.{name}", f"{f1s[name]} does not follow from any number of predictions")
     if "tasks" not in metrics:
         yield from _whole(about, metrics, labels, counts, right, f1s)
+        if "matthews" in metrics:
+            yield from _matthews(about, metrics["matthews"], labels, counts, right, f1s)
         return
     for (task, figures), own in zip(metrics["tasks"].items(), _labels_by_task(record["data"]), strict=True):
         yield from _whole(f"{about}.tasks.{task}", figures, own, counts, right, f1s)
@@ -188,6 +195,21 @@ def _whole(
     possible = [sum(f1s[name] for name in labels) / n for n in range(occurring, len(labels) + 1)]
     if not any(math.isclose(figures["macro_f1"], mean, rel_tol=1e-12) for mean in possible):
         yield Finding(f"{about}.macro_f1", f"{figures['macro_f1']}, but the mean over the classes is {possible[0]}")
+
+
+def _matthews(
+    about: str, found: float, labels: list[str], counts: dict[str, int], right: dict[str, float], f1s: dict[str, float]
+) -> Iterator[Finding]:
+    """Matthews correlation, where the predictions of each class follow from its F1."""
+    predicted = {name: round(2 * right[name] / f1s[name]) - counts[name] for name in labels if f1s[name]}
+    rows, unknown = sum(counts.values()), [name for name in labels if not f1s[name]]
+    if len(unknown) > 1:
+        return
+    predicted |= {name: rows - sum(predicted.values()) for name in unknown}
+    columns = [[of[name] for name in labels] for of in (counts, predicted)]
+    expected = matthews(rows, sum(round(right[name]) for name in labels), *columns)
+    if not same(found, expected):
+        yield Finding(f"{about}.matthews", f"{found}, but the figures of each class give {expected}")
 
 
 def _possible_f1(f1: float, right: float, texts: int) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from peftlab.config import RunConfig
 from peftlab.errors import PeftlabError, RunError
+from peftlab.fields import enters_identity
 from peftlab.files import cache_folder, write_atomically
 
 KEY_LENGTH = 12
@@ -51,8 +52,8 @@ def _earlier_run(folder: Path) -> dict[str, Any]:
 def _semantic_fields(node: Any) -> dict[str, Any]:
     values: dict[str, Any] = {"class": f"{type(node).__module__}.{type(node).__qualname__}"}
     for field in fields(node):
-        if not field.metadata.get("bookkeeping"):
-            value = getattr(node, field.name)
+        value = getattr(node, field.name)
+        if enters_identity(field, value):
             values[field.name] = _semantic_fields(value) if is_dataclass(value) else value
     return values
 

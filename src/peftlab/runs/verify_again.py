@@ -14,7 +14,7 @@ from peftlab.data.base import DataSet
 from peftlab.data.module import content_hash
 from peftlab.errors import PeftlabError
 from peftlab.runs.circumstances import changes
-from peftlab.runs.consistency import Finding, same
+from peftlab.runs.consistency import ADDED_LATER, Finding, same
 from peftlab.runs.evaluate import evaluate
 from peftlab.runs.find import look_beside
 from peftlab.runs.verify import Verdict
@@ -80,7 +80,7 @@ def verify_test(verdict: Verdict) -> None:
 def different_figures(now: Any, before: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
     """Key, value now and value before of each figure that is not the same to the bit."""
     if isinstance(now, dict) and isinstance(before, dict):
-        for name in dict.fromkeys([*before, *now]):
+        for name in dict.fromkeys([*before, *(name for name in now if name not in ADDED_LATER)]):
             yield from different_figures(now.get(name), before.get(name), f"{prefix}.{name}")
     elif not same(now, before):
         yield prefix, now, before

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from peftlab.training.confusion import from_confusion
+
 
 class ClassificationMetrics(nn.Module):
     """Loss, and the counts that every other figure follows from.
@@ -32,23 +34,3 @@ class ClassificationMetrics(nn.Module):
         self.loss.reset()
         self.confusion.reset()
         return values
-
-
-def from_confusion(counts: list[list[int]]) -> dict[str, Any]:
-    """Accuracy, macro-F1, and recall and F1 of each class, from ``counts[true][predicted]``.
-
-    F1 of a class is 2·tp / (2·tp + fp + fn); macro-F1 is its mean over the classes that occur, among the labels
-    or the predictions. A class that does not occur has recall and F1 of 0.
-    """
-    classes = range(len(counts))
-    true = [sum(counts[c]) for c in classes]
-    predicted = [sum(row[c] for row in counts) for c in classes]
-    f1 = [2 * counts[c][c] / max(1, true[c] + predicted[c]) for c in classes]
-    occurring = [c for c in classes if true[c] + predicted[c]]
-    rows = sum(true)
-    return {
-        "accuracy": sum(counts[c][c] for c in classes) / max(1, rows),
-        "macro_f1": sum(f1[c] for c in occurring) / max(1, len(occurring)),
-        "per_class": {"accuracy": [counts[c][c] / max(1, true[c]) for c in classes], "f1": f1},
-        "rows": rows,
-    }

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from peftlab.data.base import Task
-from peftlab.training.metrics import ClassificationMetrics, from_confusion
+from peftlab.training.confusion import from_confusion
+from peftlab.training.metrics import ClassificationMetrics
 
 FIGURES = ("loss", "accuracy", "macro_f1")
 """What is averaged over tasks."""
@@ -116,6 +117,7 @@ class MultitaskMetrics(ClassificationMetrics):
         losses = self.losses.compute().tolist()
         self.losses.reset()
         found = super().finish()
+        del found["matthews"]  # of classes that no row could be given
         tasks = {}
         for task, loss in zip(self.tasks, losses, strict=True):
             figures = from_confusion([row[task.first : task.stop] for row in counts[task.first : task.stop]])

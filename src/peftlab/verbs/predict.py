@@ -9,13 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peftlab.errors import DataError
+from peftlab.pairs import SEPARATOR, paired
 from peftlab.runs.folder import finished_run
 from peftlab.verbs.task_option import require_task
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Label texts given with ``--text``, in a ``--file``, or a line each on standard input."""
-    parser = argparse.ArgumentParser("peftlab predict", description="Label texts with a finished run.")
+    """Label texts given with ``--text``, in a ``--file``, or a line each on standard input.
+
+    For a run on pairs, a tab stands between the two texts.
+    """
+    parser = argparse.ArgumentParser(
+        "peftlab predict",
+        description="Label texts with a finished run. For a run on pairs of texts, a tab stands between the two.",
+    )
     parser.add_argument("run", metavar="RUN", help="a run folder: outputs/<name>/<key>")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--text", action="append", metavar="TEXT", help="a text (may be given several times)")
@@ -26,9 +33,12 @@ def main(arguments: Sequence[str]) -> int:
     folder, config, _ = finished_run(given.run)
     require_task(config, given.run, given.task)
     texts = read_texts(given.text, given.file)
+    if config.data.has_pairs(given.task):
+        texts = as_pairs(texts, "--text" if given.text is not None else given.file or "standard input")
     from peftlab.runs.evaluate import predict
 
     for found in predict(folder, config, texts, task=given.task):
+        found["text"] = found["text"].replace(SEPARATOR, "\t")
         if given.json:
             print(json.dumps(found, ensure_ascii=False), flush=True)
         else:
@@ -59,6 +69,23 @@ def read_texts(texts: list[str] | None, file: str | None) -> list[str]:
         if not text.strip():
             raise DataError(f"{source}, {'text' if source == '--text' else 'line'} {number}: the text is empty.")
     return texts
+
+
+def as_pairs(texts: Sequence[str], source: str) -> list[str]:
+    """Rows of two texts with a tab between them, as the model gets them.
+
+    Raises:
+        DataError: naming the row that has not exactly two.
+    """
+    for number, text in enumerate(texts, start=1):
+        both = text.split("\t")
+        if len(both) != 2 or not all(part.strip() for part in both):
+            place = f"{source}, {'text' if source == '--text' else 'line'} {number}"
+            raise DataError(
+                f"{place}: {_shortened(text)!r} is not two texts with a tab between them, and the run was trained on "
+                "pairs of texts."
+            )
+    return [paired(*text.split("\t")) for text in texts]
 
 
 def _decoded(line: bytes, source: str, number: int) -> str:
