@@ -22,7 +22,6 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from peftlab.config import RunConfig
 from peftlab.errors import PeftlabError
 from peftlab.runs.folder import RunFolder
 from peftlab.sweeps import processes
@@ -30,6 +29,7 @@ from peftlab.sweeps.jobs import Failure, Job, Outcome, Plan
 from peftlab.sweeps.memo import Memo
 from peftlab.sweeps.progress import Progress
 from peftlab.sweeps.slots import Machine, PoolOptions, Slot
+from peftlab.sweeps.task import Task, reason_of, tail_of
 
 __all__ = ["PoolOptions", "finished", "run"]
 
@@ -78,58 +78,17 @@ def _take(outcome: Outcome, job: Job, folder: RunFolder, record: dict[str, Any] 
 
 
 @dataclass
-class _Task:
-    """A run to make, for one job or for several that come to the same run."""
-
-    jobs: list[Job]
-    config: RunConfig
-    folder: RunFolder
-    attempts: int = 0
-    stamp: tuple[int, int] | None = None
-    """The record before the first attempt: a forced run must leave another one."""
-    slot: Slot | None = None
-    ended: bool = False
-    failure: str = ""
-    pruned: str = ""
-    """Why the plan has stopped it early."""
-    kill_at: float = 0.0
-    """When a stopped job that has not ended by itself is killed."""
-
-    @property
-    def title(self) -> str:
-        return self.jobs[0].title
-
-    @property
-    def log(self) -> Path:
-        return self.folder.path.parent / ".logs" / f"{self.folder.key}.txt"
-
-    def record_stamp(self) -> tuple[int, int] | None:
-        try:
-            stat = self.folder.record.stat()
-        except OSError:
-            return None
-        return stat.st_ino, stat.st_mtime_ns
-
-    def record(self) -> dict[str, Any] | None:
-        """The finished record, if there is one; of a forced run, only a new one."""
-        if self.config.force and self.record_stamp() == self.stamp:
-            return None
-        record = self.folder.read_record()
-        return record if record is not None and record["status"] == "finished" else None
-
-
-@dataclass
 class _Pool:
     plan: Plan
     options: PoolOptions
     memo: Memo
     progress: Progress
     outcome: Outcome = field(default_factory=Outcome)
-    queue: deque[_Task] = field(default_factory=deque)
-    running: dict[ForkServerProcess, _Task] = field(default_factory=dict)
-    elsewhere: list[_Task] = field(default_factory=list)
+    queue: deque[Task] = field(default_factory=deque)
+    running: dict[ForkServerProcess, Task] = field(default_factory=dict)
+    elsewhere: list[Task] = field(default_factory=list)
     """Runs that another process holds."""
-    tasks: dict[Path, _Task] = field(default_factory=dict)
+    tasks: dict[Path, Task] = field(default_factory=dict)
     stopping: bool = False
 
     def run(self) -> Outcome:
@@ -186,7 +145,7 @@ class _Pool:
             folder = RunFolder.of(config)
             task = self.tasks.get(folder.path)
             if task is None:
-                task = self.tasks[folder.path] = _Task([job], config, folder)
+                task = self.tasks[folder.path] = Task([job], config, folder)
                 task.stamp = task.record_stamp()
                 record = task.record()
                 if record is None:
@@ -210,7 +169,7 @@ class _Pool:
             else:
                 self._say_finished(job)
 
-    def _start(self, task: _Task) -> None:
+    def _start(self, task: Task) -> None:
         try:
             record = task.record()  # another launcher may have made it since
             if record is not None:
@@ -222,7 +181,7 @@ class _Pool:
         except (PeftlabError, OSError) as error:
             self._fail(task, str(error))
 
-    def _start_process(self, task: _Task) -> None:
+    def _start_process(self, task: Task) -> None:
         task.attempts += 1
         slot = self.free[-1]
         task.log.parent.mkdir(parents=True, exist_ok=True)
@@ -235,7 +194,7 @@ class _Pool:
         task.slot = slot
         self.running[process] = task
 
-    def _order(self, task: _Task, slot: Slot) -> processes.Order:
+    def _order(self, task: Task, slot: Slot) -> processes.Order:
         job, trainer = task.jobs[0], task.config.trainer
         ranks = 1 if trainer.devices == "auto" else trainer.devices
         threads = trainer.threads or max(1, self.machine.threads // ranks)
@@ -279,7 +238,7 @@ class _Pool:
             task.attempts -= 1
             self._leave_elsewhere(task, holder or "?")
             return
-        reason = _reason(status)
+        reason = reason_of(status)
         may_pass = status < 0 or status in (1, processes.SERVER_LOST)
         if may_pass and task.attempts <= self.options.retries and not self.stopping:
             attempts = self.options.retries + 1
@@ -307,7 +266,7 @@ class _Pool:
                 task.pruned, task.kill_at = reason, time.monotonic() + GRACE_SECONDS
                 processes.signal_job(process, signal.SIGTERM)
 
-    def _prune(self, task: _Task) -> None:
+    def _prune(self, task: Task) -> None:
         """Note a job that was stopped early; others that came to the same run meanwhile get a run again."""
         first, *others = task.jobs
         task.ended = True
@@ -317,17 +276,17 @@ class _Pool:
         for job in others:
             self._receive(job)
 
-    def _leave_elsewhere(self, task: _Task, holder: str) -> None:
+    def _leave_elsewhere(self, task: Task, holder: str) -> None:
         self.elsewhere.append(task)
         self.progress.wait(str(task.folder.path), task.title, holder)
 
-    def _look_at(self, task: _Task) -> None:
+    def _look_at(self, task: Task) -> None:
         """Has the other process ended, and how?"""
         if task.folder.held_by() is None:
             self.elsewhere.remove(task)
             self.queue.appendleft(task)  # starting it finds the record, if the other has finished it
 
-    def _succeed(self, task: _Task, record: dict[str, Any]) -> None:
+    def _succeed(self, task: Task, record: dict[str, Any]) -> None:
         task.ended = True
         for job in task.jobs:
             _take(self.outcome, job, task.folder, record, before=False)
@@ -337,7 +296,7 @@ class _Pool:
         folder = self.outcome.folders[job.id]
         self.progress.finish(str(folder), job.title, self.outcome.records[job.id])
 
-    def _fail(self, task: _Task, reason: str) -> None:
+    def _fail(self, task: Task, reason: str) -> None:
         task.ended, task.failure = True, reason
         for job in task.jobs:
             self._fail_job(job, reason, task.log, str(task.folder.path))
@@ -345,7 +304,7 @@ class _Pool:
     def _fail_job(self, job: Job, reason: str, log: Path | None, key: str = "") -> None:
         log = log if log is not None and log.exists() else None
         reason = " ".join(reason.split())
-        self.outcome.failures[job.id] = Failure(job, reason, log, _tail(log))
+        self.outcome.failures[job.id] = Failure(job, reason, log, tail_of(log))
         self.progress.fail(key, job.title, reason, log)
         self.stopping = self.stopping or self.options.on_error == "stop"
 
@@ -379,25 +338,3 @@ class _Pool:
 
     def _alive(self) -> Iterator[ForkServerProcess]:
         yield from (process for process in self.running if process.is_alive())
-
-
-def _reason(status: int) -> str:
-    if status == 0:
-        return "ended without a record"
-    if status == processes.SERVER_LOST:
-        return "its server died"
-    if status > 0:
-        return f"exit status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = "unknown"
-    return f"killed by signal {-status} ({name})"
-
-
-def _tail(log: Path | None, lines: int = 5) -> str:
-    """The last lines of a log."""
-    if log is None:
-        return ""
-    text = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return "\n".join(text[-lines:])
