@@ -18,6 +18,11 @@ def bookkeeping(default: Any) -> Any:
     return field(default=default, metadata={"bookkeeping": True})
 
 
+def run_folder() -> Any:
+    """A dataclass field that may name the folder of an earlier run, whose content is part of the identity."""
+    return field(default=None, metadata={"bookkeeping": True, "run_folder": True})
+
+
 def added(default: Any) -> Any:
     """A dataclass field that came later: at its default, a run is what it was before, and so is its identity."""
     return field(default=default, metadata={"added": True})

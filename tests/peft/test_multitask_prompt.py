@@ -293,6 +293,12 @@ def test_transfer_from_run_to_run(peftlab: Peftlab, scratch: Path, reviews: Path
 
     shutil.copytree(source, "moved")
     assert key(Path("moved")) == key(source) != key(None)
+    # Copied together they find each other, in a place where the old path leads nowhere.
+    shutil.copytree(source, f"together/{source.name}")
+    shutil.copytree(target.path, f"together/{target.path.name}")
+    source.rename("hidden")
+    assert peftlab("verify", f"together/{target.path.name}", "--rerun-eval").status == 0
+    Path("hidden").rename(source)
     # The target's folder is enough to use it, whatever became of the source.
     shutil.rmtree(source)
     again = json.loads(peftlab("evaluate", target.path, "--json").out)

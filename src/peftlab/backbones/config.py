@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from peftlab.errors import BackboneError
-from peftlab.fields import bookkeeping
+from peftlab.fields import run_folder
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ class BackboneConfig(ABC):
     """Store the frozen linear weights in 4 or 8 bits (bitsandbytes); the head is left alone."""
     train_head: bool = True
     """Train the classification head together with the adapter."""
-    from_run: str | None = bookkeeping(None)
+    from_run: str | None = run_folder()
     """Folder of an earlier run of the same backbone to start from: what it trained is taken over, its head too
     if the classes are the same. Enters the run's identity by the content of its files."""
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
-from peftlab.fields import NonNegativeInt, PositiveInt
+from peftlab.fields import NonNegativeInt, PositiveInt, run_folder
 from peftlab.interop.hf_format import HFAdapter, HFFolder
 from peftlab.interop.hf_prompt import prompt_length
 from peftlab.peft.base import Supports
@@ -55,7 +55,7 @@ class MultitaskPrompt(InitialisedSoftPrompt, name="multitask_prompt"):
     """Rank r of a task's matrix."""
     task: NonNegativeInt = 0
     """The task of this run's texts, counted from 0, where the data is of one task."""
-    source: str | None = field(default=None, metadata={"bookkeeping": True})
+    source: str | None = run_folder()
     """Run folder of a source training to start from; it enters the run's identity by its adapter's content."""
     source_init: Literal["shared_and_average", "shared", "exact"] = "shared_and_average"
     """What is taken from source: the shared prompt and the mean of its tasks' matrices, the shared prompt alone, or

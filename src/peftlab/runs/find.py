@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 from peftlab.config import RunConfig
@@ -59,14 +59,19 @@ def _below(path: Path) -> list[Path]:
 
 
 def look_beside(config: RunConfig, folder: RunFolder) -> RunConfig:
-    """``config`` with ``backbone.from_run`` where that run is now: beside ``folder``, if its old path leads nowhere.
+    """``config`` with earlier runs where they are now: beside ``folder``, if an old path leads nowhere.
 
     Runs of a sweep that were copied together to another place find each other in this way. The path is not part of a
     run's identity: the earlier run's key and the content of its adapter are.
     """
-    if config.backbone.from_run is None or Path(config.backbone.from_run).expanduser().is_dir():
-        return config
-    beside = folder.path.absolute().parent / Path(config.backbone.from_run).name
-    if not beside.is_dir():
-        return config
-    return replace(config, backbone=replace(config.backbone, from_run=str(beside)))
+    for group in fields(config):
+        part = getattr(config, group.name)
+        for field in fields(part) if is_dataclass(part) else ():
+            path = getattr(part, field.name)
+            if not field.metadata.get("run_folder") or path is None or Path(path).expanduser().is_dir():
+                continue
+            beside = folder.path.absolute().parent / Path(path).name
+            if beside.is_dir():
+                part = replace(part, **{field.name: str(beside)})
+                config = replace(config, **{group.name: part})
+    return config
