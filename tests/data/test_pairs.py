@@ -220,6 +220,8 @@ def test_train_evaluate_predict(peftlab: Peftlab, tmp_path: Path) -> None:
     assert json.loads(found.out)["text"] == "red\tblue"
     swapped = peftlab("predict", folder, "--text", "blue\tred", "--json")
     assert json.loads(swapped.out)["probabilities"] != json.loads(found.out)["probabilities"]
+    assert peftlab("export", folder, "--merged", "--to", "merged").status == 0
+    assert "tokenizer(first, second)" in Path("merged/README.md").read_text()
     for wrong in ("red", "red\t", "a\tb\tc"):
         refused = peftlab("predict", folder, "--text", wrong)
         assert refused.status == 2
