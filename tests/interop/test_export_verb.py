@@ -126,6 +126,61 @@ def test_merged(method: str, train: Any, peftlab: Peftlab) -> None:
     assert "transformers" in Path("model/README.md").read_text()
 
 
+GPT2 = (
+    "backbone.architecture.model_type=gpt2", "+backbone.architecture.n_layer=2", "+backbone.architecture.n_head=2",
+    "+backbone.architecture.n_embd=32", "+backbone.architecture.n_positions=64",
+    *(f"~backbone.architecture.{name}" for name in ("hidden_size", "intermediate_size", "max_position_embeddings")),
+    *(f"~backbone.architecture.{name}" for name in ("num_attention_heads", "num_hidden_layers")),
+)  # fmt: skip
+MERGED_FROM_4_BITS = {
+    "lora": ("peft=lora",),
+    "dora of a fused projection": ("peft=dora", *GPT2),
+    "vera": ("peft=vera",),
+    "biases": ("peft=bitfit",),
+    "two methods": ("peft=compose", "peft.methods=[{name: lora, rank: 2}, bitfit]"),
+    "fp4": ("peft=ia3", "backbone.quantize=fp4"),
+}
+
+
+@pytest.mark.parametrize("name", MERGED_FROM_4_BITS)
+def test_a_merged_model_from_4_bits_computes_what_the_run_computes(name: str, train: Any, peftlab: Peftlab) -> None:
+    run = train("merged", "backbone.quantize=nf4", *MERGED_FROM_4_BITS[name])
+    result = peftlab("export", str(run), "--to", "model", "--merged")
+    assert (result.status, result.err) == (0, "")
+    assert "rounded to" in result.out
+    assert "rounded to" in Path("model/README.md").read_text()
+    model, info = AutoModelForSequenceClassification.from_pretrained("model", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    same_logits(run, model.eval())
+
+
+def test_merged_from_8_bits_differs_by_the_activations(train: Any, peftlab: Peftlab) -> None:
+    run = train("merged", "backbone.quantize=int8", "peft=lora")
+    result = peftlab("export", str(run), "--to", "model", "--merged")
+    assert (result.status, result.err) == (0, "")
+    assert "activations were rounded" in result.out
+    ids, mask = batch()
+    with torch.no_grad():
+        mine = model_of(run)(ids, mask)
+        theirs = AutoModelForSequenceClassification.from_pretrained("model").eval()(ids, attention_mask=mask).logits
+    assert 0 < (mine - theirs).abs().max() < 0.02 * mine.abs().max()
+
+
+def test_tensors_that_train_in_float32_beside_16_bits_are_written_too(train: Any, peftlab: Peftlab) -> None:
+    run = train("merged", "backbone.dtype=bfloat16", "peft=compose", "peft.methods=[{name: lora, rank: 2}, layernorm]")
+    assert peftlab("export", str(run), "--to", "model", "--merged").status == 0
+    model = AutoModelForSequenceClassification.from_pretrained("model", dtype="bfloat16").eval()
+    trained = model_of(run)
+    for name, parameter in model.named_parameters():
+        if "LayerNorm" in name:
+            owner, _, leaf = name.rpartition(".")
+            assert torch.equal(parameter, getattr(trained.model.get_submodule(owner), leaf)), name
+    again = train("again", "backbone.dtype=bfloat16", "peft=lora", f"backbone.from_run={run}")
+    assert peftlab("evaluate", str(again)).status == 0
+
+
 def test_a_head_on_the_mean_goes_beside_the_trunk(train: Any, peftlab: Peftlab) -> None:
     run = train(
         "mean",
@@ -168,7 +223,11 @@ REFUSED = {
     "prefix": (("peft=prefix_tuning", "peft.length=4"), (), "peft.position_shift=true"),
     "prompt": (("peft=prompt_tuning", "peft.length=4"), (), "peft.position=before"),
     "merged prompt": (("peft=prompt_tuning", "peft.length=4"), ("--merged",), "cannot be merged"),
-    "merged and quantised": (("peft=lora", "backbone.quantize=nf4"), ("--merged",), "is in nf4"),
+    "merged hf_peft, quantised": (
+        ("peft=hf_peft", "peft.options={target_modules: [query], oft_block_size: 8}", "backbone.quantize=nf4"),
+        ("--merged",),
+        "HF peft's layer for weights in 4 or 8 bits",
+    ),
     "not a transformer": (("backbone=text_classifier", "peft=full"), (), "neither transformers nor HF peft can build"),
 }
 

@@ -109,7 +109,15 @@ def test_lora_and_bitfit_are_what_they_are_done_by_hand(reverse: bool) -> None:
         if parameter.requires_grad:
             torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-6, rtol=0)
     assert strategy.supports.identity_at_start
-    assert not strategy.supports.mergeable
+    assert strategy.supports.mergeable, "BitFit adds nothing that would have to be merged"
+    before = backbone(ids, mask)
+    strategy.merge(backbone)
+    torch.testing.assert_close(backbone(ids, mask), before, atol=1e-5, rtol=0)
+    strategy.unmerge(backbone)
+    torch.testing.assert_close(backbone(ids, mask), before, atol=1e-5, rtol=0)
+    nothing, plain = together(["bitfit", {"name": "layernorm", "biases": False}])
+    with pytest.raises(PeftlabError, match="there is nothing to merge"):
+        nothing.merge(plain)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])

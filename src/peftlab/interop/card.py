@@ -53,9 +53,7 @@ def card(
     lines = [*front, "", f"# {title}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     lines += ["", "## How to load it", "", "```python", how.strip(), "```", ""]
     if config.data.has_pairs():
-        lines.append(
-            "- It reads pairs: `tokenizer(first, second)`, with the `token_type_ids` if there are any."
-        )
+        lines.append("- It reads pairs: `tokenizer(first, second)`, with the `token_type_ids` if there are any.")
     lines += [f"- {note}" for note in notes]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -139,8 +139,11 @@ def _reassembled(
 
 def export_merged(
     folder: RunFolder, config: RunConfig, record: dict[str, Any], to: Path, *, task: str | None = None
-) -> None:
+) -> list[str]:
     """Write the run, or its ``task``, as a plain ``transformers`` classifier with its adapter merged.
+
+    Returns:
+        What to know of its precision.
 
     Raises:
         PeftlabError: if the method cannot be merged, or ``transformers`` would compute something else.
@@ -150,13 +153,14 @@ def export_merged(
     require_free(to, "--to")
     assembled, facts, record = _reassembled(folder, config, record, task)
     labels = facts["label_names"]
-    merged = merged_backbone(folder, config, assembled, labels)
+    merged, notes = merged_backbone(folder, config, assembled, labels)
     how = how_to_load("merged", None, merged.head_modules(), len(labels), backbone_config)
     named = base_name(backbone_config, None)
-    text = card(config, facts, record, title=TITLES["merged"], base=named, notes=[], how=how)
+    text = card(config, facts, record, title=TITLES["merged"], base=named, notes=notes, how=how)
     with whole_folder(to, "--to") as into:
         save_model(merged, into, labels)
         (into / CARD_FILE).write_text(text, encoding="utf-8")
+    return notes
 
 
 def for_trunk(adapter: HFAdapter, prefix: str) -> HFAdapter:

@@ -16,8 +16,7 @@ from peftlab.backbones.tokenizers import HFTokenizer
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.config import RunConfig
 from peftlab.errors import PeftlabError
-from peftlab.peft.surgery import unwrap_merged
-from peftlab.runs.assemble import Assembled, start_from_run
+from peftlab.runs.assemble import Assembled, plain_weights, start_from_run
 from peftlab.runs.folder import RunFolder
 
 
@@ -44,8 +43,10 @@ def untouched_backbone(folder: RunFolder, config: RunConfig, label_names: Sequen
     return plain.build(len(label_names), seed=config.seed, run_folder=folder.path)
 
 
-def merged_backbone(folder: RunFolder, config: RunConfig, assembled: Assembled, labels: Sequence[str]) -> Backbone:
-    """A plain backbone with the weights of ``assembled``, its adapter merged.
+def merged_backbone(
+    folder: RunFolder, config: RunConfig, assembled: Assembled, labels: Sequence[str]
+) -> tuple[Backbone, list[str]]:
+    """A plain backbone with the weights of ``assembled``, its adapter merged; and what to know of its precision.
 
     Args:
         folder: the run's.
@@ -57,24 +58,29 @@ def merged_backbone(folder: RunFolder, config: RunConfig, assembled: Assembled, 
         PeftlabError: if the method cannot be merged, or the model is not what ``transformers`` computes.
     """
     given = transformer_of(config)
-    if given.quantize is not None:
-        raise PeftlabError(
-            f"--merged: the backbone is in {given.quantize}, and a merged update would be rounded to that grid. Export "
-            "the adapter (without --merged), and load it on the quantised model."
-        )
     require_pooling(given, "--merged")
-    trained = assembled.backbone
     plain = untouched_backbone(folder, config, labels)
-    own = plain.model.state_dict(keep_vars=True)
-    if set(trained.model.state_dict()) != set(own):
-        assembled.strategy.merge(trained)
-        unwrap_merged(trained.model)
-    weights = trained.model.state_dict()
-    assert set(own) <= set(weights), "merging has not put the backbone's own layers back"
+    weights = plain_weights(assembled, plain.model)
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in plain.model.state_dict(keep_vars=True).items():
             tensor.copy_(weights[name])
-    return plain
+    return plain, _precision_notes(given)
+
+
+def _precision_notes(config: TransformerConfig) -> list[str]:
+    """What a merged model says of a backbone that was in 4 or 8 bits."""
+    if config.quantize is None:
+        return []
+    activations = (
+        " In the run its activations were rounded to 8 bits as well, here they are not: logits differ by that much."
+        if config.quantize == "int8"
+        else " Its logits are those of the run, within the rounding of its sums."
+    )
+    return [
+        f"The run kept the backbone in {config.quantize} (bitsandbytes). These are the weights that it computed with, "
+        f"rounded to {config.quantize} once, then written as {config.dtype} with the update added, which was not "
+        f"rounded.{activations} The original weights with this update would compute something else."
+    ]
 
 
 def require_pooling(config: TransformerConfig, option: str) -> None:

@@ -47,6 +47,8 @@ class Supports:
 
     mergeable: bool = False
     """The update can be folded into the backbone's weights."""
+    adds_nothing: bool = False
+    """Trains tensors that the backbone has, and no other: the trained model is a plain one, with nothing to merge."""
     quantized: bool = True
     """Works on a backbone whose frozen weights are stored in 4 or 8 bits."""
     encoder: bool = True
@@ -182,12 +184,24 @@ class PEFTStrategy(ABC):
                 tensor.copy_(state[name])
 
     def merge(self, backbone: Backbone) -> None:
-        """Fold the update into the backbone's weights, for inference without extra cost."""
-        raise PeftlabError(f"'{self.name}' cannot be merged into the backbone's weights.")
+        """Fold the update into the backbone's weights, for inference without extra cost.
+
+        Raises:
+            PeftlabError: if there is nothing to fold, or it cannot be done, with the reason; nothing is changed then.
+        """
+        raise PeftlabError(self._why_not_merged())
 
     def unmerge(self, backbone: Backbone) -> None:
         """Undo :meth:`merge`."""
-        raise PeftlabError(f"'{self.name}' cannot be merged into the backbone's weights.")
+        raise PeftlabError(self._why_not_merged())
+
+    def _why_not_merged(self) -> str:
+        if self.supports.adds_nothing:
+            return (
+                f"'{self.name}' trains the backbone's own tensors and adds none: there is nothing to merge, and the "
+                "model already costs what the backbone costs."
+            )
+        return f"'{self.name}' cannot be merged into the backbone's weights."
 
     def weight_updates(self, backbone: Backbone) -> Iterable[WeightUpdate] | None:
         """What was changed of each weight matrix, for ``peftlab inspect``; read while the adapter is not merged.

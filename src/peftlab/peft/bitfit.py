@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class BitFit(SelectiveTuning, name="bitfit"):
     """Train the bias terms of the backbone:  h = W x + b, with W frozen."""
 
-    supports = Supports()
+    supports = Supports(adds_nothing=True)
     count = "number of biases"
 
     targets: list[str] | None = None

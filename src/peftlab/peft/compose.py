@@ -22,7 +22,7 @@ This file imports no torch, and is imported itself when a config is checked.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,7 +47,8 @@ class _SupportsOfParts:
             return Supports(identity_at_start=False)
         parts = instance.parts
         return Supports(
-            mergeable=all(part.supports.mergeable for part in parts),
+            mergeable=any(part.supports.mergeable for part in parts) and not _unmergeable(parts),
+            adds_nothing=all(part.supports.adds_nothing for part in parts),
             quantized=all(part.supports.quantized for part in parts),
             encoder=all(part.supports.encoder for part in parts),
             decoder=all(part.supports.decoder for part in parts),
@@ -176,15 +177,9 @@ class Compose(PEFTStrategy, name="compose"):
                 part.on_train_step(backbone, step, total_steps)
 
     def merge(self, backbone: Backbone) -> None:
-        """Merge the methods, the last one first; all of them or, if one refuses, none."""
-        fixed = [part.name for part in self.parts if not part.supports.mergeable]
-        if fixed:
-            raise PeftlabError(
-                f"'compose' cannot be merged, as '{fixed[0]}' cannot: it is no change of the backbone's weights alone. "
-                "Use the model with its adapter."
-            )
+        """Merge the methods that add something, the last one first; all of them or, if one refuses, none."""
         merged: list[tuple[PEFTStrategy, Any]] = []
-        for part, view in reversed(list(self._each(backbone))):
+        for part, view in reversed(self._each_to_merge(backbone)):
             try:
                 with view():
                     part.merge(backbone)
@@ -197,9 +192,20 @@ class Compose(PEFTStrategy, name="compose"):
 
     def unmerge(self, backbone: Backbone) -> None:
         """Undo :meth:`merge`."""
-        for part, view in self._each(backbone):
+        for part, view in self._each_to_merge(backbone):
             with view():
                 part.unmerge(backbone)
+
+    def _each_to_merge(self, backbone: Backbone) -> list[tuple[PEFTStrategy, Callable[[], Any]]]:
+        """The methods that add something, each with its view; raises PeftlabError if they cannot be merged."""
+        if fixed := _unmergeable(self.parts):
+            raise PeftlabError(
+                f"'compose' cannot be merged, as '{fixed[0]}' cannot: it is no change of the backbone's weights "
+                "alone. Use the model with its adapter."
+            )
+        if self.supports.adds_nothing:
+            raise PeftlabError(self._why_not_merged())
+        return [(part, view) for part, view in self._each(backbone) if not part.supports.adds_nothing]
 
     @contextmanager
     def switched_off(self, backbone: Backbone) -> Iterator[None]:
@@ -219,6 +225,11 @@ class Compose(PEFTStrategy, name="compose"):
         for index, part in enumerate(self.parts):
             if not hook or getattr(type(part), hook) is not getattr(PEFTStrategy, hook):
                 yield part, lambda index=index: seen_by(index, module)  # type: ignore[misc]
+
+
+def _unmergeable(parts: Iterable[PEFTStrategy]) -> list[str]:
+    """Names of the methods that add something which cannot be folded into the weights."""
+    return [part.name for part in parts if not (part.supports.mergeable or part.supports.adds_nothing)]
 
 
 def _leave(context: AbstractContextManager[None], view: Callable[[], Any]) -> None:

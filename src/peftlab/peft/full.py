@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class FullFineTuning(PEFTStrategy, name="full"):
     """Train every weight of the backbone."""
 
-    supports = Supports(quantized=False)
+    supports = Supports(quantized=False, adds_nothing=True)
     count = "all"
 
     def inject(self, backbone: Backbone, *, seed: int) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class HeadOnly(PEFTStrategy, name="head"):
     """Train the classification head on the frozen backbone."""
 
-    supports = Supports()
+    supports = Supports(adds_nothing=True)
     count = "0"
 
     def inject(self, backbone: Backbone, *, seed: int) -> None:

@@ -185,8 +185,7 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
                 )
         for layer in layers.values():
             # Other layers would read packed weights as if they were a matrix.
-            reads_packed = type(layer).__module__.endswith(".bnb") or getattr(layer, "quantization_backend", None)
-            if is_quantized(layer.base_layer) and not reads_packed:
+            if is_quantized(layer.base_layer) and not _reads_packed(layer):
                 raise PeftlabError(
                     f"peft.peft_type={self.peft_type}: HF peft has no layers of this type for weights in "
                     f"{backbone.provenance.get('quantize')}. Set backbone.quantize=null, or choose another type "
@@ -243,15 +242,13 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
         Raises:
             PeftlabError: if the type cannot, or a weight is in 4 or 8 bits; then nothing is changed.
         """
-        from peftlab.peft.surgery import is_quantized
-
         layers = [(name, layer) for name, layer in tuner_layers(backbone.model) if not layer.merged]
         for name, layer in layers:
-            if is_quantized(layer.base_layer):
+            if _reads_packed(layer):
                 raise PeftlabError(
-                    f"'{name}' keeps its weight in {backbone.provenance.get('quantize')}: merging would round the "
-                    "changed weight to that grid again and lose most of the change. Build the backbone with "
-                    "backbone.quantize=null to merge."
+                    f"'{name}' is HF peft's layer for weights in 4 or 8 bits: it would round the merged weight to that "
+                    "grid again and lose most of the change. Use the model with its adapter, or build it with "
+                    "backbone.quantize=null."
                 )
         for index, (_, layer) in enumerate(layers):
             # Kept to the bit: not every type can be undone exactly, and some not at all.
@@ -287,6 +284,10 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
                 layer.enable_adapters(True)
             for parameter in trainable:  # HF peft freezes what it switches off
                 parameter.requires_grad_(True)
+
+
+def _reads_packed(layer: Any) -> bool:
+    return type(layer).__module__.endswith(".bnb") or bool(getattr(layer, "quantization_backend", None))
 
 
 def tuner_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:

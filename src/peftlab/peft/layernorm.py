@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class LayerNormTuning(SelectiveTuning, name="layernorm"):
     """Train γ and β of the normalisation layers:  γ · (x - mean) / std + β."""
 
-    supports = Supports(hf_peft="LN_TUNING")
+    supports = Supports(adds_nothing=True, hf_peft="LN_TUNING")
     count = "2 · width a LayerNorm, width an RMSNorm"
 
     biases: bool = True

@@ -20,10 +20,10 @@ from peftlab.errors import PeftlabError
 from peftlab.fields import PositiveFloat, PositiveInt, Probability
 from peftlab.peft.base import PEFTStrategy
 from peftlab.peft.surgery import (
-    is_quantized,
     linear_features,
     pattern_value,
     replace_module,
+    require_float,
     require_patterns_used,
     slice_length,
     weight_matrix,
@@ -122,12 +122,7 @@ class LowRankStrategy(PEFTStrategy):
             for parameter in module.parameters(recurse=False):
                 users.setdefault(id(parameter), []).append(name)
         for name, layer in layers:
-            if is_quantized(layer.base):
-                raise PeftlabError(
-                    f"'{name}' keeps its weight in {backbone.provenance.get('quantize')}: adding a low-rank update "
-                    "would round it to that grid again and lose most of it. "
-                    "Build the backbone with backbone.quantize=null to merge."
-                )
+            require_float(name, layer.base)
             others = [user for user in users[id(layer.weight)] if user != f"{name}.base"]
             if others:
                 raise PeftlabError(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class NamedParameters(SelectiveTuning, name="parameters"):
     """Train the backbone's parameters whose names match one of the patterns."""
 
-    supports = Supports()
+    supports = Supports(adds_nothing=True)
     count = "elements of what matches"
 
     patterns: list[str] = field(default_factory=lambda: [r".*(?i:attn|attention)\..*"])

@@ -60,20 +60,6 @@ class SelectiveTuning(PEFTStrategy):
         live = super().adapter_tensors(module)
         return {re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", name): p for name, p in live.items()}
 
-    def merge(self, backbone: Backbone) -> None:
-        """There is nothing to merge."""
-        raise PeftlabError(self._nothing_to_merge())
-
-    def unmerge(self, backbone: Backbone) -> None:
-        """There is nothing to unmerge."""
-        raise PeftlabError(self._nothing_to_merge())
-
-    def _nothing_to_merge(self) -> str:
-        return (
-            f"'{self.name}' trains the backbone's own tensors and adds none: there is nothing to merge, and the model "
-            "already costs what the backbone costs."
-        )
-
 
 def own_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
     """The backbone's parameters outside the head, without those that no method trains."""

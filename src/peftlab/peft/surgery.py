@@ -79,6 +79,29 @@ def weight_matrix(module: nn.Module) -> Tensor:
     return weight.data.float() * (scales[:, None] / 127)  # each row is scaled to the range -127 … 127
 
 
+def require_float(name: str, module: nn.Module) -> None:
+    """Raise PeftlabError if the weight of the module ``name`` is in 4 or 8 bits, which no update can be merged into."""
+    if is_quantized(module):
+        raise PeftlabError(
+            f"'{name}' keeps its weight in 4 or 8 bits: merging would round the changed weight to that grid again and "
+            "lose most of the change. `peftlab export RUN --to FOLDER --merged` writes a merged model in floats; "
+            "backbone.quantize=null builds the backbone in floats."
+        )
+
+
+def dequantize(model: nn.Module) -> None:
+    """Replace every linear layer in 4 or 8 bits by a plain one with the very weights that it multiplies with."""
+    for name, module in list(model.named_modules()):
+        if not (isinstance(module, nn.Linear) and is_quantized(module)):
+            continue
+        weight, bias = weight_matrix(module).detach(), module.bias
+        layer = nn.Linear(module.in_features, module.out_features, bias is not None, device="meta")
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+        replace_module(model, name, layer.train(module.training))
+
+
 def slice_length(target: Target, out_features: int) -> int:
     """Output rows that ``target`` stands for."""
     if target.output_slice is None:

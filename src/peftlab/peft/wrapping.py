@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from peftlab.errors import PeftlabError
-from peftlab.peft.surgery import is_conv1d, is_quantized, linear_features, replace_module, slice_length
+from peftlab.peft.surgery import is_conv1d, linear_features, replace_module, require_float, slice_length
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone, Target
@@ -101,12 +101,7 @@ def merge_all(backbone: Backbone, wrapper: type[MergeableLayer], *, undo: bool) 
     """
     layers = {name: m for name, m in backbone.model.named_modules() if isinstance(m, wrapper)}
     for name, layer in layers.items():
-        if is_quantized(layer.base):
-            raise PeftlabError(
-                f"'{name}' keeps its weight in {backbone.provenance.get('quantize')}: merging would round the changed "
-                "weight to that grid again and lose most of the change. Build the backbone with "
-                "backbone.quantize=null to merge."
-            )
+        require_float(name, layer.base)
     for layer in layers.values():
         if layer.merged == undo:
             with torch.no_grad():

@@ -17,7 +17,7 @@ from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.errors import PeftlabError, RunError
 from peftlab.peft.base import PEFTStrategy, apply
-from peftlab.peft.surgery import unwrap_merged, wrappers
+from peftlab.peft.surgery import dequantize, is_conv1d, unwrap_merged, wrappers
 from peftlab.runs.adapter_file import backbone_fingerprint, load_adapter, read_facts
 from peftlab.runs.folder import RunFolder, finished_run
 from peftlab.runs.identity import content_sha256
@@ -97,7 +97,11 @@ def start_from_run(config: RunConfig, label_names: Sequence[str]) -> Backbone:
     folder, earlier_config, _ = finished_run(given)
     _require_same_backbone(given, config.backbone, earlier_config.backbone)
     earlier, facts = reassemble(folder, earlier_config)
-    weights = merged_weights(earlier, earlier_config, given)
+    try:
+        plain = earlier_config.backbone.build(2, seed=0, run_folder=Path(given), device="meta")
+        weights = plain_weights(earlier, plain.model)
+    except PeftlabError as error:
+        raise type(error)(f"backbone.from_run={given}: {error}") from error
     backbone = config.backbone.build(len(label_names), seed=config.seed, run_folder=folder.path)
     head = {name for name, _ in backbone.head_parameters()}
     same_classes = list(label_names) == list(facts["label_names"])
@@ -119,27 +123,33 @@ def start_from_run(config: RunConfig, label_names: Sequence[str]) -> Backbone:
     return backbone
 
 
-def merged_weights(assembled: Assembled, config: RunConfig, given: str) -> dict[str, Tensor]:
-    """The weights of ``assembled`` as a model without any method has them: the adapter merged, wrappers gone.
+@torch.no_grad()
+def plain_weights(assembled: Assembled, plain: nn.Module) -> dict[str, Tensor]:
+    """The weights of ``assembled`` by the names and in the shapes of ``plain``, the same model without any method.
+
+    Weights in 4 or 8 bits become floats, the adapter is merged, its wrappers go.
 
     Args:
         assembled: is changed by it.
-        config: the run's config.
-        given: the run's folder, for messages.
+        plain: may be on "meta".
 
     Raises:
         PeftlabError: if the method cannot be merged.
     """
-    backbone = assembled.backbone
-    plain = set(config.backbone.build(2, seed=0, run_folder=Path(given), device="meta").model.state_dict())
-    if set(backbone.model.state_dict()) != plain:
-        try:
-            assembled.strategy.merge(backbone)
-        except PeftlabError as error:
-            raise type(error)(f"backbone.from_run={given}: {error}") from error
-        unwrap_merged(backbone.model)
-    weights = backbone.model.state_dict()
-    assert set(weights) == plain, "merging left more than the backbone's own weights"
+    model = assembled.backbone.model
+    dequantize(model)
+    if not assembled.strategy.supports.adds_nothing:
+        assembled.strategy.merge(assembled.backbone)
+        unwrap_merged(model)
+    assert not list(wrappers(model)), "merging left more than the backbone's own layers"
+    weights = {}
+    for name in plain.state_dict():
+        owner, _, leaf = name.rpartition(".")
+        module, its_place = model.get_submodule(owner), plain.get_submodule(owner)
+        value: Tensor = getattr(module, leaf)  # by the layer, which may see a copy in another type
+        # Quantising made a linear layer, (out, in), of a Conv1D, (in, out).
+        turned = leaf == "weight" and is_conv1d(its_place) and not is_conv1d(module)
+        weights[name] = value.T if turned else value
     return weights
 
 

@@ -48,12 +48,12 @@ def main(arguments: Sequence[str]) -> int:
     from peftlab.interop.export import export_adapter, export_merged
 
     if given.merged:
-        export_merged(folder, config, record, to, task=given.task)
+        notes = export_merged(folder, config, record, to, task=given.task)
         print(f"{to}: the merged classifier, for AutoModelForSequenceClassification.from_pretrained")
-        return 0
-    adapter = export_adapter(folder, config, record, to, base=base, trunk_only=given.trunk_only, task=given.task)
-    elements = sum(tensor.numel() for tensor in adapter.tensors.values())
-    print(f"{to}: {adapter.config['peft_type']}, {len(adapter.tensors)} tensors, {elements:,} elements")
-    for note in adapter.notes:
+    else:
+        adapter = export_adapter(folder, config, record, to, base=base, trunk_only=given.trunk_only, task=given.task)
+        elements, notes = sum(tensor.numel() for tensor in adapter.tensors.values()), adapter.notes
+        print(f"{to}: {adapter.config['peft_type']}, {len(adapter.tensors)} tensors, {elements:,} elements")
+    for note in notes:
         print(f"note: {note}")
     return 0
