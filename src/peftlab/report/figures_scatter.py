@@ -12,6 +12,8 @@ from peftlab.report.figures_style import GREY, MOST_NAMED, Drawn, best_first, bl
 from peftlab.report.groups import Group
 from peftlab.report.notes import comparable
 
+MOST_NAMED_POINTS = 24
+"""Up to so many rows the legend names all; colours and markers tell them apart."""
 MOST_SPREADS = 100
 """Grey points that have an error bar; of more, the bars would hide the points."""
 
@@ -80,7 +82,7 @@ def draw_panel(panel: Any, report: Report, points: Sequence[Point], named: dict[
 
 def named_groups(report: Report, points: Sequence[Point]) -> dict[str, int]:
     """Id → number of the groups that the legend names: all if they are few, else those of the front and the best."""
-    if len(points) <= MOST_NAMED + 2:
+    if len(points) <= MOST_NAMED_POINTS:
         return {point.group.id: number for number, point in enumerate(points)}
     front = [point.group for point in pareto_front(points, highest=report.highest)]
     chosen = {group.id for group in [*front[-MOST_NAMED:], *best_first(report, (p.group for p in points))][:MOST_NAMED]}

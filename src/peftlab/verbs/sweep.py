@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peftlab.errors import ConfigError, listed
 from peftlab.files import write_atomically
@@ -15,6 +16,9 @@ from peftlab.sweeps.jobs import Outcome
 from peftlab.sweeps.plan import DeclaredPlan
 from peftlab.sweeps.preflight import check_all, check_records, lines
 from peftlab.sweeps.slots import Machine, PoolOptions
+
+if TYPE_CHECKING:
+    from peftlab.report.figures_style import Drawn
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -99,7 +103,6 @@ def _list(call: Call) -> None:
 
 
 def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | None) -> None:
-    from peftlab.report.sweep_figures import draw_against_parameters, draw_learning_curves
     from peftlab.report.sweep_table import csv_text, markdown
 
     sweep, records, choices, folder = plan.sweep, plan.records(outcome), plan.choices(outcome), plan.folder
@@ -107,19 +110,31 @@ def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | Non
     table = markdown(sweep, records, choices)
     write_atomically(folder / "table.md", f"# {sweep.title}\n\n{table}")
     write_atomically(folder / "table.csv", csv_text(sweep, records, choices))
-    pictures = {"parameters": draw_against_parameters}
-    if any(cell.curve for cell in sweep.cells):
-        pictures["curves"] = draw_learning_curves
-    for name, draw in pictures.items():
-        draw(folder / f"{name}.png", sweep, records)
+    pictures = _pictures(plan)
+    for picture in pictures:
+        write_atomically(folder / f"{picture.name}.png", picture.png)
     print(f"\n{table}")
-    print(f"{folder}/: table.md, table.csv, {', '.join(f'{name}.png' for name in pictures)}, sweep.json")
+    names = ", ".join(f"{picture.name}.png" for picture in pictures)
+    print(f"{folder}/: table.md, table.csv, {names}, sweep.json")
+    print(f"statistics, LaTeX, more figures and a page: peftlab report {folder}")
     if publish is not None:
-        for name in pictures:
-            copy = publish.parent / "docs" / f"{sweep.name}_{name}.png"
-            write_atomically(copy, (folder / f"{name}.png").read_bytes())
+        for picture in pictures:
+            write_atomically(publish.parent / "docs" / f"{sweep.name}_{picture.name}.png", picture.png)
         _replace_between_markers(publish, sweep.name, table)
         print(f"put the table into {publish}, and the pictures into {publish.parent / 'docs'}/")
+
+
+def _pictures(plan: DeclaredPlan) -> list[Drawn]:
+    """The metric against trainable parameters, and the learning curves if the sweep asks for some."""
+    from peftlab.report.build import Request, build
+    from peftlab.report.figures_runs import draw_curves
+    from peftlab.report.figures_scatter import draw_parameters
+
+    report = build(Request(folders=(str(plan.folder),)))
+    drawn = [draw_parameters(report)]
+    if any(cell.curve for cell in plan.sweep.cells):
+        drawn.append(draw_curves(report))
+    return [picture for picture in drawn if not isinstance(picture, str)]
 
 
 def _tell_failures(plan: DeclaredPlan, outcome: Outcome) -> None:
