@@ -48,6 +48,13 @@ MISTAKES = [
     ({"cells": [{**CELL, "row": False}], "baseline": "lora"}, ["baseline 'lora' is no row"]),
     ({"cells": [{**CELL, "id": "a/b"}]}, ["cells[0].id='a/b'", "must match"]),
     ({"cells": [CELL, CELL]}, ["two cells are called 'lora'"]),
+    ({"cells": [{**CELL, "grid": {"data.path": ["/a/b.csv"]}}]}, ["the id 'lora_/a/b.csv'", "must match"]),
+    ({"cells": [{**CELL, "grid": {"seed": [1, 2]}}]}, ["'seed' cannot stand in a grid"]),
+    ({"cells": [{"id": "x", "overrides": ["peft=lora", "++seed=5"]}]}, ["cell 'x': '++seed=5' has no effect"]),
+    ({"cells": [{"id": "x", "overrides": ["name=other"]}]}, ["cell 'x': 'name=other' has no effect"]),
+    ({"cells": [{"id": "x", "overrides": ["output_dir=other"]}]}, ["cell 'x'", "lie in one folder"]),
+    ({"cells": [CELL], "overrides": ["seed=5"]}, ["overrides: 'seed=5' has no effect"]),
+    ({"cells": [CELL], "settings": {"s": {"a": {"w": ["name=x"]}}}}, ["settings.s.a.w: 'name=x' has no effect"]),
     ({"cells": [{**CELL, "from": "lora"}]}, ["starts from 'lora', which is no cell above it"]),
     ({"cells": [{**CELL, "search": {"grid": SEARCH}}]}, ["unknown key 'cells[0].search.grid'", "optuna"]),
     ({"cells": searching(trial=3)}, ["cells[0].search.optuna.trial", "Did you mean 'trials'?"]),
@@ -113,6 +120,8 @@ COMPOSED = [
      ["no record has a value at 'metric.test.x'", "Did you mean 'metrics'?"]),
     ({"cells": [CELL], "columns": [*BASE["columns"], {"title": "x", "value": "metrics.tset.x"}]}, [],
      ["there is no 'tset' under metrics", "Did you mean 'test'?"]),
+    ({"cells": [CELL], "columns": [*BASE["columns"], {"title": "x", "value": "parameters.total.x"}]}, [],
+     ["'parameters.total' is a number"]),
 ]  # fmt: skip
 
 
@@ -170,6 +179,17 @@ def test_check_describes_every_cell(peftlab: Peftlab, reviews: Path) -> None:
     assert "the same run: full, seed 0 = again, seed 0" in result.out
     assert "cost: nothing (the file's word; no record here is of a similar run)" in result.out
     assert not Path("outputs").exists()
+
+
+def test_check_names_cells_that_could_not_be_built(peftlab: Peftlab, reviews: Path) -> None:
+    declare(cells=[CELL, {"id": "bad", "overrides": ["peft=lora", "peft.targets=[nonexist]"]}])
+    result = peftlab("check", "sweep.yaml")
+    assert result.status == 2
+    assert "cannot be built" in result.out
+    assert "1 cells cannot be built: cell 'bad': peft.targets: 'nonexist' matches no" in result.err
+    folder = peftlab("check", ".")
+    assert folder.status == 2
+    assert "is a folder. Give one sweep's file; there are: sweep.yaml" in folder.err
 
 
 def test_check_imports_no_torch(reviews: Path) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from peftlab.errors import PeftlabError
 from peftlab.report.sweep_table import Figure
 from peftlab.sweeps.declaration import read_sweep
+from peftlab.sweeps.places import PARTS, check_place
 from peftlab.sweeps.plan import DeclaredPlan
 from tests.conftest import REPOSITORY, Peftlab
 
@@ -114,7 +116,12 @@ def test_a_failed_job_leaves_the_others_alone(peftlab: Peftlab, reviews: Path) -
     assert "missing_label.jsonl" in result.out
     assert "after, seed 0: not run: 'broken' has failed" in result.out
     assert "Traceback" not in result.out + result.err
-    assert "| broken | not run | not run |" in result.out
+    assert "| broken | no result | no result |" in result.out
+    contents = {cell["id"]: cell for cell in json.loads(Path("outputs/small/sweep.json").read_text())["cells"]}
+    assert contents["broken"]["failed"]["0"].startswith("exit status 2: ")
+    assert "missing_label.jsonl" in contents["broken"]["failed"]["0"]
+    assert Path("outputs/small", contents["broken"]["logs"]["0"]).is_file()
+    assert contents["after"]["logs"] == {}
     assert len(list(Path("outputs/small").glob("*/record.json"))) >= 1
 
 
@@ -193,6 +200,7 @@ def test_a_search_stops_a_running_trial(peftlab: Peftlab, reviews: Path) -> None
         (2, "chosen"),
         (3000, "pruned"),
     ]
+    assert all(Path("outputs/small", one["run"]).is_dir() for one in cell["tried"])
     assert "stopped after epoch " in result.out
     records = [json.loads(path.read_text()) for path in Path("outputs/small").glob("*/record.json")]
     assert sorted(record["status"] for record in records) == ["finished", "interrupted"]
@@ -226,6 +234,11 @@ MISTAKES = [
     ({}, ["size=four"], ["size=four: unknown option", "three, two"]),
     ({}, ["seed=3"], ["the seeds of a sweep stand in small.yaml"]),
     ({}, ["name=../../x"], ["the name and the seeds of a sweep stand in"]),
+    ({}, ["++name=x"], ["++name=x", "stand in small.yaml"]),
+    ({}, ["~seed"], ["~seed", "stand in small.yaml"]),
+    ({}, ["hydra.launcher.n_parallel=2"], ["hydra.launcher.n_parallel=2 is for -m", "--jobs"]),
+    ({}, ["seeds=0", "seeds=1"], ["seeds is given 2 times"]),
+    ({}, ["size=two", "size=three"], ["size is given 2 times"]),
     ({"name": "../../x"}, [], ["name"]),
     ({}, ["--jobs", "0"], ["--jobs 0"]),
     ({}, ["--publish", "README.md"], ["README.md", "cannot be read"]),
@@ -244,7 +257,7 @@ def test_mistakes(peftlab: Peftlab, reviews: Path, changes: dict[str, Any], more
     assert not Path("outputs").exists()
 
 
-@pytest.mark.parametrize("content", [None, "a: [", "just text", "cells: 3", "cells: [3]"])
+@pytest.mark.parametrize("content", [None, "a: [", "just text", "cells: 3", "cells: [3]", "seeds: [0]\nseeds: [1]"])
 def test_files_that_declare_nothing(peftlab: Peftlab, content: str | None) -> None:
     if content is not None:
         Path("small.yaml").write_text(content)
@@ -254,13 +267,63 @@ def test_files_that_declare_nothing(peftlab: Peftlab, content: str | None) -> No
     assert len(result.err.strip().splitlines()) == 1
 
 
-def test_a_metric_that_no_record_has(peftlab: Peftlab, reviews: Path) -> None:
-    columns = [*DECLARED["columns"][:1], {"title": "x", "value": "metrics.test.bleu"}]
+def test_a_column_that_no_record_has_is_found_before_anything_runs(peftlab: Peftlab, reviews: Path) -> None:
+    columns = [*DECLARED["columns"][:1], {"title": "x", "value": "metrics.test.acuracy"}]
     declare(columns=columns, cells=[CELL], expected=[], seeds=[0])
     result = peftlab("sweep", "small.yaml", "--jobs", "1")
     assert result.status == 2
-    assert "no record has a value at 'metrics.test.bleu': there is no 'bleu'" in result.err
-    assert len(list(Path("outputs/small").glob("*/record.json"))) == 1
+    assert "no record has a value at 'metrics.test.acuracy': there is no 'acuracy' under metrics.test." in result.err
+    assert "Did you mean 'accuracy'?" in result.err
+    assert not Path("outputs").exists()
+
+
+def test_a_column_that_only_some_data_have_is_named_when_the_records_are_there(peftlab: Peftlab, reviews: Path) -> None:
+    columns = [*DECLARED["columns"][:1], {"title": "x", "value": "metrics.test.tasks.news.accuracy"}]
+    declare(columns=columns, cells=[CELL], expected=[], seeds=[0])
+    result = peftlab("sweep", "small.yaml", "--jobs", "1")
+    assert result.status == 2
+    assert "no record has a value at 'metrics.test.tasks.news.accuracy': there is no 'tasks'" in result.err
+    (record,) = Path("outputs/small").glob("*/record.json")
+    for path in number_paths(json.loads(record.read_text())):
+        check_place(path)  # what a record holds is known
+
+
+def number_paths(values: dict[str, Any], above: str = "") -> list[str]:
+    """Every place of a record that holds a number, in the parts that a table may show."""
+    found = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found += number_paths(value, f"{above}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append(f"{above}{key}")
+    return [path for path in found if above or path.partition(".")[0] in PARTS]
+
+
+def test_a_table_is_shown_though_it_cannot_be_written(
+    peftlab: Peftlab, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk, say: no job is ended because of sweep.json, and the failures are told."""
+    cells = [{"id": "good", "overrides": ["peft=head"]}, {"id": "bad", "overrides": ["peft=lora", "peft.rank=999"]}]
+    declare(cells=cells, expected=[], columns=DECLARED["columns"][:2], seeds=[0])
+
+    def full(path: Path, content: str | bytes) -> None:
+        raise PeftlabError(f"cannot write {path}: No space left on device.")
+
+    monkeypatch.setattr("peftlab.sweeps.contents.write_atomically", full)
+    result = peftlab("sweep", "small.yaml", "--jobs", "1")
+    assert result.status == 2
+    assert "\n| good | " in result.out
+    assert "1 of 2 jobs failed" in result.out
+    assert "No space left on device" in result.err
+
+
+def test_forced_runs_are_to_run(peftlab: Peftlab, reviews: Path) -> None:
+    declare(cells=[{**CELL, "row": True}], expected=[], columns=DECLARED["columns"][:2], seeds=[0])
+    assert peftlab("sweep", "small.yaml", "--jobs", "1").status == 0
+    assert "1 jobs, 1 of them finished." in peftlab("sweep", "small.yaml", "--dry-run").out
+    assert "1 jobs, 0 of them finished." in peftlab("sweep", "small.yaml", "force=true", "--dry-run").out
+    assert "0 finished, 1 to run." in peftlab("check", "small.yaml", "force=true", "--no-counts").out
+    assert "| before |" in peftlab("sweep", "small.yaml", "force=true", "--report-only").out
 
 
 @pytest.mark.parametrize(

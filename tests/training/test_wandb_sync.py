@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_written(peftlab: Peftlab, run: Path, monkeypatc
     assert not (run / "logs").exists()
 
 
-def test_names(scratch: Path) -> None:
+def test_names(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"name": "lecture", "peft": {"_target_": "peftlab.peft.lora.LoRA"}}
     folder = scratch / "outputs" / "lecture" / "abc"
     folder.mkdir(parents=True)
@@ -173,6 +173,8 @@ def test_names(scratch: Path) -> None:
     assert cell_of(folder, "other") is None
     (folder.parent / "sweep.json").write_text("{")
     assert names(config, "abc", folder).name == "lora/abc"
+    monkeypatch.setenv("PEFTLAB_CELL", "lora_2")  # while the sweep runs, its file does not name the run yet
+    assert names(config, "abc", folder).name == "lora_2/abc"
     assert method_of({"peft": {"_target_": "my_methods.mine.MyAdapter"}}) == "MyAdapter"
 
 

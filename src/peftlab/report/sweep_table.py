@@ -83,7 +83,7 @@ def _absent(choice: Choice | None) -> str:
     """What stands in a row without figures."""
     if choice is not None and choice.settled and choice.chosen is None:
         return "all failed"
-    return "not run"
+    return "no result"
 
 
 def _chosen(choice: Choice | None) -> str:

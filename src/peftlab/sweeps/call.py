@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from peftlab.composition import parse
-from peftlab.errors import ConfigError
+from peftlab.errors import ConfigError, PeftlabError
 from peftlab.sweeps.contents import write_contents
-from peftlab.sweeps.declaration import Sweep, read_sweep
+from peftlab.sweeps.declaration import Sweep, key_of, read_sweep
 from peftlab.sweeps.jobs import Job, Outcome
 from peftlab.sweeps.plan import DeclaredPlan
 
@@ -26,11 +27,19 @@ class Call:
         parse(overrides)
         self.file = file
         declared = read_sweep(file)
-        keys = [entry.partition("=")[0] for entry in overrides]
-        if named := [entry for entry, key in zip(overrides, keys, strict=True) if key in ("name", "seed")]:
-            raise ConfigError(
-                f"{named[0]}: the name and the seeds of a sweep stand in {file}; seeds=0,1 takes other seeds."
-            )
+        keys = [key_of(entry) for entry in overrides]
+        for entry, key in zip(overrides, keys, strict=True):
+            if key in ("name", "seed"):
+                raise ConfigError(
+                    f"{entry}: the name and the seeds of a sweep stand in {file}; seeds=0,1 takes other seeds."
+                )
+            if key.partition(".")[0] == "hydra":
+                raise ConfigError(
+                    f"{entry} is for -m; of a declared sweep, options say how jobs run: --jobs, --devices-per-job, "
+                    "--threads-per-job, --on-error, --retries."
+                )
+            if key in ("seeds", *declared.settings) and keys.count(key) > 1:
+                raise ConfigError(f"{key} is given {keys.count(key)} times: give it once.")
         self.sweep = _with_seeds(declared, [entry for entry in overrides if entry.startswith("seeds=")])
         settings = {key for key in keys if key in declared.settings}
         self.chosen = dict(entry.split("=", 1) for entry in overrides if entry.partition("=")[0] in settings)
@@ -56,7 +65,8 @@ class _Noting(DeclaredPlan):
         jobs = super().ready(outcome)
         now, ended = time.monotonic(), len(outcome.records) + len(outcome.failures)
         if ended != self._noted[1] and now - self._noted[0] > 1:
-            write_contents(self, outcome, self.file)
+            with suppress(PeftlabError):  # a full disk fails the jobs that need it; this file is written again
+                write_contents(self, outcome, self.file)
             self._noted = (now, ended)
         return jobs
 

@@ -2,7 +2,7 @@
 
 Runs as a process of its own, so that checking a sweep imports torch only where counts are asked for::
 
-    python -m peftlab.sweeps.counting < configs.json        a list of counts; null with a reason where there is none
+    python -m peftlab.sweeps.counting < configs.json        a list of counts, each with a reason where it is null
 """
 
 from __future__ import annotations
@@ -12,13 +12,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from peftlab.config import RunConfig, from_plain
-from peftlab.errors import RunError
+from peftlab.errors import PeftlabError, RunError
 
-Count = tuple[int | None, str]
-"""Trainable parameters without the head, or None and why they cannot be counted."""
+
+@dataclass(frozen=True)
+class Count:
+    """What became of counting one config."""
+
+    number: int | None
+    """Trainable parameters without the head; None if they cannot be counted."""
+    reason: str = ""
+    """Why not."""
+    mistake: bool = False
+    """Whether the reason lies in the config, so that the run could not start anywhere."""
 
 
 def count_all(configs: Sequence[RunConfig]) -> list[Count]:
@@ -38,7 +48,7 @@ def count_all(configs: Sequence[RunConfig]) -> list[Count]:
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RunError(f"counting parameters failed (exit status {done.returncode}): {last}")
-    return [(number, reason) for number, reason in json.loads(done.stdout.splitlines()[-1])]
+    return [Count(*one) for one in json.loads(done.stdout.splitlines()[-1])]
 
 
 def _count(plain: dict[str, Any]) -> Count:
@@ -50,11 +60,20 @@ def _count(plain: dict[str, Any]) -> Count:
     try:
         config = from_plain(plain, real=True)
         backbone = config.backbone.build(2, seed=0, device="meta")  # the classes count in the head alone
-        apply(config.peft, backbone, seed=0, train_head=config.backbone.train_head)
-        return count_parameters(backbone)["trainable_without_head"], ""
     except Exception as error:  # a model that cannot be built here is no mistake of the sweep
-        return None, str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Count(None, _first_line(error))
+    try:
+        apply(config.peft, backbone, seed=0, train_head=config.backbone.train_head)
+    except PeftlabError as error:
+        return Count(None, _first_line(error), mistake=True)
+    except Exception as error:  # a method that needs values, of a package of its own
+        return Count(None, _first_line(error))
+    return Count(count_parameters(backbone)["trainable_without_head"])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 if __name__ == "__main__":
-    print(json.dumps([_count(plain) for plain in json.load(sys.stdin)]))
+    print(json.dumps([astuple(_count(plain)) for plain in json.load(sys.stdin)]))

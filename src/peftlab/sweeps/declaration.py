@@ -30,6 +30,8 @@ from pydantic import Field
 
 from peftlab.fields import FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+ID = r"^[A-Za-z0-9][A-Za-z0-9._+=,-]*$"
+"""What a cell may be called; it stands in file names and labels."""
 Text = Annotated[str, Field(min_length=1)]
 Values = dict[str, Annotated[list[Any], Field(min_length=1)]]
 """Key of a run's config → the values it takes."""
@@ -51,19 +53,19 @@ class Range:
     def __post_init__(self) -> None:
         if self.choices:
             if self.low is not None or self.high is not None or self.log or self.step or self.whole:
-                raise ValueError("give either choices, or low and high")
+                raise ValueError("give either choices, or low and high, as {low: 1e-5, high: 1e-2, log: true}.")
             self.choices = [plain_number(value) for value in self.choices]
             if len({override_value(value) for value in self.choices}) < len(self.choices):
-                raise ValueError("two choices are the same")
+                raise ValueError("two choices are the same.")
             return
         if self.low is None or self.high is None:
-            raise ValueError("give low and high, or choices")
+            raise ValueError("give low and high, or choices, as {low: 1e-5, high: 1e-2, log: true}.")
         if not self.low < self.high:
-            raise ValueError(f"low must be less than high, got {self.low:g} and {self.high:g}")
+            raise ValueError(f"low must be less than high, got {self.low:g} and {self.high:g}.")
         if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("a logarithmic scale needs low > 0 and no step")
+            raise ValueError("a logarithmic scale needs low > 0 and no step.")
         if self.whole and any(value is not None and value != int(value) for value in (self.low, self.high, self.step)):
-            raise ValueError("whole: true needs whole numbers")
+            raise ValueError("whole: true needs whole numbers.")
 
     def corners(self) -> list[Any]:
         """The ends of the range and a value between them, or all choices: what is checked before anything runs."""
@@ -96,19 +98,21 @@ class Search:
     def __post_init__(self) -> None:
         allowed = [f"{split}/{name}" for split in ("validation", "train") for name in ("accuracy", "macro_f1", "loss")]
         if self.metric not in allowed:
-            raise ValueError(f"metric '{self.metric}' must be one of {', '.join(allowed)}: never tuned on test data")
+            raise ValueError(f"metric '{self.metric}' must be one of {', '.join(allowed)}: never tuned on test data.")
         if not self.space:
-            raise ValueError("space is empty")
+            raise ValueError(
+                "space is empty: name at least one key, as space: {optim.lr: {low: 1e-5, high: 1e-2, log: true}}."
+            )
         better = "minimize" if is_loss(self.metric) else "maximize"
         if self.direction not in (None, better):
-            raise ValueError(f"direction: {self.direction} contradicts metric '{self.metric}', which is to {better}")
+            raise ValueError(f"direction: {self.direction} contradicts metric '{self.metric}', which is to {better}.")
 
 
 @dataclass(kw_only=True)
 class Cell:
     """Runs that differ in their seed only."""
 
-    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=,-]*$", max_length=80)]
+    id: Annotated[str, Field(pattern=ID, max_length=80)]
     label: str = ""
     """What the table calls it; ``{key}`` stands for the value of a key of ``grid``."""
     group: str = ""
@@ -257,6 +261,11 @@ def override_value(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}: {override_value(one)}' for key, one in value.items())}}}"
     return repr(value) if isinstance(value, float) else str(value)
+
+
+def key_of(override: str) -> str:
+    """The key that an override is about: ``peft`` of ``+peft=lora``, ``peft@x=lora`` and ``~peft``."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
 def assignments(parameters: Mapping[str, Any]) -> list[str]:

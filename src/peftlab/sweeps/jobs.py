@@ -27,6 +27,8 @@ class Job:
     config_dir: str | None = None
     """``--config-dir``, an absolute path."""
     config_name: str = "train"
+    cell: str | None = None
+    """The cell of a declared sweep that it belongs to."""
 
 
 @dataclass(frozen=True)

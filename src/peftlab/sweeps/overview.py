@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from peftlab.sweeps import pool
 from peftlab.sweeps.call import Call
 from peftlab.sweeps.estimate import finished_records, in_words, seconds
 from peftlab.sweeps.plan import DeclaredPlan
 from peftlab.sweeps.preflight import Checked, check_all, check_records, duplicates, lines
+
+if TYPE_CHECKING:
+    from peftlab.sweeps.counting import Count
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class Row:
         return [self.cell, str(self.jobs), str(self.finished), str(self.jobs - self.finished), each, self.trainable]
 
 
-def overview(call: Call, *, counts: bool) -> str:
-    """Check every cell of the sweep, and describe what it would run.
+def overview(call: Call, *, counts: bool) -> tuple[str, list[str]]:
+    """Check every cell of the sweep, and describe what it would run; and which cells could not, each with the reason.
 
     Args:
         call: the file and what was typed behind it.
@@ -43,7 +47,9 @@ def overview(call: Call, *, counts: bool) -> str:
     plan = call.plan(reading=True)
     try:
         found = check_all(plan)
-        rows = _rows(plan, found, counts=counts)
+        first = {one.variant.cell.id: one for one in reversed(found)}  # the first candidate stands for its cell
+        trainable = _counted([first[cell.id] for cell in plan.sweep.cells]) if counts else {}
+        rows = _rows(plan, first, trainable)
     finally:
         plan.close()
     head = ["cell", "jobs", "finished", "to run", "each", *(["trainable without head"] if counts else [])]
@@ -57,38 +63,40 @@ def overview(call: Call, *, counts: bool) -> str:
         *(f"the same run: {' = '.join(variant.id for variant in alike)}" for alike in duplicates(found)),
         _cost(plan, rows),
     ]
-    return "\n".join(said)
+    mistakes = [f"cell '{cell}': {count.reason}" for cell, count in trainable.items() if count.mistake]
+    return "\n".join(said), mistakes
 
 
-def _rows(plan: DeclaredPlan, found: Sequence[Checked], *, counts: bool) -> list[Row]:
-    outcome = pool.finished(plan)
+def _rows(plan: DeclaredPlan, first: Mapping[str, Checked], trainable: Mapping[str, Count]) -> list[Row]:
+    outcome = pool.finished(plan, to_run=True)
     check_records(plan, outcome)
     listed = lines(plan, outcome)
     finished = Counter(line.variant.cell.id for line in listed if line.state == "finished")
     jobs = Counter(line.variant.cell.id for line in listed)
     records = finished_records(plan.folder.parent)
-    first = {one.variant.cell.id: one for one in reversed(found)}  # the first candidate stands for its cell
-    trainable = _trainable([first[cell.id] for cell in plan.sweep.cells]) if counts else {}
     return [
         Row(
             cell.id,
             jobs[cell.id],
             finished[cell.id],
             seconds(first[cell.id].config, records),
-            trainable.get(cell.id, ""),
+            _shown(trainable[cell.id]) if trainable else "",
         )
         for cell in plan.sweep.cells
     ]
 
 
-def _trainable(found: Sequence[Checked]) -> dict[str, str]:
+def _counted(found: Sequence[Checked]) -> dict[str, Count]:
     from peftlab.sweeps.counting import count_all
 
     counted = count_all([one.config for one in found])
-    return {
-        one.variant.cell.id: f"{number:,}" if number is not None else f"? ({reason})"
-        for one, (number, reason) in zip(found, counted, strict=True)
-    }
+    return {one.variant.cell.id: count for one, count in zip(found, counted, strict=True)}
+
+
+def _shown(count: Count) -> str:
+    if count.number is not None:
+        return f"{count.number:,}"
+    return "cannot be built" if count.mistake else f"? ({count.reason})"
 
 
 def _cost(plan: DeclaredPlan, rows: Sequence[Row]) -> str:

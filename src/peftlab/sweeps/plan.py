@@ -10,6 +10,7 @@ from typing import Any
 
 from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
+from peftlab.runs.folder import RunFolder
 from peftlab.sweeps.choice import Choice, State, Tried, best, ended, value_at_chosen_epoch, value_of
 from peftlab.sweeps.declaration import Cell, Sweep, assignments
 from peftlab.sweeps.jobs import Failure, Job, Outcome
@@ -89,7 +90,7 @@ class DeclaredPlan:
                 if variant.id not in self._handed_out and (start := self._start(variant, outcome)) is not None:
                     self._handed_out.add(variant.id)
                     self._variants[variant.id] = variant
-                    jobs.append(Job(variant.id, variant.title, self.overrides(variant, start)))
+                    jobs.append(Job(variant.id, variant.title, self.overrides(variant, start), cell=cell.id))
             shown = [self.variant(cell, seed, outcome) for seed in self.sweep.seeds]
             if all(variant is not None and variant.id in self._handed_out for variant in shown):
                 self._all_handed_out.add(cell.id)
@@ -205,6 +206,16 @@ class DeclaredPlan:
             return self.memo.config(Job(variant.id, variant.title, self.overrides(variant, given)))
         except PeftlabError as error:
             raise type(error)(f"cell '{variant.cell.id}': {error}") from error
+
+    def key(self, variant: Variant, outcome: Outcome) -> str | None:
+        """Key of a job's run; None while it starts from a run that is not there, or if it does not compose."""
+        start = self._start(variant, outcome)
+        if start is None:
+            return None
+        try:
+            return RunFolder.of(self.composed(variant, Path(start) if start else None)).key
+        except PeftlabError:
+            return None
 
     # -- in between -----------------------------------------------------------------------------------
 

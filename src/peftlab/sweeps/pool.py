@@ -30,6 +30,7 @@ from peftlab.sweeps.memo import Memo
 from peftlab.sweeps.progress import Progress
 from peftlab.sweeps.slots import Machine, PoolOptions, Slot
 from peftlab.sweeps.task import Task, reason_of, tail_of
+from peftlab.training.wandb_runs import CELL
 
 __all__ = ["PoolOptions", "finished", "run"]
 
@@ -53,16 +54,23 @@ def run(plan: Plan, options: PoolOptions | None = None, *, progress: Progress | 
         return _Pool(plan, options or PoolOptions(), memo, progress or Progress()).run()
 
 
-def finished(plan: Plan) -> Outcome:
-    """What is there already; runs nothing. ``plan`` cannot be used again."""
+def finished(plan: Plan, *, to_run: bool = False) -> Outcome:
+    """What is there already; runs nothing. ``plan`` cannot be used again.
+
+    Args:
+        plan: the jobs.
+        to_run: leave out the runs that ``force=true`` would make again.
+    """
     outcome = Outcome()
     with Memo() as memo:
         while jobs := plan.ready(outcome):
             memo.refresh()
             for job in jobs:
                 try:
-                    folder = RunFolder.of(memo.config(job))
-                    _take(outcome, job, folder, folder.read_record(), before=True)
+                    config = memo.config(job)
+                    folder = RunFolder.of(config)
+                    if not (to_run and config.force):
+                        _take(outcome, job, folder, folder.read_record(), before=True)
                 except PeftlabError:  # the run it starts from is gone, a damaged record: not finished
                     continue
     return outcome
@@ -200,6 +208,8 @@ class _Pool:
         threads = trainer.threads or max(1, self.machine.threads // ranks)
         # OMP_NUM_THREADS is for the other ranks of a DDP job, and keeps Lightning from choosing a number of its own.
         environment = dict(os.environ) | {"OMP_NUM_THREADS": str(threads)}
+        if job.cell is not None:
+            environment[CELL] = job.cell
         if slot.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
         where = [] if job.config_name == "train" else ["--config-name", job.config_name]
@@ -323,6 +333,7 @@ class _Pool:
             self._end_all(GRACE_SECONDS)
         except KeyboardInterrupt:  # once more: at once
             self._end_all(0.0)
+        self.progress.close()
         done, total = len(self.outcome.records), self.plan.total()
         print(f"{done} of {total} jobs are finished. {GO_ON}", file=sys.stderr, flush=True)
 

@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from peftlab.config import RunConfig
-from peftlab.errors import ConfigError, nearest
 from peftlab.runs.folder import RunFolder
 from peftlab.sweeps.choice import value_of
 from peftlab.sweeps.jobs import Outcome
+from peftlab.sweeps.places import check_place
 from peftlab.sweeps.plan import DeclaredPlan, Variant
-
-# The parts of a record that hold numbers, and those of its metrics.
-_PLACES = ("metrics", "parameters", "timing", "memory", "forgetting", "selection", "data", "backbone")
-_SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ def check_all(plan: DeclaredPlan) -> list[Checked]:
     """
     known = plan.sweep.columns
     for path in dict.fromkeys([*(column.value for column in known), plan.sweep.tune_by]):
-        _check_place(path)
+        check_place(path)
     if any(cell.search for cell in plan.sweep.cells):
         from peftlab.sweeps.search import require_optuna
 
@@ -53,21 +49,6 @@ def check_all(plan: DeclaredPlan) -> list[Checked]:
         found.append(Checked(variant, config, folder))
     plan.memo.save()
     return found
-
-
-def _check_place(path: str) -> None:
-    place, _, rest = path.partition(".")
-    if place not in _PLACES:
-        raise ConfigError(
-            f"no record has a value at '{path}': there is no '{place}'.{nearest(place, _PLACES)} "
-            f"There are: {', '.join(_PLACES)}."
-        )
-    split = rest.partition(".")[0]
-    if place == "metrics" and split not in _SPLITS:
-        raise ConfigError(
-            f"no record has a value at '{path}': there is no '{split}' under metrics.{nearest(split, _SPLITS)} "
-            f"There are: {', '.join(_SPLITS)}."
-        )
 
 
 def check_records(plan: DeclaredPlan, outcome: Outcome) -> None:

@@ -54,6 +54,10 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the live table away; what is printed from here on stays below what was said."""
         self._live.stop()
 
     def say(self, line: str) -> None:

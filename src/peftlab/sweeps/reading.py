@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,18 @@ import yaml
 
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.schema import check_keys, validate
-from peftlab.sweeps.declaration import Cell, Column, Expected, Published, Range, Search, Sweep, assignments
+from peftlab.sweeps.declaration import (
+    ID,
+    Cell,
+    Column,
+    Expected,
+    Published,
+    Range,
+    Search,
+    Sweep,
+    assignments,
+    key_of,
+)
 
 _LISTS: dict[str, type] = {"columns": Column, "expected": Expected, "published": Published}
 _NEVER_CHOSEN = ("name", "seed", "output_dir", "force", "logger")
@@ -19,7 +31,7 @@ _NEVER_CHOSEN = ("name", "seed", "output_dir", "force", "logger")
 def read(path: Path) -> Sweep:
     """The sweep that the file ``path`` declares; see :func:`peftlab.sweeps.declaration.read_sweep`."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         there = listed(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else "none"
         raise ConfigError(f"cannot read the sweep '{path}': {error}. Sweeps there: {there}.") from error
@@ -40,11 +52,28 @@ def read(path: Path) -> Sweep:
             published=lists["published"],
         )
         _check_cells(found)
+        _check_overrides(found)
         _check_choices(found)
         _check_table(found)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return found
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML, in which a key may stand once: PyYAML itself would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As always; raises a YAMLError that says where, for a key that stands twice."""
+        keys = [(self.construct_object(key), key) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        seen: list[Any] = []
+        for name, key in keys:
+            if name in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key '{name}' stands twice", problem_mark=key.start_mark
+                )
+            seen.append(name)
+        return super().construct_mapping(node, deep)
 
 
 def _parts(values: dict[str, Any], key: str, cls: type) -> list[Any]:
@@ -92,6 +121,8 @@ def _expanded(sweep: Sweep, cells: list[Cell]) -> list[Cell]:
             cell = replace(cell, grid=sweep.grid)
         if cell.tune is None and cell.search is None:
             cell = replace(cell, tune=sweep.tune, search=sweep.search)
+        if wrong := [key for key in cell.grid or {} if key.partition(".")[0] in _NEVER_CHOSEN]:
+            raise ConfigError(f"cell '{cell.id}': '{wrong[0]}' cannot stand in a grid: it is no part of a method.")
         chosen = [*(cell.tune or {}), *(search.space if (search := cell.optuna()) else {})]
         if twice := [key for key in cell.grid or {} if key in chosen]:
             raise ConfigError(f"cell '{cell.id}': '{twice[0]}' stands in its grid and among what is to be chosen.")
@@ -102,6 +133,8 @@ def _expanded(sweep: Sweep, cells: list[Cell]) -> list[Cell]:
 def _check_cells(sweep: Sweep) -> None:
     ids = [cell.id for cell in sweep.cells]
     for number, cell in enumerate(sweep.cells):
+        if not re.fullmatch(ID, cell.id):
+            raise ConfigError(f"the id '{cell.id}', with the values of its grid, must match {ID}.")
         if ids.count(cell.id) > 1:
             raise ConfigError(f"two cells are called '{cell.id}'.")
         if cell.start is not None and cell.start not in ids[:number]:
@@ -111,6 +144,33 @@ def _check_cells(sweep: Sweep) -> None:
             )
     if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds):
         raise ConfigError(f"seeds must be different numbers, at least one, got {sweep.seeds}.")
+
+
+def _check_overrides(sweep: Sweep) -> None:
+    """Refuse what would be overridden in silence, or would take a cell's runs out of the table."""
+    for cell in sweep.cells:
+        for entry in cell.overrides:
+            if key_of(entry) in ("name", "seed"):
+                raise ConfigError(
+                    f"cell '{cell.id}': '{entry}' has no effect: name and seeds stand at the head of the file."
+                )
+            if key_of(entry) == "output_dir":
+                raise ConfigError(
+                    f"cell '{cell.id}': '{entry}': the runs of a sweep lie in one folder. Put it among the overrides "
+                    "above the cells, or behind the file on the command line."
+                )
+    for where, entries in [("overrides", sweep.overrides), *_option_overrides(sweep)]:
+        if wrong := [entry for entry in entries if key_of(entry) in ("name", "seed")]:
+            raise ConfigError(f"{where}: '{wrong[0]}' has no effect: name and seeds stand at the head of the file.")
+
+
+def _option_overrides(sweep: Sweep) -> list[tuple[str, list[str]]]:
+    return [
+        (f"settings.{setting}.{option}.{word}", entries)
+        for setting, options in sweep.settings.items()
+        for option, words in options.items()
+        for word, entries in words.items()
+    ]
 
 
 def _check_choices(sweep: Sweep) -> None:

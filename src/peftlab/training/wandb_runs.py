@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+CELL = "PEFTLAB_CELL"
+"""Environment variable in which a sweep says the cell to a job: sweep.json names it when the run is finished."""
 Mode = Literal["online", "offline", "disabled"]
 
 
@@ -33,7 +35,8 @@ def names(config: dict[str, Any], key: str, folder: Path) -> Names:
         folder: the run's folder; the sweep.json beside it, if there is one, says the cell.
     """
     method = method_of(config)
-    return Names(group=config["name"], job_type=method, name=f"{cell_of(folder, key) or method}/{key}")
+    cell = cell_of(folder, key) or os.environ.get(CELL) or method
+    return Names(group=config["name"], job_type=method, name=f"{cell}/{key}")
 
 
 def method_of(config: dict[str, Any]) -> str:

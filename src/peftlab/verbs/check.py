@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from peftlab.composition import composed, parse
 from peftlab.config import check
-from peftlab.errors import ConfigError
+from peftlab.errors import ConfigError, listed
 from peftlab.runs.folder import RunFolder
 
 
@@ -40,6 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(
             "--no-counts goes with the file of a sweep, as in peftlab check sweeps/lecture.yaml --no-counts."
         )
+    if folders := [word for word in given.overrides if "=" not in word and Path(word).is_dir()]:
+        files = listed(str(path) for path in Path(folders[0]).glob("*.yaml"))
+        raise ConfigError(f"{folders[0]} is a folder. Give one sweep's file; there are: {files}.")
     parse(given.overrides)
     if given.multirun:
         return _check_sweep(given)
@@ -56,7 +59,10 @@ def _check_file(file: Path, overrides: Sequence[str], given: argparse.Namespace)
     from peftlab.sweeps.call import Call
     from peftlab.sweeps.overview import overview
 
-    print(overview(Call(file, overrides), counts=not given.no_counts))
+    text, mistakes = overview(Call(file, overrides), counts=not given.no_counts)
+    print(text)
+    if mistakes:
+        raise ConfigError(f"{len(mistakes)} cells cannot be built: {' '.join(mistakes)}")
     return 0
 
 

@@ -51,15 +51,16 @@ def main(arguments: Sequence[str]) -> int:
     plan = call.plan(reading=given.report_only, slots=len(Machine.divided(options).slots))
     try:
         outcome = pool.finished(plan) if given.report_only else pool.run(plan, options)
-        if not outcome.records and outcome.failures:
-            write_contents(plan, outcome, call.file)
-            _tell_failures(plan, outcome)
-            return 1
-        if not outcome.records:
+        if not outcome.records and not outcome.failures:
             raise ConfigError(f"no run of {given.file} is finished: there is nothing to make a table of.")
-        check_records(plan, outcome)
-        _write(plan, outcome, call.file, publish)
-        _tell_failures(plan, outcome)
+        try:
+            if outcome.records:
+                check_records(plan, outcome)
+                _write(plan, outcome, call.file, publish)
+            else:
+                write_contents(plan, outcome, call.file)
+        finally:  # also when the table could not be written
+            _tell_failures(plan, outcome)
     finally:
         plan.close()
     return 1 if outcome.failures else 0
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list(call: Call) -> None:
     plan = call.plan(reading=True)
-    outcome = pool.finished(plan)
+    outcome = pool.finished(plan, to_run=True)
     listed_jobs = lines(plan, outcome)
     for number, line in enumerate(listed_jobs, start=1):
         print(f"{number:4d}  {line.state:8s}  {line.text}")
@@ -106,14 +107,14 @@ def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | Non
     from peftlab.report.sweep_table import csv_text, markdown
 
     sweep, records, choices, folder = plan.sweep, plan.records(outcome), plan.choices(outcome), plan.folder
-    write_contents(plan, outcome, file)
     table = markdown(sweep, records, choices)
+    print(f"\n{table}")  # before anything is written: the disk may be full
+    write_contents(plan, outcome, file)
     write_atomically(folder / "table.md", f"# {sweep.title}\n\n{table}")
     write_atomically(folder / "table.csv", csv_text(sweep, records, choices))
     pictures = _pictures(plan)
     for picture in pictures:
         write_atomically(folder / f"{picture.name}.png", picture.png)
-    print(f"\n{table}")
     names = ", ".join(f"{picture.name}.png" for picture in pictures)
     print(f"{folder}/: table.md, table.csv, {names}, sweep.json")
     print(f"statistics, LaTeX, more figures and a page: peftlab report {folder}")
