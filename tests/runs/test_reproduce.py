@@ -195,7 +195,7 @@ def test_wrong_input(peftlab: Peftlab, run: Path, scratch: Path) -> None:
     for arguments, said in (
         (["notes.txt"], "'notes.txt' is no record"),
         (["other.json"], "other.json is no record"),
-        (["broken.json"], "cannot read broken.json as a record"),
+        (["broken.json"], "broken.json is damaged"),
         (["empty"], "there is no record.json in 'empty'"),
         (["nowhere"], "there is no record.json in 'nowhere'"),
         ([run, "peft.rank=3"], "reproduce cannot change 'peft.rank'"),

@@ -87,25 +87,12 @@ class RunFolder:
         """The record, or None if there is none yet.
 
         Raises:
-            RunError: if it is damaged or of an unknown schema version.
+            RunError: if it is damaged, no record of peftlab, or of an unknown schema version.
         """
         try:
-            text = self.record.read_text(encoding="utf-8")
+            return parsed_record(self.record)
         except FileNotFoundError:
             return None
-        try:
-            record: dict[str, Any] = json.loads(text)
-            version = record["schema_version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"{self.record} is damaged ({error}). Delete the file; the run then resumes from its checkpoint."
-            ) from error
-        if version != SCHEMA_VERSION:
-            raise RunError(
-                f"{self.record} has schema version {version}; this peftlab reads version {SCHEMA_VERSION}. "
-                "Read it with the version of peftlab that it names, or run it again with force=true."
-            )
-        return record
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write the record with its checksum, atomically."""
@@ -162,6 +149,40 @@ def _take(file: IO[str], kind: int, *, attempts: int) -> bool:
     return False
 
 
+def parsed_record(path: Path) -> dict[str, Any]:
+    """The record in the file ``path``, whatever its name.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        RunError: if it is damaged, no record of peftlab, or of an unknown schema version.
+    """
+    way_out = " Delete the file; the run then resumes from its checkpoint." if path.name == "record.json" else ""
+    try:
+        record = json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets by the thousand
+        raise RunError(f"{path} is damaged ({error}).{way_out}") from error
+    if not isinstance(record, dict) or "schema_version" not in record:
+        raise RunError(f"{path} is no record of peftlab: it says no schema_version.{way_out}")
+    version = record["schema_version"]
+    if type(version) is not int:
+        raise RunError(
+            f"{path} is not as peftlab writes it: its schema_version is {json.dumps(version)[:40]}, and must be a whole "
+            f"number (this peftlab reads {SCHEMA_VERSION}).{way_out}"
+        )
+    if version != SCHEMA_VERSION:
+        raise RunError(
+            f"{path} has schema version {version}; this peftlab reads version {SCHEMA_VERSION}. "
+            "Read it with the version of peftlab that it names, or run it again with force=true."
+        )
+    if not isinstance(record.get("status"), str):
+        raise RunError(f"{path} is not as peftlab writes it: it says no status.{way_out}")
+    return record
+
+
 def record_checksum(record: dict[str, Any]) -> str:
     """sha256 over all of ``record`` but its checksum, whatever the order and spacing in the file."""
     values = json.loads(json.dumps(record))  # what a reader will find: lists for tuples, text for keys
@@ -211,7 +232,7 @@ def read_config_values(folder: RunFolder) -> dict[str, Any]:
     """
     try:
         values = yaml.load(folder.config.read_text(encoding="utf-8"), Loader=_SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RunError(f"cannot read {folder.config}: {str(error).splitlines()[0]}.") from error
     if not isinstance(values, dict):
         raise RunError(f"{folder.config} holds no config.")

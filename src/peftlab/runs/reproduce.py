@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import re
 import shlex
@@ -24,7 +23,7 @@ from peftlab.config import GROUPS, RunConfig, check, from_plain
 from peftlab.errors import ConfigError, PeftlabError, RunError, listed
 from peftlab.files import write_atomically
 from peftlab.runs.find import look_beside
-from peftlab.runs.folder import SCHEMA_VERSION, RunFolder
+from peftlab.runs.folder import RunFolder, parsed_record
 from peftlab.runs.identity import run_key
 
 _OWN = ("name", "output_dir", "force", "logger")
@@ -75,8 +74,7 @@ def read_finished(given: str) -> tuple[RunFolder, dict[str, Any]]:
     if path.is_file() and path.suffix != ".json":
         raise RunError(f"'{given}' is no record. Give a run folder, or its record.json.")
     folder = RunFolder(path.parent if path.is_file() else path)
-    elsewhere = path.is_file() and path.name != "record.json"
-    record = _read_elsewhere(path) if elsewhere else folder.read_record()
+    record = parsed_record(path) if path.is_file() else folder.read_record()
     if record is None:
         raise RunError(f"there is no record.json in '{given}'. Give the folder of a finished run, or its record.json.")
     if record.get("status") != "finished":
@@ -88,17 +86,6 @@ def read_finished(given: str) -> tuple[RunFolder, dict[str, Any]]:
 
 
 _NEEDED = ("key", "name", "config", "argv", "versions", "hardware", "git", "metrics", "history", "files", "data")
-
-
-def _read_elsewhere(path: Path) -> dict[str, Any] | None:
-    """A record under another name than record.json, checked in the same way."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {path} as a record: {error}.") from error
-    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
-        raise RunError(f"{path} is no record: it says no schema version that this peftlab knows.")
-    return content
 
 
 def prepare(given: str, to: Path, places: Sequence[str]) -> Reproduction:

@@ -203,7 +203,7 @@ def _adapter_facts(folder: RunFolder, record: dict[str, Any]) -> Iterator[Findin
     name = folder.adapter_facts.name
     try:
         facts = json.loads(folder.adapter_facts.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         yield Finding(name, f"cannot be read: {getattr(error, 'strerror', None) or error}")
         return
     if not isinstance(facts, dict):
