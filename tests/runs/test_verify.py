@@ -83,6 +83,16 @@ EDITED: list[tuple[str, Any, str]] = [
     ("backbone.fingerprint", "0" * 64, "adapter.json"),
     ("parameters.stored", 1, "adapter.safetensors"),
     ("parameters.total", 1, "parameters"),
+    ("parameters.trainable", 457, "parameters.trainable"),
+    ("parameters.trainable_without_head", 7, "parameters.trainable"),
+    ("parameters.adapter_bytes", 7, "parameters.adapter_bytes"),
+    ("backbone.parameters", 7, "parameters.total"),
+    ("backbone.frozen_unchanged", False, "backbone.frozen_unchanged"),
+    ("timing.train_seconds", 0.5, "timing.train_seconds"),
+    ("timing.train_samples_per_second", 1e6, "timing.train_samples_per_second"),
+    ("timing.evaluation_samples_per_second", 1e6, "timing.evaluation_samples_per_second"),
+    ("status", "failed", "status"),
+    ("status", "done", "status"),
     ("files.adapter.safetensors", None, "record.json"),
     ("schema_version", 2, "record.json"),
     ("metrics", {}, "record.json"),
@@ -105,6 +115,45 @@ def test_every_edit_breaks_the_checksum(peftlab: Peftlab, run: Path) -> None:
     edit(run, set_at("metrics.test.loss", 0.1), sealed=True)
     assert found(peftlab, run) == {}, "no other figure says what a loss must be"
     assert set(found(peftlab, run, "--rerun-eval")) == {"metrics.test.loss"}
+
+
+def test_the_checksum_is_of_records_of_unfinished_runs_too(peftlab: Peftlab, run: Path) -> None:
+    edit(run, set_at("status", "failed"), sealed=False)
+    assert set(found(peftlab, run)) == {"record.json", "status"}
+
+    def failed(record: Any) -> None:
+        for name in set(record) - {*HEAD, "checksum"}:
+            del record[name]
+        record["error"] = "RuntimeError: no"
+
+    edit(run, failed)
+    assert found(peftlab, run) == {}
+    edit(run, set_at("error", "KeyboardInterrupt: "), sealed=False)
+    assert set(found(peftlab, run)) == {"record.json"}
+
+
+HEAD = (
+    "schema_version", "status", "name", "key", "config", "argv", "ended_at", "git", "versions", "hardware", "seeds",
+)  # fmt: skip
+"""What the record of a failed run has, beside its error."""
+
+
+@pytest.mark.parametrize("lost", ["checksum", "files", "checksum and files", "one"])
+def test_a_record_cannot_lose_its_seal(peftlab: Peftlab, run: Path, lost: str) -> None:
+    """Its figures are of a kind that only versions write which write the seal too."""
+
+    def lose(record: Any) -> None:
+        if "checksum" in lost:
+            del record["checksum"]
+        if "files" in lost:
+            record["files"] = {"adapter.safetensors": record["files"]["adapter.safetensors"]}
+        if lost == "one":
+            del record["files"]["metrics.csv"]
+
+    edit(run, lose)
+    expected = {"config.yaml", "metrics.csv", "adapter.json", "vocabulary.json"} if "files" in lost else set()
+    expected |= {"record.json"} if "checksum" in lost else set()
+    assert set(found(peftlab, run)) == (expected or {"metrics.csv"})
 
 
 def test_the_chosen_epoch_is_the_best_by_its_rule(run: Path) -> None:
@@ -204,10 +253,11 @@ def test_other_files_that_nothing_can_read(peftlab: Peftlab, run: Path, name: st
 
 
 def test_a_record_without_hashes_is_told_by_what_is_left(peftlab: Peftlab, run: Path) -> None:
-    """Older records have the adapter's hash alone, and no checksum."""
+    """Older records have the adapter's hash alone, no checksum, and no correlation of Matthews."""
 
     def older(record: Any) -> None:
         del record["checksum"]
+        del record["metrics"]["test"]["matthews"]
         record["files"] = {"adapter.safetensors": record["files"]["adapter.safetensors"]}
 
     edit(run, older)
@@ -294,7 +344,13 @@ def test_many_runs_and_what_is_not_finished(peftlab: Peftlab, run: Path, reviews
         train(peftlab, reviews, f"seed={seed}", name="more")
     one, two, three = sorted(Path("outputs/more").iterdir())
     flip(one / "adapter.safetensors")
-    edit(two, lambda record: record.update(status="failed", error="RuntimeError: no"))
+
+    def failed(record: Any) -> None:
+        for name in set(record) - {*HEAD, "checksum"}:
+            del record[name]
+        record |= {"status": "failed", "error": "RuntimeError: no"}
+
+    edit(two, failed)
     for path in three.glob("*"):
         if path.is_file() and path.name not in (".lock", "config.yaml"):
             path.unlink()

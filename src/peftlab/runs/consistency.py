@@ -6,6 +6,7 @@ that was changed by hand no longer fits the rest. Imports no torch.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ def inconsistencies(record: dict[str, Any], trainer: TrainerConfig) -> Iterator[
     yield from _rows(record)
     yield from _split("metrics.validation", record, "validation")
     yield from _split("metrics.test", record, "test")
-    yield from _parameters(record["parameters"])
+    yield from _timing(record)
+    yield from _frozen(record["backbone"])
 
 
 ADDED_LATER = frozenset({"matthews"})
@@ -116,6 +118,28 @@ def _best_epoch(history: list[dict[str, Any]], trainer: TrainerConfig) -> int:
     choose = max if MODES[trainer.monitor] == "max" else min
     compared = [row for row in history if not math.isnan(row[f"validation/{trainer.monitor}"])] or history[:1]
     return int(choose(compared, key=lambda row: row[f"validation/{trainer.monitor}"])["epoch"])
+
+
+def _timing(record: dict[str, Any]) -> Iterator[Finding]:
+    """Times and rates; the history of a resumed run holds the epochs of every attempt."""
+    timing, history = record["timing"], record["history"]
+    seconds = sum(row["train_seconds"] for row in history)
+    expected = {
+        "train_seconds": seconds,
+        "train_samples_per_second": sum(row["train_rows"] for row in history) / max(seconds, 1e-9),
+        "evaluation_samples_per_second": record["data"]["rows"]["test"] / max(timing["test_seconds"], 1e-9),
+    }
+    for name, value in expected.items():
+        if not math.isclose(timing[name], value, rel_tol=1e-9):
+            yield Finding(f"timing.{name}", f"{timing[name]}, but the epochs, the rows and the test give {value}")
+
+
+def _frozen(backbone: dict[str, Any]) -> Iterator[Finding]:
+    if (said := backbone.get("frozen_unchanged", True)) is not True:
+        yield Finding(
+            "backbone.frozen_unchanged",
+            f"{json.dumps(said)}, but a run that changed weights which do not train writes no result",
+        )
 
 
 def _rows(record: dict[str, Any]) -> Iterator[Finding]:
@@ -218,12 +242,3 @@ def _possible_f1(f1: float, right: float, texts: int) -> bool:
         return round(right) == 0
     predicted = 2 * right / f1 - texts
     return math.isclose(predicted, round(predicted), abs_tol=1e-5) and round(predicted) >= round(right)
-
-
-def _parameters(parameters: dict[str, int]) -> Iterator[Finding]:
-    if not 0 <= parameters["trainable_without_head"] <= parameters["trainable"] <= parameters["total"]:
-        yield Finding(
-            "parameters",
-            f"trainable_without_head={parameters['trainable_without_head']}, trainable={parameters['trainable']} and "
-            f"total={parameters['total']} must not decrease",
-        )

@@ -170,8 +170,8 @@ def parsed_record(path: Path) -> dict[str, Any]:
     version = record["schema_version"]
     if type(version) is not int:
         raise RunError(
-            f"{path} is not as peftlab writes it: its schema_version is {json.dumps(version)[:40]}, and must be a whole "
-            f"number (this peftlab reads {SCHEMA_VERSION}).{way_out}"
+            f"{path} is not as peftlab writes it: its schema_version is {json.dumps(version)[:40]}, and must be a "
+            f"whole number (this peftlab reads {SCHEMA_VERSION}).{way_out}"
         )
     if version != SCHEMA_VERSION:
         raise RunError(

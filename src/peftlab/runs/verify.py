@@ -21,12 +21,14 @@ from peftlab.errors import PeftlabError, RunError
 from peftlab.report.history import COLUMNS
 from peftlab.runs.consistency import Finding, inconsistencies
 from peftlab.runs.find import look_beside
-from peftlab.runs.folder import RunFolder, read_config_values, record_checksum
+from peftlab.runs.folder import RunFolder, read_config_values
 from peftlab.runs.identity import run_key
-from peftlab.runs.tensors import tensors_in
+from peftlab.runs.seal import HASHED, broken_seal, lost_hashes
+from peftlab.runs.sizes import size_findings
+from peftlab.runs.tensors import Array, tensors_in
 
-SHOULD_BE_HASHED = ("config.yaml", "metrics.csv", "adapter.json", "adapter.safetensors")
-"""Files whose sha256 a record has; older records have only the adapter's."""
+UNFINISHED = ("failed", "interrupted")
+"""What a record can say of a run beside ``finished``; it then holds no results."""
 
 
 @dataclass
@@ -83,20 +85,24 @@ def verify(folder: RunFolder) -> Verdict:
         verdict.unfinished = "no record yet"
         return verdict
     verdict.record = record
-    if record.get("status") != "finished":
-        verdict.unfinished = f"{record.get('status')}: {record.get('error', '')}"
-        return verdict
     try:
-        verdict.diverged = not math.isfinite(record["metrics"]["test"]["loss"])
         verdict.differences += _checksum(record, verdict.not_checked)
+        if record["status"] != "finished":
+            verdict.unfinished = f"{record['status']}: {record.get('error', '')}"
+            verdict.differences += _unfinished(record)
+            return verdict
+        verdict.diverged = not math.isfinite(record["metrics"]["test"]["loss"])
         config = _config(verdict, record)
         verdict.differences += _files(folder, record, verdict.not_checked)
-        verdict.differences += _adapter(folder, record, finite=not verdict.diverged)
+        tensors = _tensors(verdict, record)
+        if tensors is not None:
+            verdict.differences += _adapter(folder, record, tensors, finite=not verdict.diverged)
+        verdict.differences += size_findings(record, config, tensors)
         verdict.differences += _adapter_facts(folder, record)
         verdict.differences += _metrics_csv(folder, record["history"])
         if config is not None:
             verdict.differences += inconsistencies(record, config.trainer)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         # A part of the record that is not there or is of another kind than every peftlab writes.
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         verdict.differences.append(Finding("record.json", f"is not as peftlab writes it ({reason})"))
@@ -104,10 +110,17 @@ def verify(folder: RunFolder) -> Verdict:
 
 
 def _checksum(record: dict[str, Any], not_checked: list[Finding]) -> Iterator[Finding]:
-    if "checksum" not in record:
+    if problem := broken_seal(record):
+        yield Finding("record.json", problem)
+    elif "checksum" not in record:
         not_checked.append(Finding("record.json", "has no checksum of its own; it was written by an older peftlab"))
-    elif record["checksum"] != record_checksum(record):
-        yield Finding("record.json", "was changed after it was written: its checksum is that of other content")
+
+
+def _unfinished(record: dict[str, Any]) -> Iterator[Finding]:
+    if record["status"] not in UNFINISHED:
+        yield Finding("status", f"'{record['status']}' is none of finished, {', '.join(UNFINISHED)}")
+    elif results := [name for name in ("metrics", "history", "selection") if name in record]:
+        yield Finding("status", f"'{record['status']}', but the record has results ({', '.join(results)})")
 
 
 def _config(verdict: Verdict, record: dict[str, Any]) -> RunConfig | None:
@@ -161,8 +174,11 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 def _files(folder: RunFolder, record: dict[str, Any], not_checked: list[Finding]) -> Iterator[Finding]:
     """Sizes and hashes of the files the record lists."""
     recorded = record["files"]
-    for name in SHOULD_BE_HASHED:
-        if name not in recorded:
+    lost = list(lost_hashes(record))
+    for name in lost:
+        yield Finding(name, "the record has lost its sha256 of it: the peftlab that wrote it always writes one")
+    for name in HASHED:
+        if name not in recorded and name not in lost:
             not_checked.append(Finding(name, "the record has no sha256 of it; it was written by an older peftlab"))
     for name, facts in recorded.items():
         if Path(name).name != name:
@@ -179,18 +195,24 @@ def _files(folder: RunFolder, record: dict[str, Any], not_checked: list[Finding]
             yield Finding(name, f"has another content: sha256 {digest[:12]}…, the record says {facts['sha256'][:12]}…")
 
 
-def _adapter(folder: RunFolder, record: dict[str, Any], *, finite: bool) -> Iterator[Finding]:
-    """Whether the adapter holds as many numbers as recorded, and whether they are ``finite`` where they must be."""
-    name = folder.adapter.name
+def _tensors(verdict: Verdict, record: dict[str, Any]) -> dict[str, Array] | None:
+    """What the adapter file holds; None, and a difference, if it cannot be read."""
+    name = verdict.folder.adapter.name
     try:
-        tensors = tensors_in(folder.adapter.read_bytes())
+        return tensors_in(verdict.folder.adapter.read_bytes())
     except OSError as error:
         if name not in record["files"]:
-            yield Finding(name, f"cannot be read: {error.strerror or error}")
-        return
+            verdict.differences.append(Finding(name, f"cannot be read: {error.strerror or error}"))
     except RunError as error:
-        yield Finding(name, str(error))
-        return
+        verdict.differences.append(Finding(name, str(error)))
+    return None
+
+
+def _adapter(
+    folder: RunFolder, record: dict[str, Any], tensors: dict[str, Array], *, finite: bool
+) -> Iterator[Finding]:
+    """Whether the adapter holds as many numbers as recorded, and whether they are ``finite`` where they must be."""
+    name = folder.adapter.name
     numbers, stored = sum(tensor.size for tensor in tensors.values()), record["parameters"].get("stored")
     if stored is not None and numbers != stored:
         yield Finding(name, f"holds {numbers:,} numbers; the record says {stored:,}")
