@@ -54,6 +54,17 @@ def test_the_printed_command_is_the_one(peftlab: Peftlab, run: Path) -> None:
     assert record_of(Path("a folder/t") / run.name)["metrics"] == record_of(run)["metrics"]
 
 
+def test_a_record_that_was_changed_is_said_to_be(peftlab: Peftlab, run: Path) -> None:
+    assert "changed after it was written" not in peftlab("reproduce", run, "--print").out
+    edit(run, lambda record: record["metrics"]["test"].update(accuracy=1.0), sealed=False)
+    shutil.copy(run / "record.json", "copied.json")
+    for given in (run, "copied.json"):
+        result = peftlab("reproduce", given, "--print")
+        assert result.status == 0
+        assert "Take care: the record was changed after it was written" in result.out
+        assert result.out.splitlines()[-1].startswith("peftlab train ")
+
+
 def test_a_lone_record_from_elsewhere(peftlab: Peftlab, run: Path, reviews: Path, scratch: Path) -> None:
     """No folder, another place, data somewhere else, and a command that means nothing here."""
     elsewhere = scratch / "elsewhere"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -122,8 +123,32 @@ def test_a_dry_run_and_what_is_skipped(peftlab: Peftlab, run: Path, monkeypatch:
     assert not (run / ".wandb-synced.json").exists()
     edit(run, lambda record: record.update(status="failed"))
     assert sync(peftlab, run).startswith(f"skipped   {run}: the run is failed\n")
-    edit(run, lambda record: record.update(schema_version=2))
-    assert "schema version 2" in sync(peftlab, run)
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_record_that_is_not_as_written_is_left_out_and_the_others_are_synced(
+    peftlab: Peftlab, run: Path, dry: bool
+) -> None:
+    edited, damaged, unknown, whole = (run.with_name(name) for name in ("0", "1", "2", "3"))
+    for copy in (edited, damaged, unknown, whole):
+        shutil.copytree(run, copy)
+    edit(edited, lambda record: record["metrics"]["test"].update(accuracy=1.0), sealed=False)
+    (damaged / "record.json").write_bytes(b"\xff\xfe")
+    edit(unknown, lambda record: record.update(schema_version=2))
+    edit(run, lambda record: record.pop("checksum"))
+    result = peftlab("wandb-sync", "outputs", "--mode", "offline", *(["--dry-run"] if dry else []))
+    assert result.status == 1
+    lines = result.out.splitlines()
+    assert lines[0] == (
+        f"left out  {edited}: record.json was changed after it was written: its checksum is that of other content"
+    )
+    assert lines[1].startswith(f"left out  {damaged}: {damaged}/record.json is damaged")
+    assert "schema version 2" in lines[2]
+    assert lines[3] == f"new       {whole}"
+    assert lines[4].startswith(f"left out  {run}: record.json has lost its checksum")
+    assert lines[5].endswith(": 1 new, 4 left out")
+    assert [folder for folder in (edited, damaged, unknown, run) if (folder / "logs").exists()] == []
+    assert len(offline_runs(whole)) == (0 if dry else 1)
 
 
 def test_wrong_input(peftlab: Peftlab, run: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from peftlab.files import write_atomically
 from peftlab.runs.find import look_beside
 from peftlab.runs.folder import RunFolder, parsed_record
 from peftlab.runs.identity import run_key
+from peftlab.runs.seal import broken_seal
 
 _OWN = ("name", "output_dir", "force", "logger")
 """What reproducing decides itself: the run must not be mixed with the one it is compared with."""
@@ -113,6 +114,8 @@ def prepare(given: str, to: Path, places: Sequence[str]) -> Reproduction:
     if beside is not config and not any(place.startswith("backbone.from_run=") for place in places):
         places = [*places, f"backbone.from_run={_quoted(str(beside.backbone.from_run))}"]
     notes = []
+    if problem := broken_seal(record):
+        notes.append(f"Take care: the record {problem}. Whether its figures are those of the run cannot be known.")
     found = _from_argv(record, places, to)
     config_file = None
     if found is None:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from peftlab.errors import RunError
 from peftlab.files import write_atomically
 from peftlab.runs.folder import RunFolder
+from peftlab.runs.seal import broken_seal
 from peftlab.training.wandb_runs import method_of, names
 
 MARKER = ".wandb-synced.json"
@@ -39,10 +40,11 @@ class Replay:
 
     folder: RunFolder
     record: dict[str, Any] | None
-    action: Literal["new", "changed", "synced", "skipped"]
-    """new: not sent there before; changed: sent, but the record is another one now; synced: nothing to do."""
+    action: Literal["new", "changed", "synced", "skipped", "refused"]
+    """new: not sent there before; changed: sent, but the record is another one now; synced: nothing to do; skipped:
+    not finished; refused: the record is not as it was written."""
     why: str = ""
-    """Why it is skipped."""
+    """Why it is skipped or refused."""
     sha256: str = ""
     """Of record.json as it is now."""
 
@@ -52,7 +54,9 @@ def planned(folder: RunFolder, target: Target) -> Replay:
     try:
         record = folder.read_record()
     except RunError as error:
-        return Replay(folder, None, "skipped", str(error))
+        return Replay(folder, None, "refused", str(error))
+    if record is not None and (problem := broken_seal(record)):
+        return Replay(folder, None, "refused", f"record.json {problem}")
     if record is None or record["status"] != "finished":
         return Replay(folder, None, "skipped", "no record yet" if record is None else f"the run is {record['status']}")
     digest = hashlib.sha256(folder.record.read_bytes()).hexdigest()

@@ -17,14 +17,15 @@ from peftlab.training.wandb_runs import has_account
 DESCRIPTION = """\
 Replay local records into Weights & Biases: one run a record, its id the key, one step an epoch, the record's metrics as
 summary. Records that were synced there before and have not changed are left alone, so it can be called again at any
-time; a record that has changed replaces its W&B run, as it does a run that logger=wandb wrote under the same key."""
+time; a record that has changed replaces its W&B run, as it does a run that logger=wandb wrote under the same key. A
+record that was edited by hand, or is damaged, is left out, and the exit status is then 1."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Sync every finished run that is new or has changed.
 
     Returns:
-        0; problems are errors.
+        0 if no record had to be left out because it is not as it was written, else 1; other problems are errors.
     """
     parser = argparse.ArgumentParser("peftlab wandb-sync", description=DESCRIPTION)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, or folders of runs (outputs)")
@@ -56,10 +57,10 @@ def main(arguments: Sequence[str]) -> int:
     _print_summary(Counter(run.action for run in runs), target, dry_run=given.dry_run)
     for upload in uploads:
         print(f"wandb sync {upload}")
-    return 0
+    return 1 if any(run.action == "refused" for run in runs) else 0
 
 
-_WORDS = {"new": "new", "changed": "replaced", "synced": "unchanged", "skipped": "skipped"}
+_WORDS = {"new": "new", "changed": "replaced", "synced": "unchanged", "skipped": "skipped", "refused": "left out"}
 
 
 def _target(given: argparse.Namespace) -> Target:
