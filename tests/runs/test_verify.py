@@ -310,6 +310,12 @@ def test_a_renamed_folder(peftlab: Peftlab, run: Path) -> None:
     assert found(peftlab, renamed) == {"key": f"the record is of run {run.name}, but the folder is called abc"}
 
 
+def test_the_model_is_counted_again(peftlab: Peftlab, run: Path) -> None:
+    edit(run, lambda record: record["parameters"].update(adapted=1))
+    assert found(peftlab, run) == {}, "only the shapes of the layers say how large they are"
+    assert set(found(peftlab, run, "--rerun-eval")) == {"parameters.adapted"}
+
+
 def test_data_that_changed(peftlab: Peftlab, run: Path, reviews: Path) -> None:
     assert found(peftlab, run, "--data") == {}
     reviews.write_text(reviews.read_text().replace("great", "gr8"))

@@ -12,7 +12,7 @@ from peftlab.data.base import Splits, Texts
 from peftlab.data.module import TextDataModule
 from peftlab.data.truncation import truncating
 from peftlab.errors import DataError, RunError
-from peftlab.runs.assemble import Assembled, lightning_module, reassemble
+from peftlab.runs.assemble import Assembled, count_parameters, lightning_module, reassemble
 from peftlab.runs.folder import RunFolder
 from peftlab.training.trainer import build_trainer
 
@@ -24,8 +24,16 @@ def evaluate(folder: RunFolder, config: RunConfig, *, split: str = "test") -> di
         DataError: if the data's labels are not the ones that the run was trained on.
         RunError: if the model cannot be rebuilt, or not every row was seen once.
     """
+    return evaluate_counted(folder, config, split=split)[0]
+
+
+def evaluate_counted(
+    folder: RunFolder, config: RunConfig, *, split: str = "test"
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """The same, and the parameters of the model that was rebuilt for it, counted as a record has them."""
     splits = config.data.load()
     assembled, facts = reassemble(folder, config)
+    parameters = count_parameters(assembled.backbone, assembled.strategy)  # before a test can repack 8-bit weights
     _require_same_labels(splits, facts["label_names"])
     rows = getattr(splits, split)
     metrics = measure(config, assembled, splits, rows, folder)
@@ -33,7 +41,7 @@ def evaluate(folder: RunFolder, config: RunConfig, *, split: str = "test") -> di
         name: dict(zip(splits.label_names, numbers, strict=True)) for name, numbers in metrics["per_class"].items()
     }
     kind = splits.test_kind if split == "test" else split
-    return {"run": str(folder.path), "split": split, "kind": kind, "metrics": metrics}
+    return {"run": str(folder.path), "split": split, "kind": kind, "metrics": metrics}, parameters
 
 
 def measure(config: RunConfig, assembled: Assembled, splits: Splits, rows: Texts, folder: RunFolder) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from peftlab.data.module import content_hash
 from peftlab.errors import PeftlabError
 from peftlab.runs.circumstances import changes
 from peftlab.runs.consistency import ADDED_LATER, Finding, same
-from peftlab.runs.evaluate import evaluate
+from peftlab.runs.evaluate import evaluate_counted
 from peftlab.runs.find import look_beside
 from peftlab.runs.verify import Verdict
 
@@ -53,7 +53,7 @@ def verify_data(verdict: Verdict, hashes: DataHashes) -> None:
 
 
 def verify_test(verdict: Verdict) -> None:
-    """Test the run again from its folder alone, and compare every figure to the bit."""
+    """Build the model again from the run's folder alone, count it, test it, and compare every figure to the bit."""
     record = verdict.record
     assert record is not None
     threads = torch.get_num_threads()
@@ -61,13 +61,14 @@ def verify_test(verdict: Verdict) -> None:
         config = look_beside(from_plain(record["config"], real=True), verdict.folder)
         processes = config.trainer.devices
         config.trainer = replace(config.trainer, devices=1, num_nodes=1, strategy="auto", progress_bar=False)
-        found = evaluate(verdict.folder, config)["metrics"]
+        tested, counted = evaluate_counted(verdict.folder, config)
     except (PeftlabError, OSError) as error:
         verdict.differences.append(Finding("test again", f"impossible here: {error}"))
         return
     finally:
         torch.set_num_threads(threads)  # trainer.threads of one run is not for the next
-    differences = list(different_figures(found, record["metrics"]["test"], "metrics.test"))
+    verdict.differences += _different_counts(counted, record["parameters"])
+    differences = list(different_figures(tested["metrics"], record["metrics"]["test"], "metrics.test"))
     verdict.differences += [
         Finding(key, f"tested again it is {now}; the record has {before}") for key, now, before in differences
     ]
@@ -75,6 +76,14 @@ def verify_test(verdict: Verdict) -> None:
         verdict.circumstances = changes(record)
         if processes != 1:
             verdict.circumstances.append(f"the run was tested by {processes} processes, and here by one")
+
+
+def _different_counts(counted: dict[str, int], recorded: dict[str, int]) -> Iterator[Finding]:
+    """Counts of the model built again that are not the record's."""
+    for name, value in counted.items():
+        # the record has the bytes of the file for adapter_bytes, and older ones have not every count
+        if name != "adapter_bytes" and name in recorded and value != recorded[name]:
+            yield Finding(f"parameters.{name}", f"built again the model has {value}; the record says {recorded[name]}")
 
 
 def different_figures(now: Any, before: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
