@@ -199,6 +199,10 @@ DAMAGED: list[tuple[str, Callable[[Path], object]]] = [
     ("config.yaml", lambda path: path.write_text(": :")),
     ("vocabulary.json", Path.unlink),
     ("vocabulary.json", flip),
+    ("curves.png", truncate),
+    ("curves.png", lambda path: path.write_text("a picture")),
+    ("checkpoints/best.ckpt", lambda path: path.write_bytes(b"")),
+    ("checkpoints/last.ckpt", lambda path: path.write_bytes(path.read_bytes()[:500])),
 ]
 
 
@@ -207,6 +211,23 @@ def test_a_damaged_file(peftlab: Peftlab, run: Path, number: int) -> None:
     name, damage = DAMAGED[number]
     damage(run / name)
     assert set(found(peftlab, run)) == {name}
+
+
+def test_checkpoints_and_the_picture_may_be_deleted_to_save_space(peftlab: Peftlab, run: Path) -> None:
+    (run / "curves.png").unlink()
+    (run / "checkpoints/best.ckpt").unlink()
+    result = peftlab("verify", run)
+    assert result.status == 0
+    lines = result.out.splitlines()
+    assert lines[:2] == [f"ok         {run}", "1 run: 1 as recorded"]
+    assert lines[2:] == [
+        "not checked:",
+        "  curves.png: not there; no result needs it",
+        "  checkpoints/best.ckpt: not there; no result needs it",
+    ]
+    shutil.rmtree(run / "checkpoints")
+    assert "checkpoints/last.ckpt: not there" in peftlab("verify", run, "--rerun-eval").out
+    assert found(peftlab, run) == {}
 
 
 # (what stands in record.json, what is said of it)

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 import math
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,7 @@ def verify(folder: RunFolder) -> Verdict:
         verdict.differences += size_findings(record, config, tensors)
         verdict.differences += _adapter_facts(folder, record)
         verdict.differences += _metrics_csv(folder, record["history"])
+        verdict.differences += _not_hashed(folder, record, verdict.not_checked)
         if config is not None:
             verdict.differences += inconsistencies(record, config.trainer)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
@@ -265,3 +267,29 @@ def _metrics_csv(folder: RunFolder, history: list[dict[str, Any]]) -> Iterator[F
             if (value := row.get(column)) != str(recorded[column]):
                 about = f"epoch {recorded['epoch']}, {column}"
                 yield Finding(name, f"{about}: {value}, but the record has {recorded[column]}")
+
+
+def _not_hashed(folder: RunFolder, record: dict[str, Any], not_checked: list[Finding]) -> Iterator[Finding]:
+    """Files that the record does not list: the picture, and checkpoints, which may be deleted to save space.
+
+    They may be missing; but what is there and cannot be what the run wrote is damage.
+    """
+    names = dict.fromkeys(("last", record["config"]["trainer"]["select"]))
+    for path, kind, looks_right in (
+        (folder.curves, "PNG picture", _is_png),
+        *((folder.checkpoints / f"{name}.ckpt", "checkpoint", zipfile.is_zipfile) for name in names),
+    ):
+        name = str(path.relative_to(folder.path))
+        if not path.exists():
+            not_checked.append(Finding(name, "not there; no result needs it"))
+        elif not looks_right(path):
+            yield Finding(name, f"is no whole {kind}")
+
+
+def _is_png(path: Path) -> bool:
+    """Whether ``path`` begins and ends as a PNG file does."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    return data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND\xaeB`\x82")
