@@ -67,3 +67,37 @@ def edit(folder: Path, change: Callable[[Any], object], *, sealed: bool = True) 
     if sealed and "checksum" in record:
         record["checksum"] = record_checksum(record)
     (folder / "record.json").write_text(json.dumps(record))
+
+
+def set_at(path: str, value: Any) -> Callable[[Any], None]:
+    """A change for :func:`edit`: ``value`` at the dotted ``path``."""
+
+    def change(record: Any) -> None:
+        *parents, last = path.split(".")
+        for name in parents:
+            record = record[int(name)] if isinstance(record, list) else record[name]
+        record[last] = value
+
+    return change
+
+
+_HEAD = (
+    "schema_version", "status", "name", "key", "config", "argv", "ended_at", "git", "versions", "hardware", "seeds",
+)  # fmt: skip
+"""What the record of a failed run has, beside its error."""
+
+
+def failed(record: Any) -> None:
+    """A change for :func:`edit`: the record that the same run leaves if it fails."""
+    for name in set(record) - {*_HEAD, "checksum"}:
+        del record[name]
+    record |= {"status": "failed", "error": "RuntimeError: no"}
+
+
+def found(peftlab: Peftlab, folder: Path | str, *options: str) -> dict[str, str]:
+    """What differs, by what it is about; the exit status must say the same."""
+    result = peftlab("verify", folder, "--json", *options)
+    content = json.loads(result.out)
+    (verdict,) = content["runs"]
+    assert result.status == (1 if verdict["differences"] else 0), result.err
+    return {one["about"]: one["said"] for one in verdict["differences"]}
