@@ -105,3 +105,12 @@ def test_a_record_without_hashes_is_told_by_what_is_left(peftlab: Peftlab, run: 
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("rank: 2", "rank: 4"))
     assert found(peftlab, run) == {"config.yaml": "peft.rank=4, but the record has 2"}
+
+
+def test_parts_of_another_kind_are_no_older_record(peftlab: Peftlab, run: Path) -> None:
+    edit(run, lambda record: record.pop("checksum"))
+    edit(run, set_at("metrics", [1]))
+    assert "record.json" in found(peftlab, run)
+    result = peftlab("wandb-sync", run, "--dry-run")
+    assert result.status == 1
+    assert result.out.startswith(f"left out  {run}: record.json has lost its checksum")

@@ -36,6 +36,9 @@ def _is_sealed(record: dict[str, Any]) -> bool:
 
     Both came together, so that one of them asks for the other; the correlation of Matthews came after them.
     """
-    test = record.get("metrics", {}).get("test", {})
-    figures = [test, *test.get("tasks", {}).values()]
-    return any(name != ADAPTER for name in record.get("files", ())) or any("matthews" in one for one in figures)
+    try:
+        test = record.get("metrics", {}).get("test", {})
+        figures = [test, *test.get("tasks", {}).values()]
+        return any(name != ADAPTER for name in record.get("files", ())) or any("matthews" in one for one in figures)
+    except (AttributeError, TypeError):
+        return True  # parts of another kind than any peftlab has written
