@@ -196,6 +196,37 @@ def test_biases_that_train(kind: str, bias: str) -> None:
     require_reload({"bias": bias}, kind)
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+@pytest.mark.parametrize("stored", [{"dtype": "bfloat16"}, {"quantize": "nf4"}], ids=["bf16", "nf4"])
+def test_biases_train_in_float32_under_their_own_names(kind: str, bias: str, stored: dict[str, str]) -> None:
+    """A step of 1e-5 is lost on a bias of 1 in 16 bits."""
+    backbone, strategy = injected(kind, bias=bias, **stored)
+    plain, alike = injected(kind, bias=bias)
+    saved = strategy.adapter_tensors(backbone)
+    assert saved.keys() == alike.adapter_tensors(plain).keys()
+    biases = {name: p for name, p in saved.items() if name.endswith("bias")}
+    assert {p.dtype for p in biases.values()} == {torch.float32}
+    assert strategy.closed_form(tiny(kind, **stored)) == count_parameters(backbone)["trainable_without_head"]
+    before = {name: p.detach().clone() for name, p in biases.items()}
+    for p in biases.values():
+        p.data.fill_(1.0)
+    optimizer = torch.optim.SGD(biases.values(), lr=1e-5)
+    for p in biases.values():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert all((p < 1).all() for p in biases.values())
+    for name, p in biases.items():
+        p.data.copy_(before[name])
+    trained(backbone, strategy)
+    assert any(not torch.equal(p, before[name]) for name, p in biases.items())
+    other, again = injected(kind, seed=9, bias=bias, **stored)
+    again.load_adapter_state(other, {name: t.clone() for name, t in strategy.adapter_state(backbone).items()})
+    assert torch.equal(other.eval()(*batch()), backbone.eval()(*batch()))
+    exported = {key for key in strategy.to_hf(backbone).tensors if key.endswith("bias")}
+    assert exported == {key for key in alike.to_hf(plain).tensors if key.endswith("bias")}
+
+
 @pytest.mark.parametrize(
     ("kind", "fields", "said"),
     [

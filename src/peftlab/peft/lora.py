@@ -22,7 +22,7 @@ Variants:
   W − s · B₀ A₀. Departure: the residual is not written into the weight but computed, W x − s · B₀ A₀ x. The
   products are the same; the model starts as the backbone to the bit, in 16 bits too, and an adapter file is exact
   on a machine whose SVD rounds differently. The price is one more low-rank product a layer.
-- ``bias``: biases of the backbone that train as well, in the backbone's own dtype.
+- ``bias``: biases of the backbone that train as well, in float32 whatever the backbone's type.
 
 Trainable: rank · (in + out) a target; with freeze_A rank · out; and the biases.
 """
@@ -34,7 +34,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from peftlab.errors import PeftlabError
 from peftlab.fields import PositiveFloat
@@ -42,6 +42,7 @@ from peftlab.interop.hf_format import MODEL, HFAdapter, HFFolder, plain_float
 from peftlab.interop.hf_low_rank import load_factors, lora_adapter, lora_fields
 from peftlab.peft.base import Supports
 from peftlab.peft.low_rank import FixedRankStrategy, LowRankLayer, LowRankUpdate, Place, attach
+from peftlab.peft.selective import let_train, stored_name
 from peftlab.peft.surgery import adapter_generator, is_quantized, weight_matrix
 
 if TYPE_CHECKING:
@@ -86,8 +87,9 @@ class LoRA(FixedRankStrategy, name="lora"):
             if self.init == "pissa":
                 update.start_from_principal_part(weight_matrix(layer.base)[update.output_slice or slice(None)])
             update.A.requires_grad_(not self.freeze_A)
+        names = {id(parameter): name for name, parameter in backbone.model.named_parameters()}
         for parameter in biases.values():
-            parameter.requires_grad_(True)
+            let_train(backbone.model, names[id(parameter)])
 
     def _check(self, backbone: Backbone, place: Place) -> None:
         name = place.target.name
@@ -129,6 +131,10 @@ class LoRA(FixedRankStrategy, name="lora"):
         )
         return factors + sum(bias.numel() for bias in self._biases(backbone, places).values())
 
+    def adapter_tensors(self, module: nn.Module) -> dict[str, Tensor]:
+        """As always, the biases under the backbone's own names also where a float32 copy stands in."""
+        return {stored_name(name): tensor for name, tensor in super().adapter_tensors(module).items()}
+
     def param_groups(self, module: nn.Module, lr: float) -> list[dict[str, Any]]:
         """One group, or with LoRA+ two: the factors that start from zero are the faster ones."""
         if self.lr_ratio == 1.0:
@@ -163,9 +169,10 @@ class LoRA(FixedRankStrategy, name="lora"):
             return {}
         left_out = {*backbone.always_frozen(), *(name for name, _ in backbone.head_parameters())}
         ending = ".bias" if self.bias == "all" else ".base.bias"
+        stored = {stored_name(name): parameter for name, parameter in backbone.model.named_parameters()}
         return {
             f"{MODEL}{name.replace('.base.bias', '.base_layer.bias')}": parameter
-            for name, parameter in backbone.model.named_parameters()
+            for name, parameter in stored.items()
             if name.endswith(ending) and name not in left_out
         }
 

@@ -1,4 +1,4 @@
-"""What the methods share that train some of the backbone's own tensors (BitFit, LN-tuning, ...).
+"""What the methods share that train some of the backbone's own tensors (BitFit, LN-tuning, LoRA's biases, ...).
 
 A tensor stored in 16 bits, or beside a weight in 4 or 8 bits, is trained as a float32 copy of itself, and the
 layer sees it in the stored type. Without that a LayerNorm weight of 1 in bfloat16 would never move: its
@@ -48,7 +48,7 @@ class SelectiveTuning(PEFTStrategy):
                     "backbone.quantize=null."
                 )
         for name in names:
-            _let_train(backbone.model, name)
+            let_train(backbone.model, name)
 
     def closed_form(self, backbone: Backbone) -> int:
         """Elements of the selected tensors."""
@@ -57,8 +57,7 @@ class SelectiveTuning(PEFTStrategy):
 
     def adapter_tensors(self, module: nn.Module) -> dict[str, Tensor]:
         """What trains, under the backbone's own names also where a float32 copy stands in."""
-        live = super().adapter_tensors(module)
-        return {re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", name): p for name, p in live.items()}
+        return {stored_name(name): tensor for name, tensor in super().adapter_tensors(module).items()}
 
 
 def own_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
@@ -99,7 +98,13 @@ def is_norm(module: nn.Module) -> bool:
     return type(module).__name__.endswith("Norm")
 
 
-def _let_train(model: nn.Module, name: str) -> None:
+def stored_name(name: str) -> str:
+    """The backbone's name of a tensor that trains as a float32 copy of itself; other names as they are."""
+    return re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", name)
+
+
+def let_train(model: nn.Module, name: str) -> None:
+    """Let the tensor ``name`` of ``model`` train, as a float32 copy of itself if it is stored in another type."""
     parameter = model.get_parameter(name)
     owner = model.get_submodule(name.rpartition(".")[0])
     # bitsandbytes casts the bias of its layers in place to the type of the activations, and would so

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from peftlab.backbones.base import Backbone
 from peftlab.errors import PeftlabError
 from peftlab.peft.base import PEFTStrategy
+from peftlab.peft.selective import stored_name
 
 _SHARES = "peft_shares"
 """The model's attribute that holds the list of :class:`Share`."""
@@ -196,7 +197,7 @@ def _plan(key: str, part: PEFTStrategy, backbone: Backbone, seed: int) -> Plan:
     after = dict(twin.model.named_modules())
     added = {name for name in after if name not in before and _parent(name) in before}
     trained = {name: p for name, p in twin.model.named_parameters() if p.requires_grad and name not in head}
-    names = {own.get(id(p)) or _stored_name(name) for name, p in trained.items()}
+    names = {own.get(id(p)) or stored_name(name) for name, p in trained.items()}
     return Plan(
         replaced={name for name, module in before.items() if name in after and after[name] is not module},
         added={name for name in added if not name.endswith("parametrizations")},
@@ -219,11 +220,6 @@ def _shape_only(parameter: nn.Parameter) -> Tensor:
     state = getattr(parameter, "quant_state", None)
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
     return torch.empty(parameter.shape if state is None else state.shape, dtype=dtype, device="meta")
-
-
-def _stored_name(name: str) -> str:
-    """The backbone's name of a tensor that trains as a float32 copy of itself."""
-    return re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", name)
 
 
 def _parent(name: str) -> str:
