@@ -22,7 +22,7 @@ from pydantic import Field
 from peftlab.backbones.config import BackboneConfig
 from peftlab.data.base import DataSet
 from peftlab.errors import ConfigError
-from peftlab.fields import NonNegativeInt, bookkeeping
+from peftlab.fields import NAME_PATTERN, NonNegativeInt, bookkeeping
 from peftlab.peft.base import PEFTStrategy
 from peftlab.schema import BadValue, UnknownKey, check_keys, config_class, import_class, validate
 from peftlab.training.config import LoggerConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
@@ -86,7 +86,7 @@ class RunConfig:
 class _TopLevel:
     """The fields of :class:`RunConfig` that are not groups."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=,-]*$", max_length=120)]
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=120)]
     seed: NonNegativeInt
     output_dir: str = "outputs"
     force: bool = False
@@ -177,6 +177,13 @@ def _where(key: str) -> str:
     """`` (in <file>)`` or `` (on the command line)`` for the place that set ``key``, if it can be told."""
     if not key or not HydraConfig.initialized():
         return ""
+    if found := _where_exactly(key):
+        return found
+    around = re.sub(r"(\[\d+\]|\.[^.\[]+)$", "", key)  # an entry of a list or mapping is set with all of it
+    return _where(around) if "." in around and around != key else ""
+
+
+def _where_exactly(key: str) -> str:
     hydra = HydraConfig.get()
     # unresolved: the mistake may be an interpolation in one of them
     overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)

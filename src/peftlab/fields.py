@@ -40,6 +40,9 @@ def _reject_bool(value: Any) -> Any:
     return value
 
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+=,-]*$"
+"""What names a folder."""
+
 _number = BeforeValidator(_reject_bool)
 
 PositiveInt = Annotated[int, Field(ge=1), _number]

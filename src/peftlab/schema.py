@@ -12,6 +12,8 @@ import ast
 import dataclasses
 import importlib
 import importlib.util
+import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,13 +26,14 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from peftlab.errors import ConfigError, listed, nearest
+from peftlab.fields import NAME_PATTERN
 
 T = TypeVar("T")
 
 # Modules beside the standard library's that import in milliseconds.
 _LIGHT = {
     "annotated_types", "pydantic", "peftlab.backbones.config", "peftlab.errors", "peftlab.fields", "peftlab.files",
-    "peftlab.peft.base", "peftlab.seeding", "peftlab.training.config",
+    "peftlab.peft.base", "peftlab.peft.hf_options", "peftlab.seeding", "peftlab.training.config",
     *(f"peftlab.data.{name}" for name in ("base", "hub", "labels", "packaged", "published", "readers", "splits")),
 }  # fmt: skip
 
@@ -209,29 +212,65 @@ def validate(given: dict[str, Any], cls: type[T], prefix: str) -> T:
     try:
         instance: T = _adapter(cls).validate_python(values)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise BadValue(prefix, error.errors(include_url=False)) from None
+        raise BadValue(_explained(prefix, cls, values, error.errors(include_url=False))) from None
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        for key, number in _not_finite(
+            getattr(instance, field.name), f"{prefix}.{field.name}" if prefix else field.name
+        ):
+            raise BadValue([(key, f"{key}={number} is not allowed: it must be a finite number.")])
     return instance
 
 
 class BadValue(ConfigError):
     """One or more values that their fields do not allow."""
 
-    def __init__(self, prefix: str, errors: list[ErrorDetails]) -> None:
-        by_key: dict[str, list[ErrorDetails]] = {}
-        for error in errors:
-            field = str(error["loc"][0]) if error["loc"] else ""
-            by_key.setdefault(".".join(part for part in (prefix, field) if part), []).append(error)
-        self.keys = list(by_key)
-        super().__init__("\n".join(_explain(key, group) for key, group in by_key.items()))
+    def __init__(self, lines: list[tuple[str, str]]) -> None:
+        self.keys = [key for key, _ in lines]
+        super().__init__("\n".join(line for _, line in lines))
 
 
-def _explain(key: str, errors: list[ErrorDetails]) -> str:
-    """One line for one key: pydantic reports a union as one error for each of its branches."""
+def at_its_place(message: str, cls: Any, key: str) -> str:
+    """``message`` of ``cls``, its fields named where they stand: ``peft.methods[1].rank``, not ``peft.rank``."""
+    group, _, inner = key.partition(".")
+    if not inner:
+        return message
+    names = "|".join(re.escape(field.name) for field in dataclasses.fields(cls)) or "$"
+    return re.sub(rf"(?<![\w.]){group}\.(?=({names})\b)", f"{key}.", message)
+
+
+def says_its_place(message: str, key: str) -> bool:
+    """Whether ``message`` names ``key``, or something in it."""
+    return not key or re.search(rf"(?<![\w.]){re.escape(key)}[.=:\[]", message) is not None
+
+
+def _explained(prefix: str, cls: Any, values: dict[str, Any], errors: list[ErrorDetails]) -> list[tuple[str, str]]:
+    """Key and line of each value that does not fit: pydantic reports a union as one error for each of its branches."""
+    by_key: dict[str, list[ErrorDetails]] = {}
+    for error in errors:
+        by_key.setdefault(_key(prefix, values, error), []).append(error)
+    return [(key, _explain(key, cls, group)) for key, group in by_key.items()]
+
+
+def _key(prefix: str, values: Any, error: ErrorDetails) -> str:
+    """The key that an error is about, down to the entry of a list or mapping: ``peft.alpha_pattern.query``."""
+    key = prefix
+    for number, part in enumerate(error["loc"]):
+        if isinstance(values, dict) and (part in values or (number == 0 and error["type"] == "missing")):
+            key, values = f"{key}.{part}" if key else str(part), values.get(part)
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            key, values = f"{key}[{part}]", values[part]
+        else:  # a branch of a union
+            break
+    return key
+
+
+def _explain(key: str, cls: Any, errors: list[ErrorDetails]) -> str:
     if errors[0]["type"] == "missing":
         return f"{key} is required and was not given."
     messages = dict.fromkeys(_in_words(error) for error in errors)
     if len(errors[0]["loc"]) == 0:  # a check across fields, raised by __post_init__
-        return f"{key}: {' '.join(messages)}"
+        said = at_its_place(" ".join(messages), cls, key)
+        return said if says_its_place(said, key) else f"{key}: {said}"
     given = errors[0]["input"]
     hint = ""
     for error in errors:
@@ -241,6 +280,18 @@ def _explain(key: str, errors: list[ErrorDetails]) -> str:
             ]
             hint = nearest(given, allowed)
     return f"{key}={given!r} is not allowed: {' or '.join(messages)}.{hint}"
+
+
+def _not_finite(value: Any, key: str) -> Iterator[tuple[str, float]]:
+    """Key and value of every number in ``value``, which may be a free mapping, that is not finite: JSON has none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _not_finite(inner, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _not_finite(inner, f"{key}[{number}]")
 
 
 def _in_words(error: ErrorDetails) -> str:
@@ -259,7 +310,7 @@ def _in_words(error: ErrorDetails) -> str:
         case "int_type" | "int_parsing" | "int_from_float":
             return "it must be a whole number"
         case "float_type" | "float_parsing":
-            return "it must be a number"
+            return "it must be a finite number" if _infinite(error["input"]) else "it must be a number"
         case "finite_number":
             return "it must be a finite number"
         case "bool_type" | "bool_parsing":
@@ -274,6 +325,21 @@ def _in_words(error: ErrorDetails) -> str:
             return "it must be a mapping of key: value"
         case "value_error":
             return str(context["error"])
+        case "string_too_long":
+            return (
+                f"it may have at most {context['max_length']} characters and has {len(error['input'])}, so shorten it"
+            )
         case "string_pattern_mismatch":
-            return f"it must match {context['pattern']}"
+            return _PATTERNS.get(context["pattern"], f"it must match {context['pattern']}")
     return error["msg"][:1].lower() + error["msg"][1:]
+
+
+def _infinite(given: Any) -> bool:
+    """Whether this is YAML's way to write infinity or no number, which Hydra takes as text."""
+    return str(given).lower().lstrip("+-") in (".inf", ".nan")
+
+
+_PATTERNS = {
+    NAME_PATTERN: "it must begin with a letter or digit, and have only letters, digits and . _ + = , - (it names files)"
+}
+"""Patterns that fields must match → in words."""

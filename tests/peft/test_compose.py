@@ -156,9 +156,19 @@ def test_each_starts_as_it_does_alone(entries: list[Any]) -> None:
         (["lora", "lora"], ["peft.methods[0] (lora) and peft.methods[1] (lora) both change"]),
         (["bitfit", "layernorm"], ["both train 'bert.embeddings.LayerNorm.bias'"]),
         ([{"name": "lora", "bias": "all"}, "bitfit"], ["both train", ".bias'"]),
-        (["full", "dora"], ["(full) trains", "(dora) adapts as a frozen weight"]),
-        (["dora", "last_layers"], ["(last_layers) trains", "(dora) adapts as a frozen weight"]),
-        (["prompt_tuning", "p_tuning"], ["both change 'bert.embeddings.word_embeddings'"]),
+        (["full", "dora"], ["(full) trains", "(dora) adapts as a frozen weight", "Keep one of the two methods."]),
+        (
+            ["dora", {"name": "last_layers", "layers": 1}],
+            ["(last_layers) trains", "(dora) adapts as a frozen weight", "Take them out of peft.methods[0].targets"],
+        ),
+        (
+            ["prompt_tuning", "p_tuning"],
+            ["both change 'bert.embeddings.word_embeddings'. Keep one of the two methods."],
+        ),
+        (
+            [{"name": "lora", "targets": ["query", "embedding"]}, "prompt_tuning"],
+            ["both change 'bert.embeddings.word_embeddings'. Take it out of peft.methods[0].targets"],
+        ),
         (["prefix_tuning", "p_tuning_v2"], ["both add 'key_value_prefix'"]),
         (
             [{"name": "vera", "targets": ["query"]}, {"name": "vera", "targets": ["value"]}],
@@ -175,6 +185,8 @@ def test_methods_that_get_in_each_others_way_are_refused(entries: list[Any], sai
         apply(Compose(methods=entries), backbone, seed=0)
     for part in said:
         assert part in str(error.value)
+    assert str(error.value).count("peft.methods[0].rank=64") <= 1
+    assert "): peft.methods" not in str(error.value), "the place is said once"
     assert {name: type(module) for name, module in backbone.named_modules()} == before, "nothing may have been changed"
 
 
@@ -382,7 +394,13 @@ def test_a_method_that_another_package_registered(monkeypatch: pytest.MonkeyPatc
         ("[{_target_: peftlab.peft.lora.LoRa}]", ["peft.methods[0]._target_", "Did you mean 'LoRA'?"]),
         ("[{_target_: peftlab.training.optim.SGD}]", ["must be a peftlab.peft.base.PEFTStrategy"]),
         ("[compose]", ["a composition cannot hold another one"]),
-        ("[3]", ["peft.methods=3", "mapping"]),
+        ("[3]", ["peft.methods[0]=3", "text or it must be a mapping"]),
+        ("[{name: [lora]}]", ["peft.methods[0].name=['lora']", "must be text"]),
+        ("[bitfit,{_target_: [x]}]", ["peft.methods[1]._target_=['x']", "must be text"]),
+        ("[{name: import, path: /nonexist}]", ["check: peft.methods[0].path=/nonexist"]),
+        ("[{name: multitask_prompt, source: /nonexist},lora]", ["check: peft.methods[0].source=/nonexist"]),
+        ("[bitfit,{name: lora, targets: []}]", ["check: peft.methods[1].targets is empty"]),
+        ("[{name: prompt_tuning, init: text}]", ["check: peft.methods[0]"]),
         ("[]", ["peft.methods is empty"]),
     ],
 )
@@ -391,6 +409,8 @@ def test_mistakes_are_found_before_anything_loads(peftlab: Peftlab, entries: str
     assert result.status == 2
     for part in said:
         assert part in result.err
+    assert result.err.count("peft.methods[1].rank=0") <= 1
+    assert "peft: peft" not in result.err
     assert "Traceback" not in result.err
 
 

@@ -46,7 +46,7 @@ MISTAKES = [
     ({"cells": [CELL], "tune_by": "timing.train_seconds"}, ["tune_by", "must lie under metrics.validation"]),
     ({"cells": [CELL], "baseline": "lroa"}, ["baseline 'lroa' is no row", "Did you mean 'lora'?"]),
     ({"cells": [{**CELL, "row": False}], "baseline": "lora"}, ["baseline 'lora' is no row"]),
-    ({"cells": [{**CELL, "id": "a/b"}]}, ["cells[0].id='a/b'", "must match"]),
+    ({"cells": [{**CELL, "id": "a/b"}]}, ["cells[0].id='a/b'", "must begin with"]),
     ({"cells": [CELL, CELL]}, ["two cells are called 'lora'"]),
     ({"cells": [{**CELL, "grid": {"data.path": ["/a/b.csv"]}}]}, ["the id 'lora_/a/b.csv'", "must match"]),
     ({"cells": [{**CELL, "grid": {"seed": [1, 2]}}]}, ["'seed' cannot stand in a grid"]),
@@ -83,7 +83,7 @@ MISTAKES = [
         ["published[0].provenance is required"],
     ),
     ({"cells": [CELL], "seeds": [0, -1]}, ["seeds"]),
-    ({"cells": [CELL], "name": "../../x"}, ["name='../../x'", "must match"]),
+    ({"cells": [CELL], "name": "../../x"}, ["name='../../x'", "must begin with"]),
     ({"cells": [CELL], "baselin": "lora"}, ["unknown key 'baselin'", "Did you mean 'baseline'?"]),
 ]  # fmt: skip
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from peftlab.backbones.base import Backbone
+    from peftlab.peft.weight_update import WeightUpdate
 
 
 class _SupportsOfParts:
@@ -111,15 +112,17 @@ class Compose(PEFTStrategy, name="compose"):
 
     def files(self) -> list[Path]:
         """What the methods start from, found without importing torch."""
-        return [file for _, _, method in self._read_parts() for file in method.files()]
+        found: list[Path] = []
+        for key, _, method in self._read_parts():
+            with errors_at(key, method):
+                found += method.files()
+        return found
 
     def fit_tasks(self, tasks: int) -> None:
         """Tell every method, and write down what it makes of it."""
         for index, (key, entry, method) in enumerate(list(self._read_parts())):
-            try:
+            with errors_at(key, method):
                 method.fit_tasks(tasks)
-            except ConfigError as error:
-                raise ConfigError(f"{key}: {error}") from error
             self.methods[index] = entry | dataclasses.asdict(method)
         self.__dict__.pop("parts", None)
 
@@ -134,8 +137,9 @@ class Compose(PEFTStrategy, name="compose"):
 
     def load_source(self, backbone: Backbone, fingerprint: str) -> None:
         """Let each method load what it starts from."""
+        keys = {id(part): key for key, part in self._named_parts()}
         for part, view in self._each(backbone, "load_source"):
-            with view():
+            with view(), errors_at(keys[id(part)], part):
                 part.load_source(backbone, fingerprint)
 
     def extra_tokens(self) -> int:
@@ -207,6 +211,14 @@ class Compose(PEFTStrategy, name="compose"):
             raise PeftlabError(self._why_not_merged())
         return [(part, view) for part, view in self._each(backbone) if not part.supports.adds_nothing]
 
+    def weight_updates(self, backbone: Backbone) -> list[WeightUpdate] | None:
+        """What the methods say of their own; None if none of them says anything."""
+        said: list[WeightUpdate] = []
+        for part, view in self._each(backbone, "weight_updates"):
+            with view():
+                said += part.weight_updates(backbone) or []
+        return said or None
+
     @contextmanager
     def switched_off(self, backbone: Backbone) -> Iterator[None]:
         """All methods off; see :meth:`PEFTStrategy.switched_off`."""
@@ -230,6 +242,20 @@ class Compose(PEFTStrategy, name="compose"):
 def _unmergeable(parts: Iterable[PEFTStrategy]) -> list[str]:
     """Names of the methods that add something which cannot be folded into the weights."""
     return [part.name for part in parts if not (part.supports.mergeable or part.supports.adds_nothing)]
+
+
+@contextmanager
+def errors_at(key: str, method: Any) -> Iterator[None]:
+    """Let errors of ``method`` name its fields where they stand: ``peft.methods[1].rank``; the place is said once."""
+    from peftlab.schema import at_its_place, says_its_place
+
+    try:
+        yield
+    except PeftlabError as error:
+        message = at_its_place(str(error), type(method), key)
+        if not says_its_place(message, key):
+            message = f"{key} ({method.name}): {message}"
+        raise (ConfigError if isinstance(error, ConfigError) else PeftlabError)(message) from error
 
 
 def _leave(context: AbstractContextManager[None], view: Callable[[], Any]) -> None:
@@ -265,6 +291,9 @@ def _meant(entry: dict[str, Any], key: str) -> tuple[str, dict[str, Any]]:
         raise ConfigError(
             f"{key}: {given}, a method's name or its _target_. Write for example {{name: lora, rank: 4}}."
         )
+    for field_name, given in (("name", name), ("_target_", target)):
+        if given is not None and not isinstance(given, str):
+            raise ConfigError(f"{key}.{field_name}={given!r} is not allowed: it must be text, for example lora.")
     if target is not None:
         return str(target), {}
     shipped = _shipped()

@@ -8,7 +8,6 @@ methods that get in each other's way are refused with the names of the places.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from peftlab.backbones.base import Backbone
 from peftlab.errors import PeftlabError
 from peftlab.peft.base import PEFTStrategy
+from peftlab.peft.compose import errors_at
 from peftlab.peft.selective import stored_name
 
 _SHARES = "peft_shares"
@@ -68,7 +68,7 @@ def inject_all(parts: Sequence[tuple[str, PEFTStrategy]], backbone: Backbone, *,
     # Those that replace modules go first: training a tensor in 16 bits changes the type of the layer that owns it.
     for index in sorted(range(len(parts)), key=lambda index: not plans[index].replaced):
         key, part = parts[index]
-        with _as_untouched(model, untouched), _key_in_errors(key, part):
+        with _as_untouched(model, untouched), errors_at(key, part):
             belongings[index] = _injected(part, backbone, seed)
         elements = sum(parameter.numel() for parameter in belongings[index][1])
         if elements != plans[index].elements:
@@ -192,7 +192,7 @@ def _plan(key: str, part: PEFTStrategy, backbone: Backbone, seed: int) -> Plan:
     before = dict(twin.model.named_modules())
     own = {id(parameter): name for name, parameter in twin.model.named_parameters()}
     head = {name for name, _ in twin.head_parameters()}
-    with _key_in_errors(key, part):
+    with errors_at(key, part):
         part.inject(twin, seed=seed)
     after = dict(twin.model.named_modules())
     added = {name for name in after if name not in before and _parent(name) in before}
@@ -229,8 +229,10 @@ def _parent(name: str) -> str:
 def _refuse_conflict(first: tuple[str, PEFTStrategy], second: tuple[str, PEFTStrategy], a: Plan, b: Plan) -> None:
     """Raise if the method of plan ``a`` gets in the way of that of ``b``."""
     both = f"{first[0]} ({first[1].name}) and {second[0]} ({second[1].name})"
+    keys = [key for key in map(_targets_key, (first, second)) if key]
     if clash := a.replaced & b.replaced:
-        raise PeftlabError(f"{both} both change {_names(clash)}. Give them different targets.")
+        advice = "Give them different targets" if len(keys) == 2 else _take_out(clash, keys)
+        raise PeftlabError(f"{both} both change {_names(clash)}. {advice}.")
     if clash := a.own & b.own:
         raise PeftlabError(f"{both} both train {_names(clash)}. Let one of them do it.")
     if clash := a.added & b.added:
@@ -240,23 +242,27 @@ def _refuse_conflict(first: tuple[str, PEFTStrategy], second: tuple[str, PEFTStr
     # A bias may train beside an adapter; a weight that an adapter measures, or is merged into, may not.
     weights = {name for name in a.own if not name.endswith("bias")}
     if clash := {name for name in weights if _parent(name) in b.replaced}:
+        own = _targets_key(second)
+        all_of_it = {_parent(name) for name in clash} >= b.replaced
         raise PeftlabError(
             f"{first[0]} ({first[1].name}) trains {_names(clash)}, which {second[0]} ({second[1].name}) adapts as a "
-            "frozen weight. Give them different targets."
+            f"frozen weight. {_take_out(clash, [own] if own and not all_of_it else [])}."
         )
+
+
+def _targets_key(keyed: tuple[str, PEFTStrategy]) -> str | None:
+    """The key that says where the method works; None if it has no such choice."""
+    key, part = keyed
+    if isinstance(getattr(part, "targets", None), list):
+        return f"{key}.targets"
+    return f"{key}.options.target_modules" if "target_modules" in getattr(part, "options", ()) else None
+
+
+def _take_out(names: set[str], keys: list[str]) -> str:
+    what = "it" if len(names) == 1 else "them"
+    return f"Take {what} out of {keys[0]}, or keep one of the two methods" if keys else "Keep one of the two methods"
 
 
 def _names(names: set[str]) -> str:
     rest = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
     return f"'{min(names)}'{rest}"
-
-
-@contextmanager
-def _key_in_errors(key: str, part: PEFTStrategy) -> Iterator[None]:
-    """Let errors of ``part`` name its fields where they stand: ``peft.methods[1].rank``."""
-    try:
-        yield
-    except PeftlabError as error:
-        fields = "|".join(map(re.escape, part.__dataclass_fields__)) or "$"
-        message = re.sub(rf"(?<![\w.])peft\.(?=({fields})\b)", f"{key}.", str(error))
-        raise PeftlabError(f"{key} ({part.name}): {message}") from error
