@@ -159,6 +159,54 @@ def test_two_runs(peftlab: Peftlab, reviews: Path) -> None:
     assert "Both have seed 0" in peftlab("inspect", one, one).out
 
 
+def test_runs_with_some_layers_in_common(peftlab: Peftlab, reviews: Path) -> None:
+    one = trained(peftlab, reviews, "one", "peft.targets=[query,value]")
+    two = trained(peftlab, reviews, "two", "peft.targets=[query,key]", "seed=1")
+    done = peftlab("inspect", one, two)
+    assert done.status == 0, done.err
+    said = " ".join(done.out.split())
+    assert f"Only {one} has adapted bert.encoder.layer.0.attention.self.value" in said
+    assert f"Only {two} has adapted bert.encoder.layer.0.attention.self.key" in said
+    found = json.loads(peftlab("inspect", one, two, "--json").out)["similarity"]
+    assert {name.rpartition(".")[2] for name in found["layers"]} == {"query"}
+    assert len(found["left_out"]) == 2
+
+
+def test_a_composition_shows_what_each_of_its_methods_changes(peftlab: Peftlab, reviews: Path) -> None:
+    """Factors of LoRA also beside a prefix, which nothing can merge; and weights that train themselves."""
+    methods = (
+        "[{name: lora, rank: 2, targets: [query]}, {name: prefix_tuning, length: 3}, {name: parameters, patterns: "
+    )
+    run = trained(peftlab, reviews, "c", "peft=compose", f"peft.methods={methods}['layer.1.output.dense.weight']}}]")
+    found = json.loads(peftlab("inspect", run, "--json").out)["layers"]
+    assert [(layer["name"].partition("layer.")[2], len(layer["singular_values"])) for layer in found] == [
+        ("0.attention.self.query", 2),
+        ("1.attention.self.query", 2),
+        ("1.output.dense", 32),
+    ]
+
+
+def test_the_picture_shows_the_largest_and_chance(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from peftlab.report.spectra import Spectrum, draw_inspection
+
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **named: (drawn.append(self), save(self, *args, **named))
+    )
+    layers = [
+        Spectrum(f"layer.{block}.query", [1.0 / (k + 1) for k in range(32)], 0.628 - 0.1 * block) for block in (0, 1)
+    ]
+    chance = [[max(i, j) / 32 for j in (1, 2)] for i in (1, 2)]
+    draw_inspection(scratch / "x.png", layers, title="t", phi=[[0.1, 0.2], [0.3, 0.4]], chance=chance, phi_title="φ")
+    spectra, sizes, phi = drawn[0].axes[:3]
+    assert spectra.get_xticks()[0] == 1
+    assert sizes.get_ylim()[1] > 1.05 * 0.628
+    assert "0.03 … 0.06" in phi.get_title()
+
+
 @pytest.mark.parametrize("change", [["peft=full"], ["peft=last_layers", "peft.layers=1"]])
 def test_own_weights_are_compared_with_those_before(peftlab: Peftlab, reviews: Path, change: list[str]) -> None:
     run = trained(peftlab, reviews, "own", *change)
@@ -198,10 +246,10 @@ def test_methods_without_a_weight_update(peftlab: Peftlab, reviews: Path, change
 
 def test_wrong_uses(peftlab: Peftlab, reviews: Path) -> None:
     one = trained(peftlab, reviews, "one")
-    two = trained(peftlab, reviews, "two", "peft.targets=[query]")
+    two = trained(peftlab, reviews, "two", "peft.targets=[key]")
     other = trained(peftlab, reviews, "other", "backbone.architecture.hidden_size=64")
     for arguments, said in (
-        ([one, two], "have not adapted the same layers"),
+        ([one, two], "have adapted no layer in common"),
         ([one, other], "Compare runs on the same backbone"),
         ([one, "--to", "x.pdf"], "must end in .png"),
         ([one, "--directions", "0"], "at least 1"),

@@ -44,6 +44,7 @@ def draw_inspection(
     *,
     title: str,
     phi: list[list[float]] | None = None,
+    chance: list[list[float]] | None = None,
     runs: tuple[str, str] = ("", ""),
     phi_title: str = "",
 ) -> None:
@@ -54,6 +55,7 @@ def draw_inspection(
         layers: what was measured.
         title: above the panels.
         phi: similarity of the first i and j directions of two runs, i along the first axis.
+        chance: what ``phi`` is of random directions, of the same size.
         runs: names of the two runs, for the axes of ``phi``.
         phi_title: above that panel.
     """
@@ -80,7 +82,7 @@ def draw_inspection(
             handles=_legend(colours), loc="outside lower center", ncols=min(4, len(colours)), frameon=False, fontsize=9
         )
     if phi is not None:
-        _draw_similarity(figure, axes[2], phi, runs, phi_title)
+        _draw_similarity(figure, axes[2], phi, chance, runs, phi_title)
     figure.suptitle(title, fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
@@ -119,7 +121,8 @@ def _draw_spectra(axes: Any, layers: Sequence[Spectrum], colours: dict[str, str]
     axes.set_yscale("log")
     axes.set_ylim(SHOWN, 1.5)
     axes.set_xlim(0.5, longest + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    inner = MaxNLocator(nbins=7, integer=True, min_n_ticks=1).tick_values(1, longest)
+    axes.set_xticks([1, *(int(tick) for tick in inner if 1 < tick <= longest)])
     axes.set_xlabel("singular value i of ΔW")
     axes.set_ylabel("σᵢ / σ₁")
     axes.set_title("spectrum of each layer's update", fontsize=10)
@@ -140,7 +143,7 @@ def _draw_sizes_by_depth(axes: Any, layers: Sequence[Spectrum], colours: dict[st
     depth = max(layer.depth or 0 for layer in layers)
     ticks = list(range(0, depth + 1, 1 + depth // 10))
     axes.set_xticks([-1, *ticks], ["outside", *ticks]) if OUTSIDE in colours else axes.set_xticks(ticks)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, _with_headroom(layers))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("block")
     axes.set_ylabel("‖ΔW‖ / ‖W‖")
@@ -159,6 +162,7 @@ def _draw_sizes_by_name(axes: Any, layers: Sequence[Spectrum], colours: dict[str
     )
     axes.set_yticks(places, [layer.name for layer in layers], fontsize=8 if len(layers) <= 40 else 6)
     axes.set_ylim(len(layers) - 0.4, -0.6)
+    axes.set_xlim(0, _with_headroom(layers))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("‖ΔW‖ / ‖W‖")
     axes.set_title("size of the update, relative to the weight", fontsize=10)
@@ -166,7 +170,19 @@ def _draw_sizes_by_name(axes: Any, layers: Sequence[Spectrum], colours: dict[str
     axes.grid(visible=False, axis="y")
 
 
-def _draw_similarity(figure: Any, axes: Any, phi: list[list[float]], runs: tuple[str, str], title: str) -> None:
+def _with_headroom(layers: Sequence[Spectrum]) -> float:
+    """The end of an axis of sizes: a mark at the largest is drawn whole."""
+    return 1.08 * max(layer.relative_size for layer in layers) or 1.0
+
+
+def _draw_similarity(
+    figure: Any,
+    axes: Any,
+    phi: list[list[float]],
+    chance: list[list[float]] | None,
+    runs: tuple[str, str],
+    title: str,
+) -> None:
     n, m = len(phi), len(phi[0])
     image = axes.imshow(
         phi, origin="lower", vmin=0, vmax=1, cmap="viridis", aspect="auto", extent=(0.5, m + 0.5, 0.5, n + 0.5),
@@ -180,8 +196,14 @@ def _draw_similarity(figure: Any, axes: Any, phi: list[list[float]], runs: tuple
     axes.set_yticks(_ticks(n))
     axes.set_xlabel(f"first j directions of {runs[1]}")
     axes.set_ylabel(f"first i directions of {runs[0]}")
+    bar = figure.colorbar(image, ax=axes, label="φ(i, j)")
+    if chance is not None:
+        low, high = chance[0][0], chance[-1][-1]
+        title += f"\nrandom directions: max(i, j) / inputs, {low:.2f} … {high:.2f}"
+        for end in (low, high):  # between these two lines is what chance gives
+            bar.ax.axhline(end, color="white", linewidth=1.5)
+            bar.ax.axhline(end, color="black", linewidth=1.5, linestyle=(0, (2, 2)))
     axes.set_title(title, fontsize=10)
-    figure.colorbar(image, ax=axes, label="φ(i, j)")
 
 
 def _ticks(count: int) -> list[int]:

@@ -17,6 +17,7 @@ are orthogonal. For random directions it is max(i, j) / inputs on average.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -30,7 +31,7 @@ from peftlab.backbones.base import Backbone
 from peftlab.config import RunConfig
 from peftlab.errors import PeftlabError, RunError, listed
 from peftlab.peft.base import PEFTStrategy
-from peftlab.peft.surgery import unwrap_merged, weight_matrix, wrappers
+from peftlab.peft.surgery import is_conv1d, unwrap_merged, weight_matrix, wrappers
 from peftlab.peft.weight_update import WeightUpdate
 from peftlab.runs.assemble import reassemble, start_from_run
 from peftlab.runs.folder import finished_run
@@ -90,6 +91,9 @@ def inspect_run(given: str, *, directions: int) -> Inspection:
     updates = strategy.weight_updates(backbone)
     if updates is None:
         updates = _differences(given, config, backbone, strategy, facts["label_names"])
+    elif _trains_matrices(backbone, strategy):
+        own = _differences(given, config, backbone, strategy, facts["label_names"], beside=True)
+        updates = itertools.chain(updates, own)
     layers, kept = [], {}
     for update in updates:
         layer, kept[update.name] = measure(update, directions=directions)
@@ -142,28 +146,48 @@ def similarity(first: Tensor, second: Tensor) -> Tensor:
 
 
 def similarities(first: Inspection, second: Inspection) -> dict[str, Tensor]:
-    """φ of every layer of two runs; layers that were not changed at all in one of them are left out.
+    """φ of every layer that both runs have adapted; without layers that were not changed at all in one of them.
 
     Raises:
-        RunError: if the runs have not adapted the same layers.
+        RunError: if the runs have no adapted layer in common, or one of another shape.
     """
     shapes = [{layer.name: layer.shape for layer in run.layers} for run in (first, second)]
-    if different := shapes[0].keys() ^ shapes[1].keys():
+    common = [name for name in shapes[0] if name in shapes[1]]
+    if not common:
         raise RunError(
-            f"{first.run} and {second.run} have not adapted the same layers: only one of them has "
-            f"{listed(different, limit=4)}. Compare runs with the same peft.targets on the same backbone."
+            f"{first.run} and {second.run} have adapted no layer in common: one of them "
+            f"{listed(shapes[0], limit=4)}, the other {listed(shapes[1], limit=4)}. Compare runs whose peft.targets "
+            "overlap, on the same backbone."
         )
-    for name, shape in shapes[0].items():
-        if shape != shapes[1][name]:
+    for name in common:
+        if shapes[0][name] != shapes[1][name]:
             raise RunError(
-                f"'{name}' is {_by(shape)} in {first.run} and {_by(shapes[1][name])} in {second.run}. Compare runs on "
-                "the same backbone."
+                f"'{name}' is {_by(shapes[0][name])} in {first.run} and {_by(shapes[1][name])} in {second.run}. "
+                "Compare runs on the same backbone."
             )
     return {
         name: similarity(first.directions[name], second.directions[name])
-        for name in shapes[0]
+        for name in common
         if len(first.directions[name]) and len(second.directions[name])
     }
+
+
+def left_out(first: Inspection, second: Inspection) -> list[str]:
+    """For each run that has adapted layers which the other has not, a line that names them."""
+    names = [{layer.name for layer in run.layers} for run in (first, second)]
+    return [
+        f"Only {run.run} has adapted {listed(only, limit=4)}: not compared."
+        for run, only in ((first, names[0] - names[1]), (second, names[1] - names[0]))
+        if only
+    ]
+
+
+def chance(by_layer: dict[str, Tensor], run: Inspection) -> list[list[float]]:
+    """φ of random directions, max(i, j) / inputs, in the mean over the layers and of the size of their mean."""
+    n, m = (min(phi.shape[axis] for phi in by_layer.values()) for axis in (0, 1))
+    inputs = [layer.shape[1] for layer in run.layers if layer.name in by_layer]
+    share = sum(1 / number for number in inputs) / len(inputs)
+    return [[max(i, j) * share for j in range(1, m + 1)] for i in range(1, n + 1)]
 
 
 def _by(shape: tuple[int, int]) -> str:
@@ -177,27 +201,47 @@ def mean_similarity(by_layer: dict[str, Tensor]) -> Tensor:
 
 
 def _differences(
-    given: str, config: RunConfig, trained: Backbone, strategy: PEFTStrategy, label_names: list[str]
+    given: str,
+    config: RunConfig,
+    trained: Backbone,
+    strategy: PEFTStrategy,
+    label_names: list[str],
+    *,
+    beside: bool = False,
 ) -> Iterable[WeightUpdate]:
-    """Trained weights minus those that training started from, of a method that does not say it otherwise."""
+    """Trained weights minus those that training started from, of a method that does not say it otherwise.
+
+    ``beside``: only weights that train themselves, none that an adapter changes.
+    """
     if config.backbone.from_run is None:
         start = config.backbone.build(len(label_names), seed=config.seed, run_folder=Path(given))
     else:
         start = start_from_run(config, label_names)
     own = {name.removeprefix("model.") for name in strategy.adapter_tensors(trained)}
-    if strategy.supports.mergeable:
+    if strategy.supports.mergeable and not beside:
         own |= {f"{name}.weight" for name, _ in wrappers(trained.model)}
         strategy.merge(trained)
         unwrap_merged(trained.model)
     left_out = {*start.always_frozen(), *(name for name, _ in start.head_parameters())}
     own -= left_out
     changed = [name for name, p in start.model.named_parameters() if name in own and p.ndim == 2]
-    if not changed:
+    if not changed and not beside:
         raise PeftlabError(f"{given}: peft={strategy.name} {_why_nothing(trained, own, start.model)}")
     for name in changed:
         layer = name.removesuffix(".weight")
         before, after = _matrix(start.model, name), _matrix(trained.model, name)
         yield WeightUpdate(layer, before, after.double() - before.double())
+
+
+def _trains_matrices(backbone: Backbone, strategy: PEFTStrategy) -> bool:
+    """Whether weights of linear layers or embeddings train that may be the backbone's own."""
+    head = {name for name, _ in backbone.head_parameters()}
+    owners = [
+        backbone.model.get_submodule(name.rpartition(".")[0])
+        for name, tensor in strategy.adapter_tensors(backbone.model).items()
+        if tensor.ndim == 2 and name not in head
+    ]
+    return any(isinstance(owner, nn.Linear | nn.Embedding) or is_conv1d(owner) for owner in owners)
 
 
 def _matrix(model: nn.Module, name: str) -> Tensor:

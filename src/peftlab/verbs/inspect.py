@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--to={given.to}: the picture is a PNG, so its name must end in .png.")
     for run in filter(None, (given.run, given.other)):
         finished_run(run)  # a wrong path costs no import of torch
-    from peftlab.runs.inspection import inspect_run, mean_similarity, similarities
+    from peftlab.runs.inspection import chance, inspect_run, left_out, mean_similarity, similarities
 
     first = inspect_run(given.run, directions=given.directions)
     second = inspect_run(given.other, directions=given.directions) if given.other else None
@@ -55,13 +55,14 @@ def main(arguments: Sequence[str]) -> int:
         [Spectrum(layer.name, layer.singular_values, layer.relative_size) for layer in first.layers],
         title="   beside   ".join(f"{_titled(run.run)}, peft={run.method}" for run in (first, second) if run),
         phi=mean,
+        chance=chance(phi, first) if phi else None,
         runs=(_short(given.run), _short(given.other or "")),
         phi_title="directions in common: φ(i, j)" + (f", mean over {len(phi)} layers" if len(phi) > 1 else ""),
     )
     if given.json:
         print(json.dumps(_plain(first, second, phi, mean, picture), ensure_ascii=False))
     else:
-        _print(first, second, phi, picture)
+        _print(first, second, phi, picture, left_out(first, second) if second else [])
     return 0
 
 
@@ -76,14 +77,22 @@ def _titled(run: str) -> str:
 def _plain(
     first: Inspection, second: Inspection | None, phi: dict[str, Tensor], mean: Any, picture: Path
 ) -> dict[str, Any]:
+    from peftlab.runs.inspection import left_out
+
     plain = first.plain() | {"picture": str(picture)}
     if second is not None:
         plain["other"] = second.plain()
-        plain["similarity"] = {"mean": mean, "layers": {name: matrix.tolist() for name, matrix in phi.items()}}
+        plain["similarity"] = {
+            "mean": mean,
+            "layers": {name: matrix.tolist() for name, matrix in phi.items()},
+            "left_out": left_out(first, second),
+        }
     return plain
 
 
-def _print(first: Inspection, second: Inspection | None, phi: dict[str, Tensor], picture: Path) -> None:
+def _print(
+    first: Inspection, second: Inspection | None, phi: dict[str, Tensor], picture: Path, notes: Sequence[str]
+) -> None:
     out = console()
     prefix = _common_prefix([layer.name for layer in first.layers])
     out.print(Text(f"{first.run}, peft={first.method}: {len(first.layers)} weight matrices changed", style="bold"))
@@ -96,6 +105,8 @@ def _print(first: Inspection, second: Inspection | None, phi: dict[str, Tensor],
                 f"Both have seed {first.seed}: what they share may be a random start (A of LoRA), not learned.",
                 style="yellow",
             )
+    for note in notes:
+        out.print(Text(note, style="yellow"))
     if prefix:
         out.print(f"Names of layers begin with {prefix}", highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
