@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -15,10 +16,11 @@ from torch.nn import functional as F
 from peftlab.backbones.quantize import quantize
 from peftlab.errors import PeftlabError
 from peftlab.peft.base import apply
+from peftlab.peft.hf_options import option_types, package_folder
 from peftlab.peft.hf_peft import HFPeft, tuner_layers
-from peftlab.peft.surgery import unwrap_merged
+from peftlab.peft.surgery import unwrap_merged, weight_matrix
 from peftlab.runs.assemble import count_parameters
-from tests.conftest import TINY, Peftlab, run_folder
+from tests.conftest import REPOSITORY, TINY, Peftlab, run_folder
 from tests.peft.tiny import batch, tiny
 
 TYPES: dict[str, dict[str, Any]] = {
@@ -116,6 +118,56 @@ def test_it_is_hf_peft_s_own_model(peft_type: str) -> None:
     torch.testing.assert_close(logits(backbone), logits(reference), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("peft_type", "kind"), [*((peft_type, "bert") for peft_type in TYPES), ("LORA", "gpt2")])
+def test_updates_are_what_merging_adds(peft_type: str, kind: str) -> None:
+    options = {} if kind == "bert" else {"target_modules": ["c_attn"]}
+    backbone, strategy = tiny(kind), method(peft_type, **options)
+    apply(strategy, backbone, seed=0)
+    trained(strategy, backbone)
+    updates = {update.name: update for update in strategy.weight_updates(backbone)}
+    layers = dict(tuner_layers(backbone.model))
+    assert updates.keys() == layers.keys()
+    before = {name: weight_matrix(layer.base_layer).detach().clone() for name, layer in layers.items()}
+    for name in layers:
+        torch.testing.assert_close(updates[name].weight, before[name])
+    strategy.merge(backbone)
+    for name, layer in layers.items():
+        added = weight_matrix(layer.base_layer).detach() - before[name]
+        torch.testing.assert_close(updates[name].update, added, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_updates_are_seen_on_a_quantised_backbone(kind: str) -> None:
+    backbone, strategy = tiny("bert", quantize=kind), method("OFT")
+    apply(strategy, backbone, seed=0)
+    after = logits(trained(strategy, backbone))
+    for update in strategy.weight_updates(backbone):
+        assert isinstance(update.update, torch.Tensor)
+        assert update.update.shape == update.weight.shape
+        assert 0 < update.update.norm() < update.weight.norm()
+    assert torch.equal(logits(backbone), after), "measuring changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"oft_block_size": 7}, "peft.options.oft_block_size=7 does not divide the 32 inputs"),
+        ({"oft_block_size": 0, "r": 5}, "peft.options.r=5 does not divide the 32 inputs"),
+        ({"oft_block_size": 64}, "peft.options.oft_block_size=64 does not divide the 32 inputs"),
+    ],
+)
+def test_blocks_that_do_not_divide_are_refused(options: dict[str, Any], said: str) -> None:
+    """HF peft would silently take another size."""
+    strategy = HFPeft(options=options | {"target_modules": "all-linear"})
+    asked = [lambda: apply(strategy, tiny("bert"), seed=0)]
+    asked += [lambda: strategy.closed_form(tiny("bert"))] if "r" not in options else []  # type: ignore[list-item,return-value]
+    for ask in asked:
+        with pytest.raises(PeftlabError) as error:
+            ask()
+        assert said in str(error.value)
+        assert ("4 and 8" in str(error.value)) == (options.get("oft_block_size", 7) != 64)
+
+
 @pytest.mark.parametrize("peft_type", ["OFT", "LOHA", "FOURIERFT", "LORA"])
 @pytest.mark.parametrize("kind", ["bert", "llama", "roberta"])
 def test_closed_forms(peft_type: str, kind: str) -> None:
@@ -171,6 +223,12 @@ def test_adapters_are_float32_on_a_bfloat16_backbone() -> None:
         ({"peft_type": "ADALORA"}, "Use peft=adalora"),
         ({"peft_type": "VERA"}, "Use peft=vera"),
         ({"options": {"oft_blocksize": 4}}, "Did you mean 'oft_block_size'?"),
+        ({"options": {"oft_block_size": "abc"}}, "peft.options.oft_block_size='abc' is not allowed"),
+        ({"options": {"oft_block_size": True}}, "has this option as int"),
+        ({"peft_type": "LOHA", "options": {"alpha": float("nan")}}, "peft.options.alpha=nan is not allowed"),
+        ({"peft_type": "LORA", "options": {"bias": "some"}}, "peft.options.bias='some'"),
+        ({"peft_type": "LOHA", "options": {"token_dim": 3}}, "peft.options.token_dim: LOHA of HF peft has no"),
+        ({"peft_type": "LOHA"}, "leave it out by '~peft.options.oft_block_size'"),
         ({"options": {"task_type": "SEQ_CLS"}}, "no such option"),
         ({"options": {"modules_to_save": ["classifier"]}}, "backbone.train_head"),
     ],
@@ -210,10 +268,33 @@ def test_quantised_backbones() -> None:
     strategy = method("OFT")
     apply(strategy, backbone, seed=0)
     trained(strategy, backbone)
-    with pytest.raises(PeftlabError, match="quantize=null to merge"):
+    with pytest.raises(PeftlabError, match=r"round the merged weight"):
         strategy.merge(backbone)
     with pytest.raises(PeftlabError, match="no layers of this type for weights in nf4"):
         apply(method("LOHA"), nf4(), seed=0)
+
+
+def test_options_are_those_of_the_type_alone() -> None:
+    """Read from the files, and the same as HF peft's dataclasses have."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    package = package_folder()
+    for peft_type, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items():
+        read = option_types(package, peft_type.name)
+        if peft_type.name in (*TYPES, "BOFT", "SHIRA", "MISS", "LN_TUNING"):
+            assert read is not None
+        if read is not None:
+            assert read.keys() == {one.name for one in dataclasses.fields(cls)}, peft_type
+
+
+def test_importing_hf_peft_says_nothing() -> None:
+    code = (
+        "from peftlab.peft.base import apply; from peftlab.peft.hf_peft import HFPeft;"
+        "from tests.peft.tiny import tiny;"
+        "apply(HFPeft(options={'oft_block_size': 8, 'target_modules': ['query']}), tiny('bert'), seed=0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert "gemm_4bit" not in done.stderr
 
 
 def test_a_missing_package_costs_one_line_and_no_torch() -> None:

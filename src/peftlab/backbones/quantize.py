@@ -8,13 +8,13 @@ stay ``nn.Linear`` subclasses that pass gradients to their inputs, so adapters o
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from peftlab.backbones.quiet import quiet_bitsandbytes
 from peftlab.errors import BackboneError
 
 Quantization = Literal["nf4", "fp4", "int8"]
@@ -35,9 +35,7 @@ def quantize(model: nn.Module, kind: Quantization, *, keep: Collection[str], dev
     Raises:
         BackboneError: if there is no layer to quantise, or bitsandbytes cannot be imported.
     """
-    for chatty in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
-        # One asks for an optional kernel at import; the other warns at every int8 product of float32 inputs.
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     try:
         import bitsandbytes  # noqa: F401 - imported here to fail with a way out
     except ImportError as error:

@@ -23,26 +23,26 @@ This file imports neither torch nor peft, and is imported itself when a config i
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import importlib.util
+import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from peftlab.errors import PeftlabError, listed, nearest
+from peftlab.errors import ConfigError, PeftlabError, listed, nearest
 from peftlab.peft.base import PEFTStrategy, Supports
+from peftlab.peft.hf_options import hf_types, option_fits, option_types, package_folder
 from peftlab.seeding import derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from peftlab.backbones.base import Backbone
+    from peftlab.peft.weight_update import WeightUpdate
 
 NATIVE: Mapping[str, str] = MappingProxyType(
     {
@@ -88,43 +88,57 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
     """Fields of that method's config in HF peft, those that differ from its defaults."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a missing package, an unknown type or option; imports nothing heavy."""
-        package = _package_folder()
-        known = _enum_members(package / "utils" / "peft_types.py", "PeftType")
+        """Raise ConfigError for a missing package, an unknown type, or a wrong option; imports nothing heavy."""
+        package = package_folder()
+        known = hf_types(package)
         if known and self.peft_type not in known:
             close = nearest(self.peft_type.upper(), known)
-            raise ValueError(
+            raise ConfigError(
                 f"peft.peft_type={self.peft_type}: HF peft has no such type.{close} It has: {listed(known, limit=100)}."
             )
         if self.peft_type in NATIVE:
-            raise ValueError(
+            raise ConfigError(
                 f"peft.peft_type={self.peft_type} does not work by layers that can be put into a model one by one. "
                 f"Use {NATIVE[self.peft_type]}, peftlab's own."
             )
         if "modules_to_save" in self.options:
-            raise ValueError("peft.options.modules_to_save: the head trains by backbone.train_head. Leave this out.")
-        fields = _annotated(package / "tuners" / self.peft_type.lower() / "config.py", package / "config.py")
-        if fields:  # else HF peft keeps it elsewhere, and inject checks
-            self._require_known(fields)
+            raise ConfigError("peft.options.modules_to_save: the head trains by backbone.train_head. Leave this out.")
+        annotations = option_types(package, self.peft_type)
+        if annotations is None:  # HF peft keeps it elsewhere, and inject checks the names
+            return
+        self._require_known(annotations)
+        for name, value in self.options.items():
+            if not option_fits(annotations[name], value):
+                raise ConfigError(
+                    f"peft.options.{name}={value!r} is not allowed: HF peft's {self.peft_type} has this option as "
+                    f"{annotations[name]}. Give it so."
+                )
 
-    def _require_known(self, fields: set[str]) -> None:
-        allowed = fields - NOT_OPTIONS
+    def _require_known(self, fields: Collection[str]) -> None:
+        allowed = {*fields} - NOT_OPTIONS
         for name in self.options:
             if name not in allowed:
-                raise ValueError(
-                    f"peft.options.{name}: {self.peft_type} of HF peft has no such option.{nearest(name, allowed)} "
-                    f"It has: {listed(allowed)}."
+                of_default = name == "oft_block_size" and self.peft_type != "OFT"
+                way_out = f" It is there for OFT: leave it out by '~peft.options.{name}'." if of_default else ""
+                raise ConfigError(
+                    f"peft.options.{name}: {self.peft_type} of HF peft has no such option.{nearest(name, allowed)}"
+                    f"{way_out} It has: {listed(allowed)}."
                 )
 
     def inject(self, backbone: Backbone, *, seed: int) -> None:
         """Let HF peft put its layers in place."""
-        import peft
         import torch
+
+        from peftlab.backbones.quiet import quiet_bitsandbytes
+
+        quiet_bitsandbytes()
+        import peft
 
         config = self._config(backbone)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # Only the CPU's generator: torch.manual_seed would reseed the accelerators' as well.
             torch.default_generator.manual_seed(derive_seed(seed, "adapter", "hf_peft"))
+            warnings.filterwarnings("ignore", "Invalid `")  # and changes what was asked for; _check refuses that
             warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # and is then set to what it must be
             try:
                 peft.inject_adapter_in_model(config, backbone.model)
@@ -168,6 +182,7 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
 
     def _refused(self, error: Exception) -> PeftlabError:
         said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        said = said.strip() if said.strip().endswith((".", "!", "?")) else f"{said.strip()}."
         return PeftlabError(f"peft=hf_peft, {self.peft_type}: HF peft refuses this: {said} Change peft.options.")
 
     def _check(self, backbone: Backbone, layers: Mapping[str, Any]) -> None:
@@ -189,8 +204,10 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
                 raise PeftlabError(
                     f"peft.peft_type={self.peft_type}: HF peft has no layers of this type for weights in "
                     f"{backbone.provenance.get('quantize')}. Set backbone.quantize=null, or choose another type "
-                    "(OFT and LORA have them)."
+                    "(OFT has them) or method (peft=lora)."
                 )
+        if self.peft_type == "OFT":
+            self._require_whole_blocks({n: int(x.in_features) for n, x in layers.items() if hasattr(x, "in_features")})
         wanted = self.options.get("target_modules")
         for entry in wanted if isinstance(wanted, list) else []:
             if not any(name == entry or name.endswith(f".{entry}") for name in layers):
@@ -198,6 +215,20 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
                 raise PeftlabError(
                     f"peft.options.target_modules: '{entry}' matches none of the layers.{nearest(str(entry), endings)} "
                     "Names are those of the model (regexes: as text, not as a list), not peftlab's roles."
+                )
+
+    def _require_whole_blocks(self, inputs: Mapping[str, int]) -> None:
+        """Raise if OFT's blocks do not divide the inputs of a layer: HF peft would take another size there."""
+        key = "r" if self.options.get("r") else "oft_block_size"
+        given = int(self.options.get(key, 32))
+        for name, features in inputs.items():
+            if features % given:
+                common = math.gcd(*inputs.values())
+                sizes = [size for size in range(1, common + 1) if common % size == 0]
+                near = [*[size for size in sizes if size < given][-1:], *[size for size in sizes if size > given][:1]]
+                raise PeftlabError(
+                    f"peft.options.{key}={given} does not divide the {features} inputs of '{name}'. "
+                    f"Give one that divides those of every layer: the nearest are {' and '.join(map(str, near))}."
                 )
 
     def closed_form(self, backbone: Backbone) -> int | None:
@@ -211,13 +242,15 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
         wanted = self.options.get("target_modules")  # without it HF peft has a choice of its own for each model
         if wanted is None or not self.options.keys() <= {"target_modules", *COUNTED.get(self.peft_type, ())}:
             return None
-        shapes = [
-            linear_features(module)
+        linear = {
+            name: linear_features(module)
             for name, module in adaptable_modules(backbone).items()
             if not hasattr(module, "num_embeddings") and _meant(wanted, name)
-        ]
+        }
+        shapes = linear.values()
         match self.peft_type:
             case "OFT":
+                self._require_whole_blocks({name: in_features for name, (in_features, _) in linear.items()})
                 block = int(self.options.get("oft_block_size", 32))
                 return sum(in_features // block * (block * (block - 1) // 2) for in_features, _ in shapes)
             case "LORA" | "LOHA":
@@ -269,6 +302,12 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
         for _, layer in tuner_layers(backbone.model):
             if layer.merged:
                 _restore(layer)
+
+    def weight_updates(self, backbone: Backbone) -> Iterator[WeightUpdate]:
+        """What each layer makes of unit vectors beside what its weight makes of them, in floats on any backbone."""
+        from peftlab.peft.hf_updates import weight_updates
+
+        return weight_updates(self.peft_type, tuner_layers(backbone.model))
 
     @contextmanager
     def switched_off(self, backbone: Backbone) -> Iterator[None]:
@@ -349,41 +388,3 @@ def _meant(wanted: str | list[str], name: str) -> bool:
     if isinstance(wanted, str):
         return wanted.lower() == "all-linear" or re.fullmatch(wanted, name) is not None
     return any(name == entry or name.endswith(f".{entry}") for entry in wanted)
-
-
-def _package_folder() -> Path:
-    spec = importlib.util.find_spec("peft")
-    if spec is None or spec.origin is None:
-        raise ValueError("peft=hf_peft needs the package peft. Run: pip install 'peftlab[peft]'")
-    return Path(spec.origin).parent
-
-
-def _enum_members(path: Path, name: str) -> set[str]:
-    """Members of the enum ``name`` in the file; empty if it cannot be read so."""
-    return {
-        node.targets[0].id
-        for statement in _statements(path)
-        if isinstance(statement, ast.ClassDef) and statement.name == name
-        for node in statement.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-
-
-def _annotated(path: Path, shared: Path) -> set[str]:
-    """Fields of the dataclasses in the file ``path`` and in ``shared``; empty if there is no such file."""
-    if not path.is_file():
-        return set()
-    return {
-        node.target.id
-        for statement in [*_statements(path), *_statements(shared)]
-        if isinstance(statement, ast.ClassDef)
-        for node in statement.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
-
-
-def _statements(path: Path) -> list[ast.stmt]:
-    try:
-        return ast.parse(path.read_text(encoding="utf-8")).body
-    except (OSError, SyntaxError, ValueError):
-        return []
