@@ -180,3 +180,11 @@ def test_wrong_targets() -> None:
         apply(Houlsby(targets=["embedding"]), tiny("bert"), seed=0)
     with pytest.raises(PeftlabError, match="Did you mean 'ffn_down'"):
         apply(Houlsby(targets=["ffn_dwon"]), tiny("bert"), seed=0)
+
+
+def test_a_bottleneck_wider_than_its_place_is_refused() -> None:
+    backbone = tiny("bert")
+    with pytest.raises(PeftlabError, match=r"peft\.bottleneck=100000 .* at most 32\. Lower it"):
+        apply(Houlsby(bottleneck=100_000, reduction_factor=None), backbone, seed=0)
+    with pytest.raises(PeftlabError, match=r"peft\.reduction_factor=0\.5 .* at most 32\. Raise it"):
+        Houlsby(reduction_factor=0.5).closed_form(backbone)

@@ -138,6 +138,15 @@ def test_wrong_uses(kind: str, targets: list[str], said: str) -> None:
         apply(ParallelAdapter(targets=targets), tiny(kind), seed=0)
 
 
+@pytest.mark.parametrize("targets", [["ffn"], ["query"]])
+def test_a_bottleneck_wider_than_its_place_is_refused(targets: list[str]) -> None:
+    too_wide = ParallelAdapter(targets=targets, bottleneck=33, reduction_factor=None)
+    for ask in (lambda: apply(too_wide, tiny("bert"), seed=0), lambda: too_wide.closed_form(tiny("bert"))):
+        with pytest.raises(PeftlabError, match=r"peft\.bottleneck=33 .*\(32 → 32\).*at most 32\. Lower it"):
+            ask()  # type: ignore[no-untyped-call]
+    apply(ParallelAdapter(targets=targets, bottleneck=32, reduction_factor=None), tiny("bert"), seed=0)
+
+
 def test_the_text_classifier_has_no_sub_layers_but_linear_ones() -> None:
     backbone = TextClassifierConfig().build(2, seed=0, train_texts=["a b c"])
     with pytest.raises(PeftlabError, match="'ffn' needs the role 'ffn_up': text_classifier has no such role"):

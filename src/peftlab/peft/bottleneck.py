@@ -27,7 +27,7 @@ from peftlab.peft.surgery import adapter_generator
 from peftlab.peft.wrapping import WrappedLayer, add_to_rows, part_name, target_features, wrap
 
 if TYPE_CHECKING:
-    from peftlab.backbones.base import Backbone
+    from peftlab.backbones.base import Backbone, Target
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
@@ -80,6 +80,17 @@ class BottleneckMethod(PEFTStrategy):
         biases = width + out_features if self.bias else 0
         return width * (in_features + out_features) + biases + (2 * in_features if self.layer_norm else 0)
 
+    def require_width(self, in_features: int, out_features: int, name: str) -> None:
+        """Raise PeftlabError if the bottleneck of the adapter at ``name`` is wider than what goes in and comes out."""
+        largest = max(in_features, out_features)
+        if self.width(in_features, out_features) > largest:
+            key = "bottleneck" if self.bottleneck is not None else "reduction_factor"
+            raise PeftlabError(
+                f"peft.{key}={getattr(self, key):g} makes the adapter at '{name}' ({in_features} → {out_features}) "
+                f"{self.width(in_features, out_features)} wide: a bottleneck may have at most {largest}. "
+                + ("Lower it." if key == "bottleneck" else "Raise it.")
+            )
+
     def make(
         self, in_features: int, out_features: int, *, place: str, seed: int, device: torch.device, scale: float = 1.0
     ) -> Bottleneck:
@@ -119,7 +130,9 @@ class SeriesAdapters(BottleneckMethod):
 
     def inject(self, backbone: Backbone, *, seed: int) -> None:
         """Put an adapter behind every target."""
-        for target in find_targets(backbone, self.targets):
+        targets = find_targets(backbone, self.targets)
+        self._outputs(targets)
+        for target in targets:
             _, out_features = target_features(target)
             layer = wrap(backbone, target, SeriesLayer)
             assert isinstance(layer, SeriesLayer)
@@ -134,8 +147,14 @@ class SeriesAdapters(BottleneckMethod):
 
     def closed_form(self, backbone: Backbone) -> int:
         """The size of an adapter for each target."""
-        outputs = [target_features(target)[1] for target in find_targets(backbone, self.targets)]
-        return sum(self.size(features, features) for features in outputs)
+        return sum(self.size(features, features) for features in self._outputs(find_targets(backbone, self.targets)))
+
+    def _outputs(self, targets: list[Target]) -> list[int]:
+        """What each target returns; raises PeftlabError for one that is narrower than the bottleneck."""
+        outputs = [target_features(target)[1] for target in targets]
+        for target, features in zip(targets, outputs, strict=True):
+            self.require_width(features, features, target.name)
+        return outputs
 
 
 class Bottleneck(nn.Module):

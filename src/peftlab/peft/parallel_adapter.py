@@ -81,11 +81,16 @@ class ParallelAdapter(BottleneckMethod, name="parallel_adapter"):
         return sum(self.size(*inner) + int(self.learned_scale) for inner in features)
 
     def _places(self, backbone: Backbone) -> tuple[list[tuple[Target, Target]], list[Target]]:
-        """(first, last) linear layer of each sub-layer, and the single linear layers."""
+        """(first, last) linear layer of each sub-layer, and the single linear layers; their adapters fit."""
         names = [entry for entry in dict.fromkeys(self.targets) if entry in _SUB_LAYERS]
         others = [entry for entry in self.targets if entry not in _SUB_LAYERS]
         sub_layers = [pair for name in names for pair in _sub_layers(backbone, name)]
-        return sub_layers, find_targets(backbone, others) if others else []
+        linears = find_targets(backbone, others) if others else []
+        for first, last in sub_layers:
+            self.require_width(*_across(first, last), last.name)
+        for target in linears:
+            self.require_width(*target_features(target), target.name)
+        return sub_layers, linears
 
 
 def _sub_layers(backbone: Backbone, name: str) -> list[tuple[Target, Target]]:
