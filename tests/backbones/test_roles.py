@@ -174,6 +174,7 @@ def test_the_head_is_never_a_target() -> None:
         ("bert", ["LayerNorm"], "a LayerNorm, which cannot be a target"),
         ("bert", ["*query"], "not a regular expression"),
         ("bert", [], "peft.targets is empty"),
+        ("bert", ["query", ""], r"peft\.targets\[1\] is an empty text, which names nothing\. Roles of bert"),
         (
             "gpt2",
             ["query", "c_attn"],

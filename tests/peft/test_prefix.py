@@ -337,9 +337,12 @@ def test_other_backbones_are_left_alone() -> None:
 def test_wrong_uses() -> None:
     with pytest.raises(ValueError, match=r"peft\.hidden=3 is the width of a network"):
         PTuningV2(hidden=3)
-    for backbone in (tiny("deberta"), TextClassifierConfig().build(2, seed=0, train_texts=["a b"])):
-        with pytest.raises(BackboneError, match="takes no keys and values beside its own"):
-            apply(PTuningV2(), backbone, seed=0)
+    with pytest.raises(BackboneError, match="takes no keys and values beside its own"):
+        apply(PTuningV2(), tiny("deberta"), seed=0)
+    plain = TextClassifierConfig().build(2, seed=0, train_texts=["a b"])
+    with pytest.raises(BackboneError, match=r"text_classifier has no attention .* \(peft=lora\)") as error:
+        apply(PTuningV2(), plain, seed=0)
+    assert "prompt_tuning" not in str(error.value), "which needs a transformer as well"
     upcast = tiny_config("gpt2", attention="eager")
     assert upcast.architecture is not None
     upcast.architecture["reorder_and_upcast_attn"] = True

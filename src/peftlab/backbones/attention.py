@@ -52,6 +52,11 @@ def attention_modules(backbone: Backbone) -> dict[str, nn.Module]:
         if isinstance(module, DisentangledSelfAttention) or _uses_registry(module)
     }
     if not found:
+        if not isinstance(getattr(backbone.model, "base_model", None), nn.Module):
+            raise BackboneError(
+                f"{backbone.architecture} has no attention that keys and values could be put into, and takes no "
+                "prompts either. Choose a method that adapts its layers (peft=lora), or a transformer as backbone."
+            )
         own = {type(module).__name__ for module in backbone.model.modules() if "Attention" in type(module).__name__}
         raise BackboneError(
             f"the attention of {backbone.architecture} ({listed(own)}) takes no keys and values beside its own: it is "

@@ -38,7 +38,11 @@ def find_targets(backbone: Backbone, targets: Sequence[str]) -> list[Target]:
         raise BackboneError(f"peft.targets is empty. {_what_there_is(backbone)}")
     modules = adaptable_modules(backbone)
     found: dict[str, dict[_Rows, _Found]] = {}
-    for entry in targets:
+    for number, entry in enumerate(targets):
+        if not entry:
+            raise BackboneError(
+                f"peft.targets[{number}] is an empty text, which names nothing. {_what_there_is(backbone)}"
+            )
         for target in _matches(backbone, modules, entry):
             places = found.setdefault(target.name, {})
             rows = _rows(target)
