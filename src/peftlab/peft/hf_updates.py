@@ -64,7 +64,8 @@ def _update(layer: Any, base: Any) -> Tensor | None:
 
 def _in_float32(base: Any) -> nn.Module:
     if not is_quantized(base):
-        return copy.deepcopy(base).float()
+        floats: nn.Module = copy.deepcopy(base).float()
+        return floats
     weight = weight_matrix(base).float()
     plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     plain.weight = nn.Parameter(weight, requires_grad=False)
