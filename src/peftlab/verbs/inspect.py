@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         "With a second run: how much of the first directions of the updates the two have in common.",
     )
     parser.add_argument("run", metavar="RUN", help="a run folder: outputs/<name>/<key>")
-    parser.add_argument("other", metavar="RUN2", nargs="?", help="a run with the same layers adapted")
+    parser.add_argument("other", metavar="RUN2", nargs="?", help="a run with some of the same layers adapted")
     parser.add_argument("--to", metavar="FILE", help="where to write the picture; without it RUN/inspect.png")
     parser.add_argument("--directions", type=int, default=8, metavar="N", help="directions to compare, at most (8)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
