@@ -291,9 +291,9 @@ def _meant(entry: dict[str, Any], key: str) -> tuple[str, dict[str, Any]]:
         raise ConfigError(
             f"{key}: {given}, a method's name or its _target_. Write for example {{name: lora, rank: 4}}."
         )
-    for field_name, given in (("name", name), ("_target_", target)):
-        if given is not None and not isinstance(given, str):
-            raise ConfigError(f"{key}.{field_name}={given!r} is not allowed: it must be text, for example lora.")
+    for chooser, value in (("name", name), ("_target_", target)):
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"{key}.{chooser}={value!r} is not allowed: it must be text, for example lora.")
     if target is not None:
         return str(target), {}
     shipped = _shipped()
