@@ -244,7 +244,7 @@ def test_contradictory_fields(fields: dict[str, Any], said: str) -> None:
         (["peft.source=nowhere"], ["peft.source=nowhere", "record.json"]),
         (
             ["data=multitask", "peft=compose", "peft.methods=[bitfit,{name: multitask_prompt, num_tasks: 3}]"],
-            ["peft.methods[1]", "peft.num_tasks=3"],
+            ["check: peft.methods[1].num_tasks=3", "2 tasks"],
         ),
     ],
     ids=lambda part: " ".join(part),
