@@ -48,7 +48,7 @@ MISTAKES = [
     ({"cells": [{**CELL, "row": False}], "baseline": "lora"}, ["baseline 'lora' is no row"]),
     ({"cells": [{**CELL, "id": "a/b"}]}, ["cells[0].id='a/b'", "must begin with"]),
     ({"cells": [CELL, CELL]}, ["two cells are called 'lora'"]),
-    ({"cells": [{**CELL, "grid": {"data.path": ["/a/b.csv"]}}]}, ["the id 'lora_/a/b.csv'", "must match"]),
+    ({"cells": [{**CELL, "grid": {"data.path": ["/a/b.csv"]}}]}, ["the id 'lora_/a/b.csv'", "letters, digits"]),
     ({"cells": [{**CELL, "grid": {"seed": [1, 2]}}]}, ["'seed' cannot stand in a grid"]),
     ({"cells": [{"id": "x", "overrides": ["peft=lora", "++seed=5"]}]}, ["cell 'x': '++seed=5' has no effect"]),
     ({"cells": [{"id": "x", "overrides": ["name=other"]}]}, ["cell 'x': 'name=other' has no effect"]),

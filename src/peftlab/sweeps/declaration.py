@@ -28,10 +28,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from peftlab.fields import FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from peftlab.fields import NAME_PATTERN, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-ID = r"^[A-Za-z0-9][A-Za-z0-9._+=,-]*$"
-"""What a cell may be called; it stands in file names and labels."""
 Text = Annotated[str, Field(min_length=1)]
 Values = dict[str, Annotated[list[Any], Field(min_length=1)]]
 """Key of a run's config → the values it takes."""
@@ -112,7 +110,7 @@ class Search:
 class Cell:
     """Runs that differ in their seed only."""
 
-    id: Annotated[str, Field(pattern=ID, max_length=80)]
+    id: Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
     label: str = ""
     """What the table calls it; ``{key}`` stands for the value of a key of ``grid``."""
     group: str = ""
@@ -191,7 +189,7 @@ class Published:
 class Sweep:
     """A declared table."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=,-]*$", max_length=120)]
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=120)]
     title: str
     source: str
     """Paper or lecture."""

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from peftlab.errors import ConfigError, listed, nearest
+from peftlab.fields import NAME_PATTERN
 from peftlab.schema import check_keys, validate
 from peftlab.sweeps.declaration import (
-    ID,
     Cell,
     Column,
     Expected,
@@ -133,8 +133,11 @@ def _expanded(sweep: Sweep, cells: list[Cell]) -> list[Cell]:
 def _check_cells(sweep: Sweep) -> None:
     ids = [cell.id for cell in sweep.cells]
     for number, cell in enumerate(sweep.cells):
-        if not re.fullmatch(ID, cell.id):
-            raise ConfigError(f"the id '{cell.id}', with the values of its grid, must match {ID}.")
+        if not re.fullmatch(NAME_PATTERN, cell.id):
+            raise ConfigError(
+                f"the id '{cell.id}', with the values of its grid, must have only letters, digits and . _ + = , - "
+                "(it names files). Write the cells out, each with an id of its own."
+            )
         if ids.count(cell.id) > 1:
             raise ConfigError(f"two cells are called '{cell.id}'.")
         if cell.start is not None and cell.start not in ids[:number]:
