@@ -332,6 +332,7 @@ class TransformerBackbone(Backbone):
     def check_length(self, max_length: int, *, extra_tokens: int = 0) -> None:
         """Refuse more tokens, a soft prompt's included, than the model has positions for."""
         if self._limit is None or max_length + extra_tokens <= self._limit:
+            self.longest_text = max_length
             return
         if extra_tokens == 0:
             raise BackboneError(

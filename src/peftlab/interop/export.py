@@ -24,6 +24,7 @@ from peftlab.interop.hf_model import (
     transformer_of,
     untouched_backbone,
 )
+from peftlab.interop.hf_prompt import require_in_window
 from peftlab.interop.one_task import narrow_to_task, record_of_task
 from peftlab.interop.whole_folder import require_free, whole_folder
 from peftlab.peft.base import PEFTStrategy
@@ -74,6 +75,7 @@ def export_adapter(
         base=named,
         revision=None if base is not None else backbone_config.revision,
         trunk_only=trunk_only,
+        longest=facts["max_length"],
     )
     kind = "trunk" if trunk_only else "adapter"
     how = how_to_load(kind, named, assembled.backbone.head_modules(), len(facts["label_names"]), backbone_config)
@@ -98,13 +100,24 @@ def adapter_files(
     base: str | None = None,
     revision: str | None = None,
     trunk_only: bool = False,
+    longest: int = 0,
 ) -> tuple[HFAdapter, dict[str, bytes]]:
     """The adapter in ``backbone``, and the content of each file that says it, by the file's name.
+
+    Args:
+        backbone: with the adapter in it.
+        strategy: its method.
+        base: what the adapter names as its base.
+        revision: of the base, on the hub.
+        trunk_only: for ``AutoModel``, with the head in a file of its own.
+        longest: tokens of the longest text that the adapter is to compute the same for.
 
     Raises:
         PeftlabError: if the format cannot say it.
     """
     adapter = strategy.to_hf(backbone)
+    if adapter.config["peft_type"] == "PREFIX_TUNING":
+        require_in_window(backbone, adapter.config["num_virtual_tokens"], longest, "this run has")
     config = adapter.config | {
         "task_type": "FEATURE_EXTRACTION" if trunk_only else "SEQ_CLS",
         "base_model_name_or_path": base,

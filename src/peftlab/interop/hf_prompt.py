@@ -7,6 +7,8 @@ cache, which moves the text n positions on, while ours leaves it in place (``pos
   positions, q(t + n) · R(n) k = q(t) · k, so that rotated keys give the very same attention.
 - absolute positions: the text itself is another one at other positions, so only a prefix that was trained with
   ``position_shift=true`` can be had there.
+- a sliding window: what lies in a cache drops out of it, while our prefix is always visible. The two are the same as
+  long as prefix and text fit into the window together.
 """
 
 from __future__ import annotations
@@ -151,7 +153,51 @@ def prefix_adapter(backbone: Backbone, table: Tensor, shapes: list[tuple[int, in
         "encoder_hidden_size": heads * size,
         "prefix_projection": False,
     }
-    return HFAdapter(config, {PROMPT: plain_float(table)})
+    notes = []
+    if window := sliding_window(backbone):
+        notes.append(
+            f"Attention sees a window of {window} tokens. In HF peft the prefix drops out of it behind the first "
+            f"{max(window - length, 0)} tokens of a text: give it no longer ones."
+        )
+    return HFAdapter(config, {PROMPT: plain_float(table)}, notes)
+
+
+def sliding_window(backbone: Backbone) -> int | None:
+    """Tokens that a token attends to in the layers that see the fewest; None if they all see the whole text."""
+    model: Any = backbone.model
+    config = model.config.get_text_config()
+    sizes: dict[str, int | None] = {
+        "sliding_attention": getattr(config, "sliding_window", None),
+        "chunked_attention": getattr(config, "attention_chunk_size", None),
+    }
+    if getattr(config, "use_sliding_window", None) is False:  # Qwen's switch
+        del sizes["sliding_attention"]
+    kinds = getattr(config, "layer_types", None)  # without it all layers are of the one kind
+    return min((size for kind, size in sizes.items() if size and (kinds is None or kind in kinds)), default=None)
+
+
+def require_in_window(backbone: Backbone, length: int, longest: int, given: str) -> None:
+    """Refuse a prefix that HF peft's cache would lose out of the model's sliding window.
+
+    Args:
+        backbone: the model.
+        length: keys of the prefix.
+        longest: tokens of the longest text.
+        given: what begins the message, and ends in a verb.
+
+    Raises:
+        PeftlabError: if both together are longer than the window.
+    """
+    window = sliding_window(backbone)
+    if window is None or length + longest <= window:
+        return
+    room = window - length
+    way_out = f"Set data.max_length to at most {room}" if room > 0 else f"Take a prefix of fewer than {window} keys"
+    raise PeftlabError(
+        f"{given} a prefix of {length} keys and texts of up to {longest} tokens (data.max_length), {length + longest} "
+        f"together, and {backbone.architecture} attends to a sliding window of {window}: in HF peft the prefix drops "
+        f"out of the window, here it is always visible. {way_out}, or take a backbone without a window."
+    )
 
 
 def _rotated(backbone: Backbone, keys: Tensor, places: int) -> Tensor:

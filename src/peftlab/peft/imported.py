@@ -108,6 +108,11 @@ class ImportedAdapter(PEFTStrategy, name="import"):
             del self.native  # its targets have other names now
             native = self.native
         self.folder.require_fits(backbone)
+        if self.folder.peft_type == "PREFIX_TUNING":
+            from peftlab.interop.hf_prompt import prompt_length, require_in_window
+
+            given = f"peft.path={self.path} and this run have"
+            require_in_window(backbone, prompt_length(self.folder), backbone.longest_text or 0, given)
         native.inject(backbone, seed=seed)
         native.load_hf(backbone, self.folder)
         taken = self.head == "saved" and self.folder.load_head(backbone)
