@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from peftlab.errors import PeftlabError
+from peftlab.peft.adalora import AdaLoRA
 from peftlab.peft.imported import ImportedAdapter
 from peftlab.peft.lora import LoRA
 from peftlab.peft.prompt_tuning import PromptTuning
@@ -98,7 +99,32 @@ BREAK: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: rewrite(f, lambda t: t.update({A: torch.zeros(40, 32), A.replace("_A", "_B"): torch.zeros(32, 40)})),
         "is above what",
     ),
-    "a negative alpha": (lambda f: change_config(f, lora_alpha=-3), "alpha=-3 is not allowed"),
+    "a negative alpha": (lambda f: change_config(f, lora_alpha=-3), "config.json says lora_alpha=-3, .* above 0"),
+    "an alpha of letters": (lambda f: change_config(f, lora_alpha="abc"), 'says lora_alpha="abc", .* a number above 0'),
+    "no alpha": (lambda f: change_config(f, lora_alpha=float("nan")), "says lora_alpha=NaN"),
+    "rank 0": (lambda f: change_config(f, r=0), "says r=0, .* a whole number from 1 on"),
+    "dropout of everything": (lambda f: change_config(f, lora_dropout=7), "says lora_dropout=7"),
+    "an unknown bias": (lambda f: change_config(f, bias="foo"), 'says bias="foo", .* none, all or lora_only'),
+    "a list of alphas": (lambda f: change_config(f, alpha_pattern=[1]), r"config.json says alpha_pattern=\[1\]"),
+    "half a regex": (lambda f: change_config(f, alpha_pattern={"q(": 3}), r'says alpha_pattern=\{"q\(": 3\}'),
+    "alphas of letters": (lambda f: change_config(f, alpha_pattern={"q": "a"}), "says alpha_pattern="),
+    "half a regex for targets": (lambda f: change_config(f, target_modules="q("), 'says target_modules="q\\("'),
+    "a number for targets": (lambda f: change_config(f, target_modules=3), "says target_modules=3, .* one regex"),
+    "layers of letters": (lambda f: change_config(f, layers_to_transform=["1"]), "says layers_to_transform="),
+    "a rank without tensors": (lambda f: rewrite(f, lambda t: t.update({A: torch.zeros(0, 32)})), "is .0, 32., and"),
+    "a single number": (
+        lambda f: rewrite(f, lambda t: t.update({A: torch.tensor(1.0)})),
+        f"'{A}' in .*{WEIGHTS} is a single number",
+    ),
+    "whole numbers": (
+        lambda f: rewrite(f, lambda t: t.update({A: torch.ones(4, 32, dtype=torch.int64)})),
+        f"'{A}' in .* is of type int64",
+    ),
+    "NaN": (lambda f: rewrite(f, lambda t: t[A][0, 0].fill_(torch.nan)), f"'{A}' in .* has NaN or infinity in 1 of"),
+    "infinity in the head": (
+        lambda f: rewrite(f, lambda t: t["base_model.model.classifier.weight"].fill_(-torch.inf)),
+        "'base_model.model.classifier.weight' in .* has NaN or infinity in 96 of 96",
+    ),
 }
 
 
@@ -138,6 +164,20 @@ def test_what_the_folder_says_is_not_changed(folder: Path) -> None:
         we_import("bert", folder, changes={"rank": 8})
     with pytest.raises(PeftlabError, match=r"unknown key 'peft\.changes\.lr_ration'.*Did you mean 'lr_ratio'"):
         we_import("bert", folder, changes={"lr_ration": 8})
+
+
+def test_the_folder_and_the_changes_are_blamed_apart(folder: Path, scratch: Path) -> None:
+    with pytest.raises(PeftlabError, match=r"^peft\.changes\.dropout=7 is not allowed"):
+        we_import("bert", folder, changes={"dropout": 7})
+    strategy = AdaLoRA(rank=2, initial_rank=3, targets=["query"])
+    other = write(trained("bert", strategy), strategy, scratch / "adalora")
+    change_config(other, beta1=3)
+    with pytest.raises(PeftlabError, match=rf"^peft\.path: .*{CONFIG}: beta1=3 is not allowed") as caught:
+        we_import("bert", other, changes={"dropout": 0.1})
+    assert "peft.changes" not in str(caught.value)
+    change_config(other, beta1=0.85, orth_reg_weight=-1)
+    with pytest.raises(PeftlabError, match=rf"^peft\.path: .*{CONFIG}: orth_reg_weight=-1 is not allowed"):
+        we_import("bert", other)
 
 
 def test_random_matrices_that_are_not_there(scratch: Path) -> None:
@@ -180,8 +220,12 @@ def test_a_run_is_refused_before_anything_heavy_loads(peftlab: Peftlab, reviews:
         result = peftlab(*run, *given)
         assert result.status == 2
         assert words in result.err
+    change_config(folder, alpha_pattern=[1])
+    result = peftlab(*run, f"peft.path={folder}")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "alpha_pattern=[1]" in result.err
     (folder / CONFIG).write_text(json.dumps({"peft_type": "OFT"}))
     result = peftlab(*run, f"peft.path={folder}")
     assert result.status == 2
     assert "type OFT" in result.err
-    assert not Path("outputs").exists() or not list(Path("outputs").rglob("record.json"))
+    assert not list(Path("outputs").rglob("*.*")), "nothing is left in a run's folder"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.errors import PeftlabError
+from peftlab.interop.hf_options import require_possible
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -39,7 +40,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The content of adapter_config.json.
 
     Raises:
-        PeftlabError: if it is missing, damaged or says no ``peft_type``.
+        PeftlabError: if it is missing, damaged, says no ``peft_type``, or gives an option a value that it cannot have.
     """
     file = path / CONFIG_FILE
     try:
@@ -50,6 +51,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise PeftlabError(f"peft.path: cannot read {file}: {error}. It is damaged: copy it anew.") from error
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise PeftlabError(f"peft.path: {file} says no peft_type: it is no config of HF peft.")
+    require_possible(config, file)
     return config
 
 

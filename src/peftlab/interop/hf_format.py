@@ -12,7 +12,6 @@ A soft prompt or prefix is one tensor, ``prompt_embeddings``; its classification
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from peftlab.errors import PeftlabError, listed
 from peftlab.interop.hf_files import CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE, read_config, weights_file
+from peftlab.interop.hf_options import shortened
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone
@@ -85,10 +85,10 @@ class HFFolder:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """The weights, in float32 if they are of any float type.
+        """The weights, in float32.
 
         Raises:
-            PeftlabError: if the file is missing, pickled or damaged.
+            PeftlabError: if the file is missing, pickled or damaged, or a tensor is not of finite floats.
         """
         file = weights_file(self.path)
         tensors = _read(file)
@@ -97,7 +97,7 @@ class HFFolder:
         if (self.path / HEAD_FILE).is_file():
             prefix = PROMPT_MODEL if PROMPT in tensors else MODEL
             tensors |= {f"{prefix}{name}": tensor for name, tensor in _read(self.path / HEAD_FILE).items()}
-        return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+        return {name: tensor.float() for name, tensor in tensors.items()}
 
     def option(self, name: str, default: Any) -> Any:
         """The value of an option; asking for it means to understand it."""
@@ -120,7 +120,7 @@ class HFFolder:
             if neutral or name in self._asked or name in _ALWAYS_UNDERSTOOD:
                 continue
             raise PeftlabError(
-                f"peft.path: {self.path / CONFIG_FILE} sets {name}={_shortened(value)}, which {self.peft_type} "
+                f"peft.path: {self.path / CONFIG_FILE} sets {name}={shortened(value)}, which {self.peft_type} "
                 "adapters cannot have here. It may change what the adapter computes, so it is not left out. Convert "
                 "the adapter with HF peft to one without it."
             )
@@ -320,9 +320,17 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise PeftlabError(
             f"peft.path: cannot read {file}: {error}. It is damaged or cut short: copy it anew."
         ) from error
+    for name, tensor in sorted(tensors.items()):
+        if problem := _unusable(tensor):
+            raise PeftlabError(f"peft.path: '{name}' in {file} {problem}, so nothing can be computed with it.")
     return tensors
 
 
-def _shortened(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+def _unusable(tensor: Tensor) -> str | None:
+    """Why no adapter can have this tensor; None: it can."""
+    if not tensor.is_floating_point():
+        return f"is of type {str(tensor.dtype).removeprefix('torch.')}, and adapters are of floats"
+    if tensor.dim() == 0:
+        return "is a single number, and adapters are vectors and matrices"
+    wrong = int((~tensor.float().isfinite()).sum())
+    return f"has NaN or infinity in {wrong:,} of {tensor.numel():,} places" if wrong else None

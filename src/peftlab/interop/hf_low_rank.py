@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from peftlab.backbones.role_table import output_features
 from peftlab.errors import PeftlabError
+from peftlab.interop.hf_files import WEIGHTS_FILE
 from peftlab.interop.hf_format import MODEL, HFAdapter, HFFolder, module_names, plain_float
 from peftlab.peft.low_rank import LowRankLayer, layers_of
 from peftlab.peft.surgery import is_conv1d
@@ -180,7 +181,13 @@ def understands_low_rank(folder: HFFolder) -> None:
 
 def _rank(folder: HFFolder, name: str) -> int:
     key = next(key for ending in A_KEYS if (key := f"{MODEL}{name}.{ending}") in folder.tensors)
-    return folder.tensors[key].shape[0]
+    tensor = folder.tensors[key]
+    if tensor.dim() != 2 or not tensor.shape[0]:
+        raise PeftlabError(
+            f"peft.path: '{key}' in {folder.path / WEIGHTS_FILE} is {tuple(tensor.shape)}, and must be (r, inputs) "
+            "with a rank r from 1 on. The file is damaged: copy it anew."
+        )
+    return tensor.shape[0]
 
 
 def _by_pattern(pattern: dict[str, float], name: str, default: float) -> float:

@@ -16,11 +16,12 @@ Trainable: as the method that the folder says.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from peftlab.errors import PeftlabError, listed
@@ -32,6 +33,18 @@ if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone
     from peftlab.interop.hf_format import HFAdapter, HFFolder
     from peftlab.peft.weight_update import WeightUpdate
+
+_HF_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "alpha": "lora_alpha",
+        "rank": "r",
+        "initial_rank": "init_r",
+        "dropout": "lora_dropout",
+        "orthogonality": "orth_reg_weight",
+        "length": "num_virtual_tokens",
+    }
+)
+"""Fields of ours → the options that they are read from, where the names differ."""
 
 
 class _SupportsOfTheMethod:
@@ -87,8 +100,11 @@ class ImportedAdapter(PEFTStrategy, name="import"):
                     f"peft.changes.{min(said)}: the adapter in {self.path} says {min(said)} itself, and its weights "
                     f"belong to that. Its method ({cls.name}) can be changed in other fields, and in dropout."
                 )
+            native = self._as_the_folder_says(fields, cls)
+            if not self.changes:
+                return native
             try:
-                return validate(fields | (self.changes or {}), cls, "peft.changes")
+                return validate(fields | self.changes, cls, "peft.changes")
             except PeftlabError as error:
                 raise PeftlabError(f"{error} (peft={cls.name}, as the adapter in {self.path} says)") from error
         known = {cls.supports.hf_peft for _, cls in methods()} - {None}
@@ -96,6 +112,19 @@ class ImportedAdapter(PEFTStrategy, name="import"):
             f"peft.path={self.path} holds an adapter of type {self.folder.peft_type}, which has no counterpart here. "
             f"Types that have one: {listed(str(name) for name in known)}."
         )
+
+    def _as_the_folder_says(self, fields: dict[str, Any], cls: type[PEFTStrategy]) -> PEFTStrategy:
+        """The method without changes; what is wrong with it is the folder's fault, in the folder's words."""
+        from peftlab.schema import BadValue, validate
+
+        try:
+            return validate(fields, cls, "")
+        except BadValue as error:
+            said, key = str(error).splitlines()[0], error.keys[0]
+            said = f"{_HF_NAMES.get(key, key)}{said.removeprefix(key)}".removeprefix(": ")
+            raise PeftlabError(
+                f"peft.path: {self.folder.path / 'adapter_config.json'}: {said} (peft={cls.name} computes what it says)"
+            ) from error
 
     def inject(self, backbone: Backbone, *, seed: int) -> None:
         """Inject the method and load the folder's tensors.
