@@ -303,8 +303,10 @@ def test_methods_that_peft_does_not_know_say_so() -> None:
     assert {"bitfit", "houlsby", "pfeiffer", "full", "head"} <= set(unknown)
     for name, cls in unknown.items():
         backbone: Backbone = base_model("bert")
-        with pytest.raises(PeftlabError, match=f"peft={name} cannot be written in the format of HF peft"):
+        with pytest.raises(PeftlabError, match=f"peft={name} cannot be written in the format of HF peft") as caught:
             cls().to_hf(backbone)
+        supports = cls().supports
+        assert ("--merged" in str(caught.value)) == (supports.mergeable or supports.adds_nothing), name
 
 
 def test_every_method_that_declares_a_type_writes_it() -> None:

@@ -58,7 +58,8 @@ class Supports:
     identity_at_start: bool = True
     """Before the first step the model computes what the backbone computed."""
     hf_peft: str | None = None
-    """``peft_type`` under which HF peft's checkpoint format knows the method; None: it knows no such method."""
+    """``peft_type`` under which HF peft's checkpoint format knows the method, or in small letters where that is to be
+    found; None: it knows no such method."""
 
 
 @dataclass(kw_only=True)
@@ -233,9 +234,11 @@ class PEFTStrategy(ABC):
         Raises:
             PeftlabError: if the format cannot say it, with the reason.
         """
+        plain = self.supports.mergeable or self.supports.adds_nothing
+        way_out = " Export with --merged: a plain classifier of transformers holds all that it computes."
         raise PeftlabError(
             f"peft={self.name} cannot be written in the format of HF peft, which knows no such method "
-            "(`peftlab methods` shows those it knows, under 'HF peft file')."
+            f"(`peftlab methods` shows those it knows, under 'HF peft file').{way_out if plain else ''}"
         )
 
     @classmethod

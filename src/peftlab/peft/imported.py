@@ -51,7 +51,9 @@ class _SupportsOfTheMethod:
     """``supports`` of an imported adapter: its method's; of the class, what some can do."""
 
     def __get__(self, instance: ImportedAdapter | None, owner: type[ImportedAdapter]) -> Supports:
-        return Supports(mergeable=True, identity_at_start=False) if instance is None else instance.native.supports
+        if instance is not None:
+            return instance.native.supports
+        return Supports(mergeable=True, identity_at_start=False, hf_peft="as its method")
 
 
 @dataclass(kw_only=True)
@@ -107,10 +109,10 @@ class ImportedAdapter(PEFTStrategy, name="import"):
                 return validate(fields | self.changes, cls, "peft.changes")
             except PeftlabError as error:
                 raise PeftlabError(f"{error} (peft={cls.name}, as the adapter in {self.path} says)") from error
-        known = {cls.supports.hf_peft for _, cls in methods()} - {None}
+        known = {kind for _, cls in methods() if (kind := cls.supports.hf_peft) and kind.isupper()}
         raise PeftlabError(
             f"peft.path={self.path} holds an adapter of type {self.folder.peft_type}, which has no counterpart here. "
-            f"Types that have one: {listed(str(name) for name in known)}."
+            f"Types that have one: {listed(known)}."
         )
 
     def _as_the_folder_says(self, fields: dict[str, Any], cls: type[PEFTStrategy]) -> PEFTStrategy:
