@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,13 +13,16 @@ import peft
 import pytest
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from peftlab.backbones.transformer import TransformerBackbone
 from peftlab.errors import PeftlabError
+from peftlab.interop.hf_model import save_model
 from peftlab.interop.whole_folder import whole_folder
 from peftlab.runs.assemble import reassemble
 from peftlab.runs.folder import finished_run
+from tests.backbones.tiny_backbones import tiny
 from tests.conftest import TINY, Peftlab, run_folder
 from tests.peft.tiny import batch
 
@@ -279,6 +283,40 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
     assert (target / "whole").read_text() == "whole"
     assert target.stat().st_mode & 0o777 == 0o777 & ~_umask()
+
+
+def test_a_failure_takes_the_parents_along_that_it_made(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    target = tmp_path / "old" / "new" / "newer" / "target"
+    with pytest.raises(PeftlabError, match=r"No space left.*Nothing was left there\. Free some space"):
+        _interrupted(target, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    with pytest.raises(PeftlabError, match=r"denied\. Nothing was left there\. Choose another folder\.$"):
+        _interrupted(target, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
+    with pytest.raises(PeftlabError, match=r"cannot write --to /proc/foo: [^,]*\. Choose another folder\.$"):
+        _interrupted(Path("/proc/foo"), KeyboardInterrupt())
+    with whole_folder(target, "--to") as folder:
+        (folder / "whole").write_text("whole")
+    assert (target / "whole").is_file()
+
+
+def test_a_model_is_for_those_whom_the_umask_lets_read(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "model", "--to") as folder:
+        save_model(tiny("bert", num_labels=2), folder, ["bad", "good"])
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert "model.safetensors" in modes
+    assert set(modes.values()) == {0o666 & ~_umask()}
+
+
+def test_a_full_disk_while_a_model_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny("bert")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError('Error while serializing: I/O error: Os { code: 28, kind: StorageFull, message: "…" }')
+
+    monkeypatch.setattr(backbone.model, "save_pretrained", full)
+    with pytest.raises(PeftlabError, match=r"Nothing was left there\. Free some space"):
+        save_model(backbone, tmp_path, ["a", "b", "c"])
 
 
 def _umask() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from peftlab.backbones.tokenizers import HFTokenizer
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.config import RunConfig
 from peftlab.errors import PeftlabError
+from peftlab.interop.whole_folder import way_out
 from peftlab.runs.assemble import Assembled, plain_weights, start_from_run
 from peftlab.runs.folder import RunFolder
 
@@ -97,7 +99,7 @@ def save_model(backbone: Backbone, path: Path, label_names: Sequence[str]) -> No
     """Write config.json, model.safetensors and the tokenizer's files into ``path``.
 
     Raises:
-        PeftlabError: if the disk is full.
+        PeftlabError: if it cannot be written, as on a full disk.
     """
     model: Any = backbone.model
     model.config.id2label = dict(enumerate(label_names))
@@ -109,4 +111,6 @@ def save_model(backbone: Backbone, path: Path, label_names: Sequence[str]) -> No
             if isinstance(backbone.tokenizer, HFTokenizer):
                 backbone.tokenizer.save(path)
     except SafetensorError as error:
-        raise PeftlabError(f"cannot write {path}: {error}. Nothing was left there; free some space.") from error
+        number = re.search(r"\bcode: (\d+)", str(error))  # safetensors has its own class for the system's errors
+        advice = way_out(int(number[1]) if number else None)
+        raise PeftlabError(f"cannot write {path}: {error}. Nothing was left there. {advice}") from error

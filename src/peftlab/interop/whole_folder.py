@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from peftlab.errors import PeftlabError
@@ -30,20 +31,33 @@ def whole_folder(target: Path, key: str) -> Iterator[Path]:
     """
     require_free(target, key)
     temporary: Path | None = None
+    made = [folder for folder in target.parents if not folder.exists()]  # the innermost first
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))  # beside it: one file system
         yield temporary
         temporary.chmod(0o777 & ~_umask())  # mkdtemp's own folders are for their owner only
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            file.chmod(0o666 & ~_umask())  # so are the files that safetensors writes
         temporary.replace(target)
+        made = []
     except OSError as error:
         raise PeftlabError(
-            f"cannot write {key} {target}: {error.strerror or error}. Nothing was left there; free some space or "
-            "choose another folder."
+            f"cannot write {key} {target}: {error.strerror or error}. Nothing was left there. {way_out(error.errno)}"
         ) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # somebody else has put something there since
+            for folder in made:
+                folder.rmdir()
+
+
+def way_out(number: int | None) -> str:
+    """What to do about the operating system's error ``number``."""
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some space, or choose a folder on another disk."
+    return "Choose another folder."
 
 
 def _umask() -> int:
