@@ -127,7 +127,10 @@ def test_merged(method: str, train: Any, peftlab: Peftlab) -> None:
     assert model.config.id2label == {0: "bad", 1: "good"}
     assert model.config.label2id == {"bad": 0, "good": 1}
     same_logits(run, model.eval())
-    assert "transformers" in Path("model/README.md").read_text()
+    card = Path("model/README.md").read_text()
+    assert "transformers" in card
+    assert "ByteTokenizer" in card
+    assert not any(word in card for word in ("AutoTokenizer", "--base")), "there is no tokenizer, and no base"
 
 
 GPT2 = (

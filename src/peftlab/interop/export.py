@@ -14,7 +14,7 @@ from torch import Tensor
 from peftlab.backbones.base import Backbone
 from peftlab.config import RunConfig
 from peftlab.errors import PeftlabError
-from peftlab.interop.card import CARD_FILE, TITLES, base_name, card, how_to_load
+from peftlab.interop.card import CARD_FILE, TITLES, base_name, card
 from peftlab.interop.hf_files import CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE
 from peftlab.interop.hf_format import MODEL, PROMPT_MODEL, HFAdapter, plain_float
 from peftlab.interop.hf_model import (
@@ -25,6 +25,7 @@ from peftlab.interop.hf_model import (
     untouched_backbone,
 )
 from peftlab.interop.hf_prompt import require_in_window
+from peftlab.interop.loading import how_to_load
 from peftlab.interop.one_task import narrow_to_task, record_of_task
 from peftlab.interop.whole_folder import require_free, whole_folder
 from peftlab.peft.base import PEFTStrategy
@@ -78,8 +79,17 @@ def export_adapter(
         longest=facts["max_length"],
     )
     kind = "trunk" if trunk_only else "adapter"
-    how = how_to_load(kind, named, assembled.backbone.head_modules(), len(facts["label_names"]), backbone_config)
-    readme = card(config, facts, record, title=TITLES[kind], base=named, notes=adapter.notes, how=how)
+    how = how_to_load(kind, named, assembled.backbone, facts["label_names"], backbone_config, written=base is not None)
+    readme = card(
+        config,
+        facts,
+        record,
+        title=TITLES[kind],
+        base=named,
+        notes=adapter.notes,
+        how=how,
+        tokenizer=assembled.backbone.tokenizer,
+    )
     files[CARD_FILE] = readme.encode()
     with ExitStack() as stack:
         if base is not None:
@@ -167,9 +177,11 @@ def export_merged(
     assembled, facts, record = _reassembled(folder, config, record, task)
     labels = facts["label_names"]
     merged, notes = merged_backbone(folder, config, assembled, labels)
-    how = how_to_load("merged", None, merged.head_modules(), len(labels), backbone_config)
+    how = how_to_load("merged", None, merged, labels, backbone_config)
     named = base_name(backbone_config, None)
-    text = card(config, facts, record, title=TITLES["merged"], base=named, notes=notes, how=how)
+    text = card(
+        config, facts, record, title=TITLES["merged"], base=named, notes=notes, how=how, tokenizer=merged.tokenizer
+    )
     with whole_folder(to, "--to") as into:
         save_model(merged, into, labels)
         (into / CARD_FILE).write_text(text, encoding="utf-8")
