@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from peftlab.backbones.base import Backbone
+    from peftlab.interop.hf_format import HFAdapter
     from peftlab.peft.weight_update import WeightUpdate
 
 NATIVE: Mapping[str, str] = MappingProxyType(
@@ -79,7 +80,7 @@ COUNTED: Mapping[str, frozenset[str]] = MappingProxyType(
 class HFPeft(PEFTStrategy, name="hf_peft"):
     """Any layer-wise method of Hugging Face peft, OFT by default:  h = W R x with R orthogonal."""
 
-    supports = Supports(mergeable=True)
+    supports = Supports(mergeable=True, hf_peft="its peft_type")
     count = "by type; OFT: in · (block − 1) / 2 a layer"
 
     peft_type: str = "OFT"
@@ -268,6 +269,12 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
                 if not inner.startswith("base_layer."):
                     tensors[f"{name}.{inner}"] = tensor
         return tensors
+
+    def to_hf(self, backbone: Backbone) -> HFAdapter:
+        """HF peft's own config and tensors."""
+        from peftlab.interop.hf_any import any_adapter
+
+        return any_adapter(backbone, self.peft_type, self.options, dict(tuner_layers(backbone.model)))
 
     def merge(self, backbone: Backbone) -> None:
         """Let every layer fold its update into the weight; nothing where that is done already.

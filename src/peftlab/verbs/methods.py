@@ -48,7 +48,8 @@ MEANINGS = {
     "4/8-bit base": "works on a backbone whose frozen weights are quantised (backbone.quantize)",
     "identity at start": "before the first step the model computes what the backbone computes",
     "mergeable": "the update can be folded into the backbone's weights, for inference without extra cost",
-    "HF peft file": "the peft_type of its file in the format of Hugging Face peft; none: the format has no such method",
+    "HF peft file": "the peft_type of its file in the format of Hugging Face peft, or where that is to be found; none: "
+    "the format has no such method",
 }
 HEAD = "The classification head trains beside it (backbone.train_head=false freezes it)."
 
