@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from peftlab.errors import PeftlabError, listed
+from peftlab.interop.hf_config import shortened
 from peftlab.interop.hf_files import CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE, read_config, weights_file
-from peftlab.interop.hf_options import shortened
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone
