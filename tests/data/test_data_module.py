@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from peftlab.data.base import DataSet, Splits, Texts
-from peftlab.data.module import TextDataModule, content_hash, peek, predict_batches
+from peftlab.data.base import DataSet, Splits, Task, Texts
+from peftlab.data.module import TextDataModule, content_hash, peek, predict_batches, split_hashes
 from peftlab.errors import DataError
 
 
@@ -164,3 +164,27 @@ def test_content_hash_sees_text_label_and_membership() -> None:
     assert len(hashes) == 5
     assert content_hash(Words().load()) == content_hash(splits)
     assert content_hash(dataclasses.replace(splits, provenance={"source": "elsewhere"})) in hashes
+
+
+def test_split_hashes_see_the_rows_of_their_split_alone() -> None:
+    splits = Words().load()
+    first = split_hashes(splits)
+    assert len(set(first.values())) == 3
+    fewer = split_hashes(dataclasses.replace(splits, train=splits.train.take(list(range(20)))))
+    assert fewer["train"] != first["train"]
+    assert (fewer["validation"], fewer["test"]) == (first["validation"], first["test"])
+    swapped = split_hashes(dataclasses.replace(splits, test=splits.test.take([1, 0, *range(2, 13)])))
+    assert swapped["test"] != first["test"]
+
+
+def test_the_split_hashes_of_a_task_are_those_of_the_task_alone() -> None:
+    alone = Words().load()
+
+    def behind(texts: Texts) -> Texts:
+        return Texts(["z", *texts.texts], [0, *(label + 3 for label in texts.labels)])
+
+    mixed = dataclasses.replace(
+        alone, train=behind(alone.train), validation=behind(alone.validation), test=behind(alone.test)
+    )
+    assert split_hashes(mixed, Task("words", 3, 5)) == split_hashes(alone)
+    assert split_hashes(mixed) != split_hashes(alone)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from peftlab.backbones.base import Tokenizer
-from peftlab.data.base import DataSet, Splits, Texts
+from peftlab.data.base import DataSet, Splits, Task, Texts
 from peftlab.data.batching import (
     EvaluationBatchSampler,
     LengthGroupedBatchSampler,
@@ -27,6 +27,7 @@ from peftlab.errors import DataError
 from peftlab.seeding import derive_seed
 
 SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 Batch = dict[str, Tensor]
 
 
@@ -58,7 +59,7 @@ class TextDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Tokenise all splits into the cache, in one process of each machine."""
-        for split in ("train", "validation", "test"):
+        for split in SPLITS:
             self.tokenized(split)
 
     def tokenized(self, split: SplitName) -> TokenizedTexts:
@@ -175,10 +176,31 @@ def peek(text: str, tokenizer: Tokenizer, *, max_length: int) -> dict[str, Any]:
 def content_hash(splits: Splits) -> str:
     """sha256 over every text, its label and the split it is in: the record's ``data.hash``."""
     digest = hashlib.sha256()
-    for name in ("train", "validation", "test"):
+    for name in SPLITS:
         texts: Texts = getattr(splits, name)
         digest.update(f"{name}\0{len(texts)}\0".encode())
-        for text, label in zip(texts.texts, texts.labels, strict=True):
-            raw = text.encode("utf-8", "surrogatepass")
-            digest.update(f"{label}\0{len(raw)}\0".encode() + raw)
+        _add_rows(digest, texts)
     return digest.hexdigest()
+
+
+def split_hashes(splits: Splits, task: Task | None = None) -> dict[str, str]:
+    """16 hex digits over the texts and labels of each split, in order: alike, the runs saw the same rows.
+
+    With ``task``, of its rows alone, with the labels that they have where it is the only task.
+    """
+    found: dict[str, str] = {}
+    for name in SPLITS:
+        texts: Texts = getattr(splits, name)
+        if task is not None:
+            rows = [row for row, label in enumerate(texts.labels) if label in task.classes]
+            texts = Texts([texts.texts[row] for row in rows], [texts.labels[row] - task.first for row in rows])
+        digest = hashlib.sha256()
+        _add_rows(digest, texts)
+        found[name] = digest.hexdigest()[:16]
+    return found
+
+
+def _add_rows(digest: hashlib._Hash, texts: Texts) -> None:
+    for text, label in zip(texts.texts, texts.labels, strict=True):
+        raw = text.encode("utf-8", "surrogatepass")
+        digest.update(f"{label}\0{len(raw)}\0".encode() + raw)

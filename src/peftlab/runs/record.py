@@ -11,7 +11,7 @@ from typing import Any
 from peftlab import cli
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
-from peftlab.data.module import content_hash
+from peftlab.data.module import content_hash, split_hashes
 from peftlab.runs import facts
 from peftlab.runs.assemble import Assembled
 from peftlab.runs.folder import SCHEMA_VERSION, RunFolder
@@ -41,15 +41,27 @@ def head(config: RunConfig, folder: RunFolder, argv: list[str], status: str) -> 
 
 
 def data_facts(config: RunConfig, splits: Splits) -> dict[str, Any]:
-    """Where the texts came from, how many there are, and the hash of all of them."""
-    return splits.provenance | {
-        "rows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
-        "train_kind": splits.train_kind,
-        "test_kind": splits.test_kind,
-        "label_names": list(splits.label_names),
-        "max_length": config.data.max_length,
-        "hash": content_hash(splits),
+    """Where the texts came from, how many there are, and hashes: of all of them, and of the rows of each split.
+
+    The hash of the test rows says whether two runs may be compared: an ablation of the training rows keeps them.
+    """
+    several = splits.provenance.get("tasks", {})
+    tasks = {
+        task.name: several.get(task.name, {}) | {"split_hashes": split_hashes(splits, task)} for task in splits.tasks
     }
+    return (
+        splits.provenance
+        | ({"tasks": tasks} if tasks else {})
+        | {
+            "rows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
+            "train_kind": splits.train_kind,
+            "test_kind": splits.test_kind,
+            "label_names": list(splits.label_names),
+            "max_length": config.data.max_length,
+            "hash": content_hash(splits),
+            "split_hashes": split_hashes(splits),
+        }
+    )
 
 
 def metrics(module: ClassificationModule, epoch: int, splits: Splits) -> dict[str, Any]:
