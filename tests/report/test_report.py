@@ -147,7 +147,7 @@ def test_what_is_mixed_in_a_row_is_said(scratch: Path) -> None:
         record(0.8, key="a", seed=0),
         record(0.8, key="b", seed=1, versions={"torch": "2.12.0"}, data={"hash": "e" * 64, "test_kind": "hold-out"}),
     ]
-    notes = " ".join(build(Request((str(write(scratch / "t", runs)),))).notes)
+    notes = " ".join(build(Request((str(write(scratch / "t", runs)),), by=("peft",))).notes)
     assert "Within a row the texts differ (data hash)" in notes
     assert "Within a row what they are tested on differs" in notes
     assert "torch 2.12.0 (1 run), 2.13.0 (1 run)" in notes

@@ -9,8 +9,10 @@ from pathlib import Path
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.report.groups import Group, Grouped, group_runs, keep_where
 from peftlab.report.groups_sweep import SweepFile, read_sweep_file
-from peftlab.report.notes import FailureNote, add_notes, comparable
+from peftlab.report.marks import Marks, marks_of
+from peftlab.report.notes import FailureNote, add_notes
 from peftlab.report.records import Found, LeftOut, Run, find, number_paths, read_runs
+from peftlab.report.same_rows import SameRows, same_rows
 from peftlab.report.statistics import Comparison, Summary, compare, corrected, summarise
 from peftlab.report.tables_columns import STANDARD, Column, columns_of
 
@@ -47,8 +49,10 @@ class Report:
     grouped: Grouped
     summaries: dict[str, Summary]
     """Id of a row → its metric."""
-    marks: dict[str, str]
-    """Id of a row → ``best``, or ``tied``: not significantly worse than the best."""
+    same: SameRows
+    """Which runs were measured on the same texts."""
+    found: Marks
+    """The best rows, and what could not be compared with them."""
     baseline: Group | None = None
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     """Id of a row → how it compares to the baseline."""
@@ -60,6 +64,11 @@ class Report:
     failures: list[FailureNote] = field(default_factory=list)
     printed: dict[str, list[str]] = field(default_factory=dict)
     """Id of a row → its cells as text, made once for all outputs."""
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """Id of a row → ``best``, or ``tied``: not significantly worse than the best."""
+        return self.found.of
 
     @property
     def runs(self) -> list[Run]:
@@ -92,12 +101,13 @@ def build(request: Request) -> Report:
         raise ConfigError("no cell with a run is a row of the table (row: false in the sweep).")
     _require_one_id_each(rows)
     highest = request.best == "highest" if request.best else not metric.lower_is_better
+    same = same_rows(grouped.groups, metric.value)
     summaries = {group.id: summarise(group.values(metric.value)) for group in rows}
     report = Report(
         title=" + ".join(sweep.title for sweep in sweeps) or ", ".join(sorted({run.name for run in runs})),
         metric=metric, highest=highest, columns=columns, rows=rows,
         others=[group for group in grouped.groups if not group.row], grouped=grouped, summaries=summaries,
-        marks=_marks(rows, metric.value, summaries, highest=highest),
+        same=same, found=marks_of(rows, metric.value, summaries, same, highest=highest),
         source=", ".join(dict.fromkeys(sweep.source for sweep in sweeps if sweep.source)), left_out=found.left_out,
     )  # fmt: skip
     named = request.baseline or next((sweep.baseline for sweep in sweeps if sweep.baseline), None)
@@ -153,24 +163,6 @@ def _require_one_id_each(rows: Sequence[Group]) -> None:
             group.id = f"{group.label} [{number}]" if sum(g.label == group.label for g in rows) > 1 else group.label
 
 
-def _marks(rows: Sequence[Group], metric: str, summaries: dict[str, Summary], *, highest: bool) -> dict[str, str]:
-    """The best of the rows that may be compared, and those that the corrected paired test cannot tell from it."""
-    marks: dict[str, str] = {}
-    for kind in dict.fromkeys(comparable(group) for group in rows):
-        usable = [group for group in rows if comparable(group) == kind and summaries[group.id].finite]
-        if len(usable) < 2:
-            continue
-        means = {group.id: summaries[group.id].mean or 0.0 for group in usable}
-        top = (max if highest else min)(means.values())
-        best = next(group for group in usable if means[group.id] == top)
-        rest = [group for group in usable if means[group.id] != top]
-        values = best.by_seed(metric)
-        tests = corrected([compare(group.by_seed(metric), values, bootstrap=False) for group in rest])
-        marks |= {group.id: "best" for group in usable if means[group.id] == top}
-        marks |= {group.id: "tied" for group, test in zip(rest, tests, strict=True) if test.significant is False}
-    return marks
-
-
 def _compare(report: Report, named: str, *, optional: bool) -> None:
     """Fill in how each row compares to the baseline ``named``.
 
@@ -190,15 +182,20 @@ def _compare(report: Report, named: str, *, optional: bool) -> None:
         )
     path = report.metric.value
     rest = [group for group in report.rows if group is not baseline and group.runs]
-    values, kind = baseline.by_seed(path), comparable(baseline)[1:]
+    values = baseline.by_seed(path)
     tests = corrected(
         [
             compare(group.by_seed(path), values)
-            if comparable(group)[1:] == kind
-            else Comparison(0, why_not="tested on other texts")
+            if report.same.pairable(group, baseline)
+            else Comparison(0, why_not=report.same.why_not)
             for group in rest
         ]
     )
+    if rest and not optional and all(test.why_not == report.same.why_not for test in tests):
+        raise ConfigError(
+            f"--baseline {named}: no row can be compared with it: all others are {report.same.why_not}. Choose a "
+            "baseline on the same texts (What it was measured on, in the report without --baseline, names them)."
+        )
     if rest and not optional and all(test.n == 0 for test in tests):
         seeds = sorted({run.seed for run in baseline.runs})
         others = sorted({run.seed for group in rest for run in group.runs})

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from statistics import fmean
 from typing import Any
 
 from peftlab.report.build import Report
 from peftlab.report.figures_style import GREY, MOST_NAMED, Drawn, best_first, blank, finish, style_of, wrapped
+from peftlab.report.figures_ticks import use_round_ticks
 from peftlab.report.groups import Group
-from peftlab.report.notes import comparable
+from peftlab.report.same_rows import SameRows
 
 MOST_NAMED_POINTS = 24
 """Up to so many rows the legend names all; colours and markers tell them apart."""
+FRONT_STYLES: tuple[Any, ...] = ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
+"""Of the fronts of several test sets; they may cross."""
 MOST_SPREADS = 100
 """Grey points that have an error bar; of more, the bars would hide the points."""
 
@@ -48,15 +52,22 @@ def pareto_front(points: Sequence[Point], *, highest: bool) -> list[Point]:
     return front
 
 
+def fronts_of(points: Sequence[Point], same: SameRows, *, highest: bool) -> list[list[Point]]:
+    """The front of each test set, of whatever section: rows tested on other texts do not beat each other."""
+    kinds: dict[tuple[str, ...], list[Point]] = {}
+    for point in points:
+        kinds.setdefault(same.of(point.group), []).append(point)
+    return [pareto_front(members, highest=highest) for members in kinds.values()]
+
+
 def draw_panel(panel: Any, report: Report, points: Sequence[Point], named: dict[str, int], *, log: bool) -> None:
     """Draw ``points``: those of ``named`` in their colours, the others grey, and a front for each test set."""
     if log:
         panel.set_xscale("log")
-    for kind in dict.fromkeys(comparable(point.group) for point in points):
-        front = pareto_front([p for p in points if comparable(p.group) == kind], highest=report.highest)
+    for front, style in zip(fronts_of(points, report.same, highest=report.highest), cycle(FRONT_STYLES), strict=False):
         if len(front) > 1:
             panel.plot(
-                [p.cost for p in front], [p.value for p in front], color="#777777", linestyle="--", linewidth=1,
+                [p.cost for p in front], [p.value for p in front], color="#777777", linestyle=style, linewidth=1,
                 drawstyle="steps-post", zorder=1,
             )  # fmt: skip
     others = [point for point in points if point.group.id not in named]  # thousands are one drawing call
@@ -78,19 +89,22 @@ def draw_panel(panel: Any, report: Report, points: Sequence[Point], named: dict[
     panel.margins(0.06, 0.08)
     if log and len({point.cost for point in points}) == 1:  # one place has no width on a logarithmic axis
         panel.set_xlim(points[0].cost / 3, points[0].cost * 3)
+    if log:
+        use_round_ticks(panel)
 
 
 def named_groups(report: Report, points: Sequence[Point]) -> dict[str, int]:
     """Id → number of the groups that the legend names: all if they are few, else those of the front and the best."""
     if len(points) <= MOST_NAMED_POINTS:
         return {point.group.id: number for number, point in enumerate(points)}
-    front = [point.group for point in pareto_front(points, highest=report.highest)]
+    fronts = fronts_of(points, report.same, highest=report.highest)
+    front = [point.group for of_set in fronts for point in of_set]
     chosen = {group.id for group in [*front[-MOST_NAMED:], *best_first(report, (p.group for p in points))][:MOST_NAMED]}
     shown = [point for point in points if point.group.id in chosen]
     return {point.group.id: number for number, point in enumerate(shown)}
 
 
-def add_legend(figure: Any, points: Sequence[Point], named: dict[str, int]) -> None:
+def add_legend(figure: Any, report: Report, points: Sequence[Point], named: dict[str, int]) -> None:
     """The named groups beside the panels."""
     from matplotlib.lines import Line2D
 
@@ -102,9 +116,18 @@ def add_legend(figure: Any, points: Sequence[Point], named: dict[str, int]) -> N
     if len(named) < len(points):
         text = f"{len(points) - len(named)} other rows"
         handles.append(Line2D([], [], color=GREY, marker="o", markersize=4, linewidth=0, label=text))
-    if len(points) > 1:
-        handles.append(Line2D([], [], color="#777777", linestyle="--", linewidth=1, label="Pareto front"))
+    handles += [Line2D([], [], color="#777777", linestyle=style, linewidth=1, label=label)
+                for label, style in _front_labels(report, points)]  # fmt: skip
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8, labelspacing=0.7)
+
+
+def _front_labels(report: Report, points: Sequence[Point]) -> list[tuple[str, Any]]:
+    fronts = fronts_of(points, report.same, highest=report.highest)
+    styles = [style for front, style in zip(fronts, cycle(FRONT_STYLES), strict=False) if len(front) > 1]
+    if len(fronts) > len(FRONT_STYLES):
+        return [("Pareto fronts, one a test set", styles[0])] if styles else []
+    several = len(fronts) > 1
+    return [(f"Pareto front, test set {n}" if several else "Pareto front", style) for n, style in enumerate(styles, 1)]
 
 
 def draw_parameters(report: Report) -> Drawn | str:
@@ -117,8 +140,8 @@ def draw_parameters(report: Report) -> Drawn | str:
     draw_panel(panel, report, points, named, log=True)
     panel.set_xlabel("trainable parameters, the head included")
     panel.set_ylabel(report.metric.title)
-    add_legend(figure, points, named)
-    front = {p.group.id for p in pareto_front(points, highest=report.highest)}
+    add_legend(figure, report, points, named)
+    front = {p.group.id for of_set in fronts_of(points, report.same, highest=report.highest) for p in of_set}
     rows = [(p.group.id, p.group.label, p.cost, p.value, p.spread, p.group.id in front) for p in points]
     title = f"{report.metric.title} against trainable parameters, mean ± standard deviation over seeds"
     head = ["group", "label", "trainable_parameters", "mean", "std", "on_the_pareto_front"]
@@ -144,7 +167,7 @@ def draw_costs(report: Report) -> Drawn | str:
             panel.xaxis.set_major_locator(MaxNLocator(6))
         panel.set_xlabel(title)
     panels[0].set_ylabel(report.metric.title)
-    add_legend(figure, points["timing.train_seconds"], named)
+    add_legend(figure, report, points["timing.train_seconds"], named)
     rows = [(path, p.group.id, p.group.label, p.cost, p.value, p.spread) for path in costs for p in points[path]]
     title = f"{report.metric.title} against peak memory and training time, mean ± standard deviation over seeds"
     return finish(figure, "costs", title, ["cost", "group", "label", "value", "mean", "std"], rows)
@@ -154,4 +177,4 @@ def _height(report: Report, points: Sequence[Point], least: float) -> float:
     """Tall enough for the legend."""
     named = named_groups(report, points)
     lines = sum(1 + wrapped(point.group.label, 36).count("\n") for point in points if point.group.id in named)
-    return max(least, 0.9 + 0.135 * lines + 0.1 * (len(named) + 2))
+    return max(least, 0.9 + 0.135 * lines + 0.1 * (len(named) + 2 + len(_front_labels(report, points))))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.report.groups_sweep import SweepFile
 from peftlab.report.records import Run
-from peftlab.report.records_config import decides
+from peftlab.report.records_config import DATA_HASH, decides
 
 
 @dataclass
@@ -205,6 +206,9 @@ def _labelled(grouped: Grouped, by: Sequence[str] | None, named: Sequence[Group]
     unnamed.sort(key=lambda group: [_order(group.keys.get(key)) for key in keys])
     grouped.groups = [*named, *unnamed]
     telling = keys if by is not None else _telling(keys, unnamed)
+    if by is None and (of_data := _telling_data(telling, unnamed)):
+        grouped.key_names |= _short(of_data)
+        telling = [*telling, *of_data]
     if unnamed and not named:
         grouped.telling, grouped.implied = telling, [key for key in keys if key not in telling]
     taken: dict[str, int] = {}
@@ -247,6 +251,46 @@ def _telling(keys: Sequence[str], groups: Sequence[Group]) -> list[str]:
             kept.append(key)
             parts = finer
     return kept
+
+
+def _telling_data(keys: Sequence[str], groups: Sequence[Group]) -> list[str]:
+    """Put into ``groups`` what tells those apart which ``keys`` leave together, being one config on other data.
+
+    That is the names of their files, and the hash of the texts where names do not tell. Returns the keys of these.
+    """
+    alike: dict[tuple[str | None, ...], list[Group]] = {}
+    for group in groups:
+        alike.setdefault(tuple(group.keys.get(key) for key in keys), []).append(group)
+    found: dict[str, None] = {}
+    for members in alike.values():
+        if len({run.config.get(DATA_HASH) for group in members for run in group.runs}) < 2:
+            continue
+        told = _file_names(members)
+        if len({tuple(of.items()) for of in told}) < len(members):
+            for of, group in zip(told, members, strict=True):
+                of[DATA_HASH] = "|".join(dict.fromkeys(shown(run.config.get(DATA_HASH)) for run in group.runs))
+        for of, group in zip(told, members, strict=True):
+            group.keys |= of
+            found |= dict.fromkeys(of)
+    return list(found)
+
+
+def _file_names(groups: Sequence[Group]) -> list[dict[str, str]]:
+    """Of each group, the files that its config names and that differ; their paths where the names are alike."""
+    told: list[dict[str, str]] = [{} for _ in groups]
+    runs = [group.runs or group.failed for group in groups]
+    for key, target in [(key, run.targets.get("data", "")) for run in runs[0][:1] for key in run.config]:
+        if not key.startswith("data.") or key == DATA_HASH or decides(key, target):
+            continue
+        values = [{run.config.get(key) for run in members} for members in runs]
+        if any(len(of) > 1 or not isinstance(next(iter(of)), str | None) for of in values):
+            continue
+        paths = [next(iter(of)) for of in values]
+        names = [None if path is None else Path(path).name for path in paths]
+        if len(set(paths)) > 1:
+            for of, path, name in zip(told, paths, names, strict=True):
+                of[key] = shown(name if len(set(names)) == len(set(paths)) else path)
+    return told
 
 
 def _order(value: str | None) -> tuple[int, float, str]:

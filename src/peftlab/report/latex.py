@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from peftlab.report.build import Report
-from peftlab.report.notes import comparison_legend, legend
+from peftlab.report.legends import comparison_legend, legend
 from peftlab.report.tables import COMPARISON_HEAD, comparison_rows, head, lead_head, metric_place, sections
 
 _SPECIAL = {

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftlab.report.groups import Group
 from peftlab.report.groups_sweep import SweepFile
+from peftlab.report.legends import SHOWN_NAMES, counted, names
 from peftlab.report.records import Run
-from peftlab.report.statistics import LEVEL, RESAMPLES, binomial_error
+from peftlab.report.same_rows import VERBS
+from peftlab.report.statistics import binomial_error
 
 if TYPE_CHECKING:
     from peftlab.report.build import Report
 
 TAIL_LINES = 12
-SHOWN_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ def add_notes(report: Report, sweeps: Sequence[SweepFile], where: Sequence[str])
     rules = list(dict.fromkeys(run.facts["selection"] for run in runs if run.facts["selection"]))
     report.selection = [sweep.selection for sweep in sweeps if sweep.selection]
     report.selection += [] if report.selection else [f"Weights chosen by: {', '.join(rules)}."] if rules else []
-    report.measured_on = _measured_on(report.rows)
+    report.measured_on = _measured_on(report)
     report.notes += [
         *([f"Only runs with {', '.join(where)}."] if where else []),
         *_about_missing(report),
-        *_about_mixture(report.rows),
+        *_about_mixture(report),
         *_about_single_seeds(report),
         *_about_divergence(report.rows),
         *_about_values(report),
@@ -54,82 +55,40 @@ def add_notes(report: Report, sweeps: Sequence[SweepFile], where: Sequence[str])
     report.failures = _failures([*report.rows, *report.others], sweeps)
 
 
-def legend(report: Report) -> str:
-    """What ±, bold and underlined mean, in one line."""
-    best = "highest" if report.highest else "lowest"
-    parts = ["Mean ± standard deviation (n - 1) over seeds."]
-    if report.marks:
-        where = (
-            " of the rows"
-            if len({comparable(group) for group in report.rows}) == 1
-            else (" of each section and of each test set")
-        )
-        parts.append(f"Bold: the best mean{where} ({best} {report.metric.title}).")
-        if "tied" in report.marks.values():
-            parts.append(
-                "Underlined: not significantly different from the best by a paired t-test over shared seeds with "
-                f"Holm's correction at {LEVEL:g}; with few seeds, that alone is no proof that they are equal."
-            )
-        else:
-            parts.append(
-                "No other row passes as equal: underlined would be what a paired t-test over shared seeds (Holm, "
-                f"{LEVEL:g}) cannot tell from the best."
-            )
-    return " ".join(parts)
-
-
-def comparable(group: Group) -> tuple[str, ...]:
-    """Rows may be compared where this is alike: their section, and which test rows of which data they stand on.
-
-    The hash of all texts is not asked for: an ablation of the number of training rows keeps its test rows.
-    """
-    tested = {(run.facts["data"], run.facts["test kind"], run.facts["test rows"]) for run in group.runs}
-    return (group.section, *(part for one in sorted(tested) for part in one))
-
-
-def comparison_legend(report: Report) -> str:
-    """What the columns of the comparison are, in one line."""
-    return (
-        f"Difference: mean over shared seeds of (row - {report.baseline.label if report.baseline else ''}) in "
-        f"{report.metric.title}. p: two-sided paired t-test; Holm's correction is over all rows of this table. "
-        f"Intervals cover 95 %: that of the t distribution, and the percentile bootstrap of the mean difference "
-        f"({RESAMPLES:,} resamples, seed 0), which is too narrow with few seeds."
-    )
-
-
-def counted(count: int, what: str) -> str:
-    """``1 run``, ``2 runs``."""
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
-
-
 def _runs(count: int) -> str:
     return counted(count, "run")
-
-
-def names(groups: Iterable[Group]) -> str:
-    """Labels of the first few groups, and how many there are beyond."""
-    labels = [group.label for group in groups]
-    more = f" and {len(labels) - SHOWN_NAMES} more" if len(labels) > SHOWN_NAMES else ""
-    return "; ".join(labels[:SHOWN_NAMES]) + more
 
 
 def _settings(group: Group) -> str:
     return ", ".join(f"{key}={value}" for key, value in group.chosen.items())
 
 
-def _measured_on(rows: Sequence[Group]) -> list[str]:
-    kinds: dict[str, dict[str, Group]] = {}
-    for group in rows:
+def _measured_on(report: Report) -> list[str]:
+    """A line for each kind of data; where rows of one kind are not the same rows, for each set of them."""
+    kinds: dict[str, dict[str, list[Group]]] = {}
+    for group in report.rows:
         for run in group.runs:
             facts = run.facts
             text = (
                 f"{facts['data']}: trained on {facts['train kind']}, tested on {facts['test kind']}; "
                 f"rows {facts['rows']} (train / validation / test)"
             )
-            kinds.setdefault(text, {})[group.id] = group
-    if len(kinds) < 2:
-        return list(kinds)
-    return [f"{text}; rows of the table: {names(groups.values())}" for text, groups in kinds.items()]
+            members = kinds.setdefault(text, {}).setdefault(_texts(report, run), [])
+            if group not in members[-1:]:
+                members.append(group)
+    lines = [
+        (f"{text}; {texts}" if len(of_kind) > 1 else text, groups)
+        for text, of_kind in kinds.items()
+        for texts, groups in of_kind.items()
+    ]
+    if len(lines) < 2:
+        return [text for text, _ in lines]
+    return [f"{text}; rows of the table: {names(groups)}" for text, groups in lines]
+
+
+def _texts(report: Report, run: Run) -> str:
+    known = report.same.texts[run.folder]
+    return report.same.described[known]
 
 
 def _about_missing(report: Report) -> list[str]:
@@ -148,14 +107,19 @@ _MIXED: list[tuple[str, str, Callable[[Run], str]]] = [
 ]
 
 
-def _about_mixture(rows: Sequence[Group]) -> list[str]:
-    said = []
+def _about_mixture(report: Report) -> list[str]:
+    said, rows = [], report.rows
     for _, text, fact in _MIXED:
         mixed = [group for group in rows if len({fact(run) for run in group.runs}) > 1]
         if mixed:
             said.append(f"Within a row {text}: {names(mixed)}.")
+    if mixed := [group for group in rows if len(report.same.of(group)) > 1]:
+        said.append(f"Within a row some are {report.same.why_not} than the others: {names(mixed)}.")
     if len(hashes := {run.facts["data hash"] for group in rows for run in group.runs}) > 1:
         said.append(f"The rows do not all stand on the same texts: there are {len(hashes)} data hashes.")
+    if (count := len(report.same.sets(rows))) > 1:
+        verb = VERBS[report.same.split]
+        said.append(f"The rows are not all {verb} on the same texts: there are {count} sets, and no test between them.")
     said += _about_versions(rows)
     for fact_name, text in (("hardware", "hardware"), ("revision", "revisions of the code")):
         counts = Counter(run.facts[fact_name] for group in rows for run in group.runs)

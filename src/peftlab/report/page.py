@@ -15,7 +15,7 @@ from peftlab import __version__
 from peftlab.report.build import Report
 from peftlab.report.figures_style import Gallery
 from peftlab.report.groups import Group
-from peftlab.report.notes import comparison_legend, legend
+from peftlab.report.legends import comparison_legend, legend
 from peftlab.report.records import Run
 from peftlab.report.statistics import Comparison
 from peftlab.report.tables import (

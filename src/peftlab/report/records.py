@@ -19,13 +19,18 @@ from typing import Any
 
 from peftlab.errors import PeftlabError, RunError, nearest
 from peftlab.report.forks import cpus, map_in_forks
-from peftlab.report.records_config import TARGET, flat, identity_of
+from peftlab.report.records_config import DATA_HASH, TARGET, flat, identity_of
+from peftlab.report.records_facts import facts_of
 from peftlab.runs.folder import RunFolder
 
 SKIPPED = frozenset({"checkpoints", "logs", ".logs", "wandb", "lightning_logs", "report"})
 """Folders in which no run lies."""
 MANY_RECORDS = 1_000
 """From so many on, starting processes to read them takes less time than it saves."""
+
+
+HASH_LETTERS = 12
+"""Letters of the data's hash that are shown."""
 
 
 @dataclass(slots=True)
@@ -41,7 +46,8 @@ class Run:
     config: dict[str, Any]
     """Dotted key → value, lists as JSON; bookkeeping included, so that one can filter by it."""
     identity: str
-    """The config without the seed and without bookkeeping: equal for runs that differ in their seed only."""
+    """The config without the seed and without bookkeeping, and the hash of the data: equal for runs that differ in
+    their seed only."""
     targets: Mapping[str, str]
     """Group → its class."""
     start: tuple[str, str] | None
@@ -170,6 +176,7 @@ def read_runs(found: Found, paths: Iterable[str], curves: Sequence[str]) -> list
         if read.finished:
             first_at[read.key] = read.folder
         runs.append(read)
+    _name_data(runs)
     _name_starts(runs)
     if not runs:
         raise RunError(
@@ -238,7 +245,7 @@ def _run(
         raise ValueError(f"unknown status {status!r}")
     if status == "finished" and not isinstance(record["metrics"]["test"], dict):
         raise ValueError("metrics.test is no mapping")
-    facts = _facts(record)
+    facts = facts_of(record)
     return Run(
         folder=folder,
         key=record["key"],
@@ -259,6 +266,33 @@ def _run(
         files=files,
         logged=False,
     )
+
+
+def _name_data(runs: Sequence[Run]) -> None:
+    """Put the hash of the data into config and identity: files enter a config by their paths, which decide nothing.
+
+    A run that failed has no hash. It is taken to have that of the finished runs of its config, and where these have
+    several, of those that name the same files.
+    """
+    known: dict[str, set[str]] = {}
+    by_files: dict[tuple[str, ...], set[str]] = {}
+    for run in runs:
+        if run.facts["data hash"]:
+            known.setdefault(run.identity, set()).add(run.facts["data hash"])
+            by_files.setdefault((run.identity, *_data_words(run)), set()).add(run.facts["data hash"])
+    for run in runs:
+        found = run.facts["data hash"]
+        if not found:
+            alike = known.get(run.identity, set())
+            alike = alike if len(alike) == 1 else by_files.get((run.identity, *_data_words(run)), set())
+            found = next(iter(alike)) if len(alike) == 1 else ""
+        if found:
+            run.config[DATA_HASH] = sys.intern(found[:HASH_LETTERS])
+        run.identity = sys.intern(f"{run.identity} on {found}")
+
+
+def _data_words(run: Run) -> list[str]:
+    return [f"{key}={value}" for key, value in run.config.items() if key.startswith("data.") and key != DATA_HASH]
 
 
 def _start(config: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -289,39 +323,6 @@ def value_at(record: Mapping[str, Any], parts: Sequence[str]) -> Any:
             return None
         found = found[part]
     return json.dumps(found, ensure_ascii=False) if isinstance(found, dict | list) else found
-
-
-def _facts(record: dict[str, Any]) -> dict[str, str]:
-    """What must be alike; the order of the keys is fixed."""
-    data, hardware = record.get("data") or {}, record["hardware"]
-    versions = record["versions"]
-    selection = record.get("selection") or {}
-    return {
-        "data": str(data.get("data_set") or data.get("source") or ""),
-        "data hash": str(data.get("hash", "")),
-        "train kind": str(data.get("train_kind", "")),
-        "test kind": str(data.get("test_kind", "")),
-        "rows": " / ".join(f"{count:,}" for count in (data.get("rows") or {}).values()),
-        "test rows": str((data.get("rows") or {}).get("test", "")),
-        "validation rows": str((data.get("rows") or {}).get("validation", "")),
-        "versions": ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
-        "hardware": ", ".join(
-            [
-                str(hardware.get("processor")),
-                f"{hardware.get('cpu_count')} CPUs",
-                f"{hardware.get('torch_threads')} threads",
-                *map(str, hardware.get("accelerators") or []),
-                str(hardware.get("platform")),
-            ]
-        ),
-        "revision": _revision(record.get("git") or {}),
-        "selection": str(selection.get("rule", "")),
-    }
-
-
-def _revision(git: Mapping[str, Any]) -> str:
-    revision = str(git.get("revision") or "unknown")[:12]
-    return f"{revision} with changes" if git.get("dirty") else revision
 
 
 def number_paths(found: Found, limit: int = 25) -> list[str]:

@@ -15,6 +15,8 @@ from peftlab.schema import config_class
 from peftlab.training.config import TrainerConfig
 
 TARGET = "_target_"
+DATA_HASH = "data.hash"
+"""Stands among the config keys though it is none: what files hold, which are named there by paths alone."""
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -65,7 +67,7 @@ def identity_of(config: Mapping[str, Any]) -> str:
 def decides(key: str, target: str) -> bool:
     """Whether the dotted ``key``, of a group whose class is ``target``, may change a run's numbers beside its seed."""
     group, _, name = key.partition(".")
-    if group == "seed" or group in _bookkeeping(RunConfig):
+    if group == "seed" or key == DATA_HASH or group in _bookkeeping(RunConfig):
         return False
     return key == "backbone.from_run" or name not in _left_out(group, target)
 

@@ -12,7 +12,8 @@ from typing import Any
 from peftlab import __version__
 from peftlab.report.build import Report
 from peftlab.report.groups import Group
-from peftlab.report.notes import comparison_legend, legend, sampling_error
+from peftlab.report.legends import comparison_legend, legend
+from peftlab.report.notes import sampling_error
 from peftlab.report.statistics import Comparison
 from peftlab.report.tables_columns import cell_text, json_number, seeds_text
 

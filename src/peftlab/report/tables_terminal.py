@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peftlab.report.build import Report
-from peftlab.report.notes import legend
+from peftlab.report.legends import legend
 from peftlab.report.result import console
 from peftlab.report.tables import COMPARISON_HEAD, Row, comparison_rows, head, lead_head, metric_place, sections
 
