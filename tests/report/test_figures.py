@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from peftlab.report.build import Request, build
+from peftlab.report.figures_labels import fitting
+from peftlab.report.figures_runs import draw_curves
 from peftlab.report.figures_ticks import MOST_TICKS, tick_text, ticks_between
+from tests.report.made_up import record, sweep_file, write
 
 
 @pytest.mark.parametrize(
@@ -23,3 +29,46 @@ def test_ticks_are_few_round_and_written_out(low: float, high: float, said: str)
     ticks = ticks_between(low, high)
     assert len(ticks) <= MOST_TICKS
     assert " ".join(map(tick_text, ticks)) == said
+
+
+def test_long_labels_stay_different() -> None:
+    start = "low-rank adapters on query and value of every layer of the backbone, with a learning rate of"
+    for labels in (
+        [f"{start} 0.00{n}" for n in range(9)],
+        [f"rank {n}: {start} 0.001 and a schedule that falls to zero" for n in range(9)],
+        [f"{start} 0.00{n} {start}" for n in range(9)],
+        [f"{'x' * 90}{n}{'y' * 90}" for n in range(12)],
+        ["short", "a $5 label", start],
+    ):
+        found = fitting(labels, 44, lines=2)
+        assert len(set(found)) == len(labels)
+        assert all(len(line) <= 44 + line.count("\\$") for text in found for line in text.split("\n"))
+        assert all(text.count("\n") < 2 for text in found)
+
+
+def test_a_label_that_fits_is_left_as_it_is() -> None:
+    assert fitting(["LoRA of rank 2", "a b"], 44, lines=2) == ["LoRA of rank 2", "a b"]
+    assert fitting(["one two three"], 8, lines=2) == ["one two\nthree"]
+
+
+def test_alike_labels_stay_alike() -> None:
+    assert len(set(fitting(["x " * 80, "x " * 80], 44, lines=2))) == 1
+
+
+@pytest.mark.parametrize(
+    ("asking", "rows", "said"),
+    [
+        (0, 3, "over seeds"),
+        (2, 3, "over seeds (the 2 rows that ask for one)"),
+        (12, 14, "over seeds (the best 10 of the 12 rows that ask for one)"),
+        (0, 14, "over seeds (the best 10 of 14 rows)"),
+    ],
+)
+def test_the_title_of_the_curves_says_which_rows(asking: int, rows: int, said: str, scratch: Path) -> None:
+    runs = [record(0.5 + number / 100, key=f"k{number}", keys={"peft.rank": number}) for number in range(rows)]
+    folder = write(scratch / "t", runs)
+    cells = [{"id": f"c{n}", "runs": {"0": f"k{n}"}, "curve": n < asking} for n in range(rows)]
+    sweep_file(folder, cells=cells, seeds=[0], baseline=None)
+    drawn = draw_curves(build(Request((str(folder),))))
+    assert not isinstance(drawn, str)
+    assert drawn.title.endswith(said)

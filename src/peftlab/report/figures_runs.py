@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from peftlab.report.build import Report, curve_of
+from peftlab.report.figures_labels import fitting
 from peftlab.report.figures_style import (
     COLOURS,
     MOST_NAMED,
@@ -16,7 +17,6 @@ from peftlab.report.figures_style import (
     blank,
     finish,
     one_of_many,
-    wrapped,
 )
 from peftlab.report.groups import Group
 
@@ -30,7 +30,7 @@ def draw_seeds(report: Report) -> Drawn | str:
         return "seeds: no row has a finite value"
     kept = {group.id for group in usable[:MOST_STRIPS]}
     groups = [group for group in report.rows if group.id in kept]
-    labels = [wrapped(group.label, 44, lines=2) for group in groups]
+    labels = fitting([group.label for group in groups], 44, lines=2)
     lines = sum(1 + 0.6 * label.count("\n") for label in labels)
     figure, (panel,) = blank(9.6, 1.3 + 0.3 * lines + 0.1 * (len(groups) < 3))
     for place, group in enumerate(groups):
@@ -58,13 +58,13 @@ def draw_curves(report: Report) -> Drawn | str:
     candidates = [group for group in report.rows if any(run.curve.get("train/loss") for run in group.runs)]
     if not candidates:
         return "learning curves: no record has a history"
-    asked = [group for group in candidates if group.curve] or candidates
+    asked = [group for group in candidates if group.curve] or candidates  # the cells that say curve: true
     kept = asked
     if len(asked) > MOST_NAMED:
         best = {group.id for group in best_first(report, asked)[:MOST_NAMED]}
         kept = [group for group in asked if group.id in best]
     names = ["train/loss", curve_of(report.metric.value)]
-    labels = [wrapped(f"{group.label}{_diverged(group)}", 58, lines=2) for group in kept]
+    labels = fitting([f"{group.label}{_diverged(group)}" for group in kept], 58, lines=2)
     lines = sum(1 + label.count("\n") for label in labels)
     figure, panels = blank(10.0, 3.7 + 0.19 * (lines + 1) / 2, columns=2)
     rows: list[tuple[Any, ...]] = []
@@ -84,9 +84,17 @@ def draw_curves(report: Report) -> Drawn | str:
         panel.xaxis.get_major_locator().set_params(integer=True)
     handles, shown = panels[0].get_legend_handles_labels()
     figure.legend(handles, shown, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    which = one_of_many(len(kept), len(report.rows), "the best" if len(asked) > MOST_NAMED else "")
+    which = _which_curves(len(kept), len(asked), len(candidates), len(report.rows))
     title = f"Learning curves, mean ± standard deviation over seeds{which}"
     return finish(figure, "curves", title, ["quantity", "group", "label", "epoch", "mean", "std", "n"], rows)
+
+
+def _which_curves(shown: int, asked: int, candidates: int, rows: int) -> str:
+    """Of which rows the curves are, and why not of the others."""
+    of = f"the {asked} rows that ask for one" if asked < candidates else f"the {asked} rows with a history"
+    if asked == rows:
+        return one_of_many(shown, rows, "the best")
+    return f" ({of})" if shown == asked else f" (the best {shown} of {of})"
 
 
 def _diverged(group: Group) -> str:

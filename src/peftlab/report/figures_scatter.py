@@ -9,7 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from peftlab.report.build import Report
-from peftlab.report.figures_style import GREY, MOST_NAMED, Drawn, best_first, blank, finish, style_of, wrapped
+from peftlab.report.figures_labels import by_id
+from peftlab.report.figures_style import GREY, MOST_NAMED, Drawn, best_first, blank, finish, style_of
 from peftlab.report.figures_ticks import use_round_ticks
 from peftlab.report.groups import Group
 from peftlab.report.same_rows import SameRows
@@ -54,10 +55,14 @@ def pareto_front(points: Sequence[Point], *, highest: bool) -> list[Point]:
 
 def fronts_of(points: Sequence[Point], same: SameRows, *, highest: bool) -> list[list[Point]]:
     """The front of each test set, of whatever section: rows tested on other texts do not beat each other."""
+    return [pareto_front(members, highest=highest) for members in _by_test_set(points, same)]
+
+
+def _by_test_set(points: Sequence[Point], same: SameRows) -> list[list[Point]]:
     kinds: dict[tuple[str, ...], list[Point]] = {}
     for point in points:
         kinds.setdefault(same.of(point.group), []).append(point)
-    return [pareto_front(members, highest=highest) for members in kinds.values()]
+    return list(kinds.values())
 
 
 def draw_panel(panel: Any, report: Report, points: Sequence[Point], named: dict[str, int], *, log: bool) -> None:
@@ -108,11 +113,11 @@ def add_legend(figure: Any, report: Report, points: Sequence[Point], named: dict
     """The named groups beside the panels."""
     from matplotlib.lines import Line2D
 
-    labels = {point.group.id: point.group.label for point in points}
+    labels = _labels(points, named)
     handles = []
     for name, number in named.items():
         colour, marker = style_of(number)
-        handles.append(Line2D([], [], color=colour, marker=marker, linewidth=0, label=wrapped(labels[name], 36)))
+        handles.append(Line2D([], [], color=colour, marker=marker, linewidth=0, label=labels[name]))
     if len(named) < len(points):
         text = f"{len(points) - len(named)} other rows"
         handles.append(Line2D([], [], color=GREY, marker="o", markersize=4, linewidth=0, label=text))
@@ -121,12 +126,17 @@ def add_legend(figure: Any, report: Report, points: Sequence[Point], named: dict
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8, labelspacing=0.7)
 
 
+def _labels(points: Sequence[Point], named: dict[str, int]) -> dict[str, str]:
+    """Id → what the legend calls it."""
+    return by_id(((p.group.id, p.group.label) for p in points if p.group.id in named), 36, lines=3)
+
+
 def _front_labels(report: Report, points: Sequence[Point]) -> list[tuple[str, Any]]:
-    fronts = fronts_of(points, report.same, highest=report.highest)
-    styles = [style for front, style in zip(fronts, cycle(FRONT_STYLES), strict=False) if len(front) > 1]
-    if len(fronts) > len(FRONT_STYLES):
+    kinds = _by_test_set(points, report.same)  # a front of one panel may be a single point in the other
+    styles = [style for members, style in zip(kinds, cycle(FRONT_STYLES), strict=False) if len(members) > 1]
+    if len(kinds) > len(FRONT_STYLES):
         return [("Pareto fronts, one a test set", styles[0])] if styles else []
-    several = len(fronts) > 1
+    several = len(kinds) > 1
     return [(f"Pareto front, test set {n}" if several else "Pareto front", style) for n, style in enumerate(styles, 1)]
 
 
@@ -176,5 +186,5 @@ def draw_costs(report: Report) -> Drawn | str:
 def _height(report: Report, points: Sequence[Point], least: float) -> float:
     """Tall enough for the legend."""
     named = named_groups(report, points)
-    lines = sum(1 + wrapped(point.group.label, 36).count("\n") for point in points if point.group.id in named)
+    lines = sum(1 + label.count("\n") for label in _labels(points, named).values())
     return max(least, 0.9 + 0.135 * lines + 0.1 * (len(named) + 2 + len(_front_labels(report, points))))
