@@ -10,6 +10,7 @@ from math import isfinite
 from statistics import mean, stdev
 from typing import Any
 
+from peftlab.report.markdown_text import escaped, table_line
 from peftlab.sweeps.choice import Choice, Tried, diverged, value_of
 from peftlab.sweeps.declaration import Cell, Column, Sweep
 
@@ -63,18 +64,19 @@ def markdown(sweep: Sweep, records: Records, choices: Choices | None = None) -> 
     """The table, what others gave for its cells, what was tried for them, and what its figures are."""
     choices = choices or {}
     chooses = ["chosen"] if sweep.chooses() else []
-    head = ["", *chooses, *(column.title for column in sweep.columns)]
+    head = ["", *chooses, *(escaped(column.title) for column in sweep.columns)]
     lines = [head, ["---", *("---" for _ in chooses), *("---:" for _ in sweep.columns)]]
     group = ""
     for cell in rows_of(sweep):
         if cell.group != group:
             group = cell.group
-            lines.append([f"**{group or 'others'}**", *("" for _ in head[1:])])
+            lines.append([f"**{escaped(group or 'others')}**", *("" for _ in head[1:])])
         present = any((cell.id, seed) in records for seed in sweep.seeds)
         shown = [figure(sweep, cell, column, records).text(column.format) for column in sweep.columns]
         cells = shown if present else [_absent(choices.get(cell.id)) for _ in shown]
-        lines.append([cell.title, *(_chosen(choices.get(cell.id)) for _ in chooses), *cells])
-    table = "\n".join("| " + " | ".join(part.replace("|", "\\|") for part in line) + " |" for line in lines)
+        chosen = [escaped(_chosen(choices.get(cell.id))) for _ in chooses]
+        lines.append([escaped(cell.title), *chosen, *map(escaped, cells)])
+    table = "\n".join(map(table_line, lines))
     parts = [table, *_given_elsewhere(sweep, records), *_about(sweep, records), *_tried(sweep, choices)]
     return "\n\n".join([*parts, *([sweep.notes.strip()] if sweep.notes else [])]) + "\n"
 
@@ -101,7 +103,7 @@ def _tried(sweep: Sweep, choices: Choices) -> list[str]:
         still_open = sum(one.state == "open" for one in choice.tried)
         results = ", ".join(_result(one, chosen=one is choice.chosen) for one in tried if one.state != "open")
         missing = f"; {still_open} not tried yet" if still_open else ""
-        said.append(f"- {cell.title}: {results or 'nothing tried'}{missing}.")
+        said.append(f"- {escaped(cell.title)}: {results or 'nothing tried'}{missing}.")
     if not said:
         return []
     paths = list(dict.fromkeys(choice.by for choice in choices.values()))
@@ -113,7 +115,7 @@ def _tried(sweep: Sweep, choices: Choices) -> list[str]:
 
 def _result(one: Tried, *, chosen: bool) -> str:
     value = one.state if one.value is None else f"{one.value:.4f}"
-    return f"{one.name} ({value}{', chosen' if chosen else ''})"
+    return f"{escaped(one.name)} ({value}{', chosen' if chosen else ''})"
 
 
 def _given_elsewhere(sweep: Sweep, records: Records) -> list[str]:
@@ -122,26 +124,26 @@ def _given_elsewhere(sweep: Sweep, records: Records) -> list[str]:
     for one in sweep.expected:
         found, label, form = _measured(sweep, one.cell, one.column, records)
         if not found.values:
-            said.append(f"- {label}: {one.source} gives {one.value:g}; not run here.")
+            said.append(f"- {label}: {escaped(one.source)} gives {one.value:g}; not run here.")
             continue
         gap = mean(found.values) - one.value
         verdict = "within" if abs(gap) <= one.tolerance else "outside"
         said.append(
-            f"- {label}: {one.source} gives {one.value:g}; measured {found.text(form)}, "
+            f"- {label}: {escaped(one.source)} gives {one.value:g}; measured {found.text(form)}, "
             f"{gap:+.4f}: {verdict} ± {one.tolerance:g}."
         )
     for other in sweep.published:
         found, label, form = _measured(sweep, other.cell, other.column, records)
         memory = " (from memory)" if other.provenance == "memory" else ""
         measured = f"measured {found.text(form)}" if found.values else "not run here"
-        said.append(f"- {label}: {other.source} gives {other.value:g}{memory}; {measured}.")
+        said.append(f"- {label}: {escaped(other.source)} gives {other.value:g}{memory}; {measured}.")
     return ["\n".join(said)] if said else []
 
 
 def _measured(sweep: Sweep, cell_id: str, path: str, records: Records) -> tuple[Figure, str, str]:
     cell = sweep.cell(cell_id)
     column = next(column for column in sweep.columns if column.value == path)
-    return figure(sweep, cell, column, records), cell.title, column.format
+    return figure(sweep, cell, column, records), escaped(cell.title), column.format
 
 
 def _about(sweep: Sweep, records: Records) -> list[str]:
@@ -154,12 +156,12 @@ def _about(sweep: Sweep, records: Records) -> list[str]:
             data[f"{name}: trained on {facts['train_kind']}, tested on {facts['test_kind']}"] = None
     seeds = ", ".join(map(str, sweep.seeds))
     over = f"Mean ± standard deviation over seeds {seeds} (n = {len(sweep.seeds)})."
-    about = [over, sweep.selection, *(f"{line}." for line in data)]
+    about = [over, escaped(sweep.selection), *(f"{escaped(line)}." for line in data)]
     for cell in rows_of(sweep):
         lost = [seed for seed in sweep.seeds if (cell.id, seed) in records and diverged(records[cell.id, seed])]
         if lost:
             about.append(
-                f"Training “{cell.title}” diverged with seed {', '.join(map(str, lost))}: its loss is not "
+                f"Training “{escaped(cell.title)}” diverged with seed {', '.join(map(str, lost))}: its loss is not "
                 "finite; its accuracy is in the mean."
             )
     return [" ".join(about)]

@@ -13,6 +13,7 @@ from peftlab import __version__
 from peftlab.report.build import Report
 from peftlab.report.groups import Group
 from peftlab.report.legends import comparison_legend, legend
+from peftlab.report.markdown_text import escaped, table_line
 from peftlab.report.notes import sampling_error
 from peftlab.report.statistics import Comparison
 from peftlab.report.tables_columns import cell_text, json_number, seeds_text
@@ -116,20 +117,24 @@ def markdown(report: Report, figures: Sequence[str] = (), absent: Sequence[str] 
     """
     place = metric_place(report)
     lead = lead_head(report)
-    lines = [_line([*lead, *head(report)]), _line([*("---" for _ in lead), *("---:" for _ in head(report))])]
+    lines = [
+        table_line(map(escaped, [*lead, *head(report)])),
+        table_line([*("---" for _ in lead), *("---:" for _ in head(report))]),
+    ]
     for section, rows in sections(report):
         if section:
-            lines.append(_line([f"**{_escaped(section)}**", *("" for _ in [*lead[1:], *head(report)])]))
+            lines.append(table_line([f"**{escaped(section)}**", *("" for _ in [*lead[1:], *head(report)])]))
         for row in rows:
-            cells = [_escaped(cell) for cell in row.cells]
+            cells = [escaped(cell) for cell in row.cells]
             if row.mark:
                 cells[place] = f"**{cells[place]}**" if row.mark == "best" else f"<ins>{cells[place]}</ins>"
-            lines.append(_line([*map(_escaped, row.lead), *cells]))
-    parts = [f"# {report.title}", "\n".join(lines), legend(report)]
+            lines.append(table_line([*map(escaped, row.lead), *cells]))
+    parts = [f"# {escaped(report.title)}", "\n".join(lines), escaped(legend(report))]
     if report.baseline is not None and report.comparisons:
-        compared = [_line(["", *COMPARISON_HEAD]), _line(["---", *("---:" for _ in COMPARISON_HEAD)])]
-        compared += [_line([_escaped(label), *map(_escaped, cells)]) for label, cells in comparison_rows(report)]
-        parts += [f"## Against {report.baseline.label}", "\n".join(compared), comparison_legend(report)]
+        compared = [table_line(["", *COMPARISON_HEAD]), table_line(["---", *("---:" for _ in COMPARISON_HEAD)])]
+        compared += [table_line([escaped(label), *map(escaped, cells)]) for label, cells in comparison_rows(report)]
+        parts += [f"## Against {escaped(report.baseline.label)}", "\n".join(compared)]
+        parts.append(escaped(comparison_legend(report)))
     parts += _listed("What it was measured on", [*report.measured_on, *report.selection, *_source(report)])
     parts += _listed("Notes", report.notes)
     if figures:
@@ -149,16 +154,8 @@ def left_out_lines(report: Report) -> list[str]:
     return [f"{one.path} {one.reason}." for one in report.left_out]
 
 
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _escaped(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
-
-
 def _listed(title: str, lines: Sequence[str]) -> list[str]:
-    return [f"## {title}", "\n".join(f"- {line}" for line in lines)] if lines else []
+    return [f"## {title}", "\n".join(f"- {escaped(line)}" for line in lines)] if lines else []
 
 
 def runs_csv(report: Report) -> str:
