@@ -198,6 +198,29 @@ def test_damaged_records_are_named_and_the_rest_is_reported(scratch: Path, peftl
     assert len(json.loads((folder / "report" / "report.json").read_text())["left_out"]) == 4
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"records": [1, 2]}', "is not a record of peftlab: it has no schema_version"),
+        ("[1, 2]", "is not a record of peftlab"),
+        ('{"schema_version": "1"}', 'has the schema version "1"; it must be a number'),
+    ],
+)
+def test_what_is_no_record_is_said(content: str, why: str, scratch: Path) -> None:
+    folder = folder_of(scratch)
+    (folder / "head0" / "record.json").write_text(content)
+    (left_out,) = build(Request((str(folder),))).left_out
+    assert why in left_out.reason
+    assert "damaged" not in left_out.reason
+
+
+def test_a_record_stands_for_its_folder(scratch: Path, peftlab: Peftlab) -> None:
+    record_file = folder_of(scratch) / "lora1" / "record.json"
+    assert peftlab("report", record_file, "--format", "md").status == 0
+    assert (record_file.parent / "report" / "report.md").is_file()
+    assert [run.key for run in build(Request((str(record_file),))).runs] == ["lora1"]
+
+
 def test_a_copied_run_counts_once(scratch: Path) -> None:
     folder = folder_of(scratch)
     shutil.copytree(folder / "lora0", folder / "lora0_copy")
@@ -255,6 +278,11 @@ def test_the_same_records_give_the_same_bytes(scratch: Path, peftlab: Peftlab, m
             ["metrics.test.acuracy", "metrics.test.accuracy", "macro_f1"],
         ),
         (["outputs", "--columns", "parameters.trainble"], ["--columns", "parameters.trainable"]),
+        (["outputs", "--columns", "foo"], ["no record has a value there", "metrics.test.accuracy", "timing."]),
+        (["outputs", "--columns", ","], ["--columns is empty", "parameters.trainable"]),
+        (["outputs", "--metric", "config.peft._target_"], ["no number there", "the text 'peftlab.peft."]),
+        (["outputs", "--metric", "config.force"], ["no number there, but false"]),
+        (["empty/notes.txt"], ["'empty/notes.txt' is a file", "record.json"]),
         (["outputs", "--baseline", "peft=laro"], ["--baseline peft=laro", "Did you mean 'peft=lora'?"]),
         (["outputs", "--baseline", "peft=head", "--where", "peft=lora"], ["no row is called so"]),
         (["outputs", "--by", "peft.rnk"], ["--by peft.rnk", "peft"]),

@@ -140,19 +140,29 @@ def _require_values(column: Column, runs: Sequence[Run], found: Found, option: s
     finished = [run for run in runs if run.finished]
     if not finished:
         raise ConfigError(f"none of the {len(runs)} runs has finished; there is nothing to make a table of.")
-    if column.format == "text":
-        if any(run.values.get(column.value) is not None for run in finished):
-            return
-    elif any(run.number(column.value) is not None for run in finished):
+    values = [value for run in finished if (value := run.values.get(column.value)) is not None]
+    if any(run.number(column.value) is not None for run in finished):
+        return
+    if values and option == "--metric":
+        raise ConfigError(
+            f"--metric {column.value}: the records have no number there, but {_kind(values[0])}. Only numbers have a "
+            f"mean; as a column beside the metric it can be shown: --columns {column.value}."
+        )
+    if values and column.format == "text":
         return
     paths = number_paths(found)
     parent = column.value.rpartition(".")[0]
     results = ("metrics.", "parameters.", "timing.", "memory.", "forgetting.")
-    near = [path for path in paths if path.rpartition(".")[0] == parent] or [p for p in paths if p.startswith(results)]
+    near = [path for path in paths if parent and path.rpartition(".")[0] == parent]
+    near = near or [path for path in paths if path.startswith(results)]
     raise ConfigError(
         f"{option} {column.value}: no record has a value there.{nearest(column.value, paths)} "
         f"There are: {listed(near)}."
     )
+
+
+def _kind(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"the text '{str(value)[:60]}'"
 
 
 def _require_one_id_each(rows: Sequence[Group]) -> None:
@@ -208,5 +218,6 @@ def _compare(report: Report, named: str, *, optional: bool) -> None:
 
 
 def default_target(folders: Sequence[str]) -> Path:
-    """Where a report goes if nothing else is said: ``report/`` in the first folder."""
-    return Path(folders[0]) / "report"
+    """Where a report goes if nothing else is said: ``report/`` in the first folder, or beside the record given."""
+    first = Path(folders[0])
+    return (first.parent if first.is_file() else first) / "report"

@@ -21,7 +21,7 @@ from peftlab.errors import PeftlabError, RunError, nearest
 from peftlab.report.forks import cpus, map_in_forks
 from peftlab.report.records_config import DATA_HASH, TARGET, flat, identity_of
 from peftlab.report.records_facts import facts_of
-from peftlab.runs.folder import RunFolder
+from peftlab.runs.folder import SCHEMA_VERSION, RunFolder
 
 SKIPPED = frozenset({"checkpoints", "logs", ".logs", "wandb", "lightning_logs", "report"})
 """Folders in which no run lies."""
@@ -103,7 +103,7 @@ class Found:
 
 
 def find(folders: Sequence[str]) -> Found:
-    """Walk ``folders``: each may be a run's, a name's, or one of many names.
+    """Walk ``folders``: each may be a run's, a name's, or one of many names; a record.json stands for its folder.
 
     Raises:
         RunError: if one of them is no folder.
@@ -111,11 +111,15 @@ def find(folders: Sequence[str]) -> Found:
     found = Found()
     visited: set[str] = set()
     for given in folders:
-        if not Path(given).is_dir():
-            parent = Path(given).parent
-            there = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-            raise RunError(f"there is no folder '{given}'.{nearest(Path(given).name, there)}")
-        _walk(given.rstrip("/") or "/", found, visited)
+        path = Path(given)
+        if path.is_file() and path.name == "record.json":
+            path = path.parent
+        if path.is_file():
+            raise RunError(f"'{given}' is a file. Give a folder of runs, or a run's record.json.")
+        if not path.is_dir():
+            there = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+            raise RunError(f"there is no folder '{given}'.{nearest(path.name, there)}")
+        _walk(str(path), found, visited)
     found.run_folders.sort()
     return found
 
@@ -226,10 +230,24 @@ def _record(folder: str) -> dict[str, Any] | LeftOut:
     try:
         return RunFolder(Path(folder)).read_record() or LeftOut(path, "has gone")
     except PeftlabError as error:
-        reason = str(error).removeprefix(path).strip().split(". ")[0].rstrip(".")
+        reason = _why_no_record(path) or str(error).removeprefix(path).strip().split(". ")[0].rstrip(".")
     except (OSError, ValueError, RecursionError) as error:
         reason = f"cannot be read ({error})"
     return LeftOut(path, reason)
+
+
+def _why_no_record(path: str) -> str:
+    """Of a file that is whole, but no record: what it is; empty for others."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    if not isinstance(found, dict) or "schema_version" not in found:
+        return "is not a record of peftlab: it has no schema_version"
+    version = found["schema_version"]
+    if not isinstance(version, int):
+        return f"has the schema version {json.dumps(version)}; it must be a number, such as {SCHEMA_VERSION}"
+    return ""
 
 
 def _run(

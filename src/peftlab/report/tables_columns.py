@@ -61,10 +61,15 @@ def columns_of(given: str | None, metric: str, of_sweep: Sequence[dict[str, str]
     The metric is always among them, and first if it was not asked for.
 
     Raises:
-        ConfigError: for a format that a sweep file gives and that is not known.
+        ConfigError: if ``given`` names none; for a format that a sweep file gives and that is not known.
     """
     if given is not None:
         columns = [column_of(path) for path in (part.strip() for part in given.split(",")) if path]
+        if not columns:
+            raise ConfigError(
+                "--columns is empty. Give places in record.json with commas between, for example "
+                f"--columns {STANDARD[0]},{STANDARD[2]}; or leave it out."
+            )
     elif of_sweep:
         columns = [Column(column["title"], column["value"], column["format"]) for column in of_sweep]
     else:
