@@ -28,7 +28,7 @@ from peftlab.report.tables import (
     metric_place,
     rows_of,
 )
-from peftlab.report.tables_columns import Column, plain_number
+from peftlab.report.tables_columns import Column, fixed, plain_number
 
 SEPARATOR = "\x1f"
 """Between the key=value entries that a row can be filtered by."""
@@ -181,7 +181,7 @@ def _runs_of(report: Report, group: Group, target: Path) -> dict[str, Any]:
 
 def _run_entry(report: Report, run: Run, target: Path) -> list[Any]:
     value = run.number(report.metric.value)
-    text = "–" if value is None else f"{value:.4f}" if report.metric.format == "accuracy" else plain_number(value)
+    text = "–" if value is None else fixed(value) if report.metric.format == "accuracy" else plain_number(value)
     has = ("config.yaml" in run.files) + 2 * ("curves.png" in run.files)
     log = f"/.logs/{quote(run.key)}.txt" if run.logged else ""  # beside the run's folder
     return [run.seed, text, run.key, relative(run.folder, target), has, log]

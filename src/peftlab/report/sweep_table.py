@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from peftlab.report.markdown_text import escaped, table_line
+from peftlab.report.tables_columns import fixed
 from peftlab.sweeps.choice import Choice, Tried, diverged, value_of
 from peftlab.sweeps.declaration import Cell, Column, Sweep
 
@@ -40,8 +41,7 @@ class Figure:
         elif not all(isfinite(value) for value in self.values):
             shown = "not finite"
         else:
-            sign = "+" if form == "difference" else ""
-            shown = f"{mean(self.values):{sign}.4f}"
+            shown = fixed(mean(self.values), sign=form == "difference")
             if form == "difference" and not any(self.values):
                 shown = "0 (exactly)"
             elif len(self.values) > 1:
@@ -130,7 +130,7 @@ def _given_elsewhere(sweep: Sweep, records: Records) -> list[str]:
         verdict = "within" if abs(gap) <= one.tolerance else "outside"
         said.append(
             f"- {label}: {escaped(one.source)} gives {one.value:g}; measured {found.text(form)}, "
-            f"{gap:+.4f}: {verdict} ± {one.tolerance:g}."
+            f"{fixed(gap, sign=True)}: {verdict} ± {one.tolerance:g}."
         )
     for other in sweep.published:
         found, label, form = _measured(sweep, other.cell, other.column, records)

@@ -16,7 +16,7 @@ from peftlab.report.legends import comparison_legend, legend
 from peftlab.report.markdown_text import escaped, table_line
 from peftlab.report.notes import sampling_error
 from peftlab.report.statistics import Comparison
-from peftlab.report.tables_columns import cell_text, json_number, seeds_text
+from peftlab.report.tables_columns import cell_text, fixed, json_number, seeds_text
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def comparison_rows(report: Report) -> list[tuple[str, list[str]]]:
 
 
 def _comparison_cells(found: Comparison) -> list[str]:
-    difference = "–" if found.difference is None else f"{found.difference:+.4f}"
+    difference = "–" if found.difference is None else fixed(found.difference, sign=True)
     if found.p is None or found.p_holm is None:
         return [str(found.n), difference, found.why_not, "–", "–", "–"]
     return [
@@ -99,7 +99,7 @@ def _comparison_cells(found: Comparison) -> list[str]:
 
 def interval_text(interval: tuple[float, float] | None) -> str:
     """``[low, high]``."""
-    return "–" if interval is None else f"[{interval[0]:+.4f}, {interval[1]:+.4f}]"
+    return "–" if interval is None else f"[{', '.join(fixed(end, sign=True) for end in interval)}]"
 
 
 def p_text(p: float) -> str:

@@ -118,11 +118,19 @@ def _number_text(values: Sequence[float], form: str) -> str:
         return "0 (exactly)"
     found = summarise(values)
     assert found.mean is not None
-    shape = {"accuracy": ".4f", "difference": "+.4f", "seconds": ",.1f"}.get(form, "")
-    text = format(found.mean, shape) if shape else plain_number(found.mean)
+    if form in ("accuracy", "difference"):
+        text = fixed(found.mean, sign=form == "difference")
+    else:
+        text = f"{found.mean:,.1f}" if form == "seconds" else plain_number(found.mean)
     if form in ("seconds", "number") or found.std is None:
         return text
     return f"{text} ± {found.std:.4f}"
+
+
+def fixed(value: float, *, sign: bool = False) -> str:
+    """Four decimals, with + or - if wanted; what rounds to zero has neither."""
+    text = format(value, "+.4f" if sign else ".4f")
+    return "0.0000" if text in ("-0.0000", "+0.0000") else text
 
 
 def plain_number(value: float) -> str:
