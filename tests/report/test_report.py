@@ -106,6 +106,38 @@ def test_missing_and_failed_seeds_are_counted(scratch: Path) -> None:
     }
 
 
+def test_the_log_that_a_sweep_names_is_linked(scratch: Path, peftlab: Peftlab) -> None:
+    folder = folder_of(scratch)
+    for name in ("head1", "head2", "lora2", "full2"):
+        shutil.rmtree(folder / name)
+    (folder / ".logs").mkdir()
+    (folder / ".logs" / "job 4.txt").write_text("epoch 1\nout of memory\n")
+    (folder / ".logs" / "empty.txt").touch()
+    (scratch / "secret.txt").write_text("not below the sweep")
+    content = sweep_file(folder)
+    content["cells"][1] |= {
+        "failed": {"1": "killed", "2": "killed"}, "logs": {"1": ".logs/empty.txt", "2": ".logs/job 4.txt"}
+    }  # fmt: skip
+    content["cells"][2] |= {"failed": {"2": "killed"}, "logs": {"2": "../../secret.txt"}}
+    (folder / "sweep.json").write_text(json.dumps(content))
+    report = build(Request((str(folder),)))
+    assert {one.title: (one.log and Path(one.log).name, one.tail) for one in report.failures} == {
+        "head only, seed 1": ("empty.txt", ""),
+        "head only, seed 2": ("job 4.txt", "epoch 1\nout of memory"),
+        "LoRA, seed 2": (None, ""),
+        "full fine-tuning, seed 2": (None, ""),
+    }
+    text = markdown(report, target=Path("outputs/elsewhere/deep"))
+    assert "- head only, seed 2: killed ([log](../../t/.logs/job%204.txt))" in text
+    assert "- LoRA, seed 2: killed\n" in text
+    assert "- head only, seed 2: killed (log: " in markdown(report)
+    result = peftlab("report", folder, "--format", "html")
+    assert "job 4.txt)" in " ".join(result.out.split())
+    page = (folder / "report" / "report.html").read_text()
+    assert '<a href="../.logs/job%204.txt">whole log</a>' in page
+    assert (page.count("The log is empty."), page.count("There is no log.")) == (1, 2)
+
+
 def test_a_failed_record_is_a_missing_seed_without_a_sweep_file_too(scratch: Path) -> None:
     good = [record(0.8, key=f"k{seed}", seed=seed) for seed in (0, 1)]
     bad = failed(record(0.0, key="k2", seed=2))

@@ -23,6 +23,8 @@ class Group:
     """Finished, ordered by seed."""
     missing: dict[str, str] = field(default_factory=dict)
     """Seed (or key of a run) without a result → why."""
+    logs: dict[str, str] = field(default_factory=dict)
+    """Seed → where the sweep has put its log, if it has."""
     failed: list[Run] = field(default_factory=list)
     """Failed and interrupted runs that left a record."""
     section: str = ""
@@ -165,6 +167,8 @@ def _cells(sweep: SweepFile, runs: Sequence[Run], prefix: str, *, filtered: bool
             id=cell.id, label=prefix + (cell.label or cell.id), section=cell.group, row=cell.row, curve=cell.curve,
             runs=sorted((run for _, run in found if run.finished), key=lambda run: run.seed),
             failed=[run for _, run in found if not run.finished], chosen=cell.chosen,
+            logs={seed: f"{sweep.folder}/.logs/{key}.txt" for seed, key in cell.runs.items()}
+            | {seed: f"{sweep.folder}/{path}" for seed, path in cell.logs.items()},
         )  # fmt: skip
         there = {seed for seed, run in found if run.finished}
         if not filtered or group.failed:

@@ -23,6 +23,8 @@ class CellRuns:
     """Seed → key."""
     failed: dict[str, str] = field(default_factory=dict)
     """Seed → why, in one line."""
+    logs: dict[str, str] = field(default_factory=dict)
+    """Seed of a failed run → its log, below the sweep's folder; older files have none."""
     row: bool = True
     curve: bool = False
     group: str = ""
@@ -81,9 +83,15 @@ def _cell(given: dict[str, Any]) -> CellRuns:
         label=str(given.get("label") or ""),
         runs={str(seed): str(key) for seed, key in given["runs"].items()},
         failed={str(seed): str(why) for seed, why in (given.get("failed") or {}).items()},
+        logs={str(seed): path for seed, path in (given.get("logs") or {}).items() if _inside(path)},
         row=bool(given.get("row", True)),
         curve=bool(given.get("curve", False)),
         group=str(given.get("group") or ""),
         chosen=dict(given.get("chosen") or {}),
         tried=frozenset(str(one["run"]) for one in given.get("tried") or [] if one.get("run")),
     )
+
+
+def _inside(path: Any) -> bool:
+    """Whether ``path`` leads below the sweep's folder: the end of the file is shown, so no other will do."""
+    return isinstance(path, str) and not Path(path).is_absolute() and ".." not in Path(path).parts

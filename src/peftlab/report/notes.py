@@ -28,6 +28,7 @@ class FailureNote:
     title: str
     reason: str
     log: str | None
+    """The file, if there is one."""
     tail: str
     """Last lines of its log."""
 
@@ -52,7 +53,7 @@ def add_notes(report: Report, sweeps: Sequence[SweepFile], where: Sequence[str])
           if report.grouped.implied else []),
         *[" ".join(sweep.notes.split()) for sweep in sweeps if sweep.notes],
     ]  # fmt: skip
-    report.failures = _failures([*report.rows, *report.others], sweeps)
+    report.failures = _failures([*report.rows, *report.others])
 
 
 def _runs(count: int) -> str:
@@ -219,20 +220,16 @@ def _about_others(report: Report) -> list[str]:
     return said
 
 
-def _failures(groups: Sequence[Group], sweeps: Sequence[SweepFile]) -> list[FailureNote]:
-    folders = {cell.id: sweep.folder for sweep in sweeps for cell in sweep.cells}
-    keys = {(cell.id, seed): key for sweep in sweeps for cell in sweep.cells for seed, key in cell.runs.items()}
+def _failures(groups: Sequence[Group]) -> list[FailureNote]:
     found = []
     for group in groups:
         by_seed = {str(run.seed): run for run in group.failed}
         for seed, why in group.missing.items():
             run = by_seed.get(seed)
-            key = run.key if run else keys.get((group.id, seed))
-            parent = run.folder.rpartition("/")[0] if run else folders.get(group.id)
-            log = f"{parent}/.logs/{key}.txt" if parent and key else None
-            tail = _tail(log)
+            beside = f"{run.folder.rpartition('/')[0]}/.logs/{run.key}.txt" if run else None
+            log = next((log for log in (group.logs.get(seed), beside) if log and Path(log).is_file()), None)
             reason = " ".join(why.split())
-            found.append(FailureNote(f"{group.label}, seed {seed}", reason, log if tail else None, tail))
+            found.append(FailureNote(f"{group.label}, seed {seed}", reason, log, _tail(log)))
     return found
 
 
@@ -243,6 +240,6 @@ def _tail(log: str | None) -> str:
         with Path(log).open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - 8192))
             text = file.read().decode("utf-8", errors="replace")
-    except OSError:  # a run that was started by hand has none
+    except OSError:  # gone or not ours to read
         return ""
     return "\n".join(line.rstrip() for line in text.strip().splitlines()[-TAIL_LINES:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -16,6 +15,7 @@ from peftlab.report.build import Report
 from peftlab.report.figures_style import Gallery
 from peftlab.report.groups import Group
 from peftlab.report.legends import comparison_legend, legend
+from peftlab.report.links import relative
 from peftlab.report.records import Run
 from peftlab.report.statistics import Comparison
 from peftlab.report.tables import (
@@ -77,7 +77,9 @@ def _results(report: Report) -> str:
     sections = any(group.section for group in report.rows)
     titles = [*(["section"] if sections else []), *(title or "row" for title in lead_head(report))]
     heads = ['<th scope="col"><span aria-label="runs"></span></th>']
-    heads += [_sortable(title, "text") for title in titles] + [_sortable(title, "number") for title in head(report)]
+    label = int(sections)  # the column that stays in sight when a narrow window scrolls to the right
+    heads += [_sortable(title, "text lead" if place == label else "text") for place, title in enumerate(titles)]
+    heads += [_sortable(title, "number") for title in head(report)]
     place = metric_place(report)
     names = ", ".join(sorted(set(report.grouped.key_names.values())))
     bodies = []
@@ -85,7 +87,7 @@ def _results(report: Report) -> str:
         group = row.group
         texts = [*([group.section] if sections else []), *row.lead]
         cells = [
-            f'<th class="text{"" if lead_keys(report) else " label"}" scope="row">{escape(text)}</th>'
+            f'<th class="text lead{"" if lead_keys(report) else " label"}" scope="row">{escape(text)}</th>'
             if place_of == len(texts) - len(row.lead)
             else f'<td class="text">{escape(text)}</td>'
             for place_of, text in enumerate(texts)
@@ -147,7 +149,7 @@ def _sortable(title: str, kind: str) -> str:
 def _comparison(report: Report) -> str:
     if report.baseline is None or not report.comparisons:
         return ""
-    heads = [_sortable("row", "text"), *(_sortable(title, "number") for title in COMPARISON_HEAD)]
+    heads = [_sortable("row", "text lead"), *(_sortable(title, "number") for title in COMPARISON_HEAD)]
     keys: list[Callable[[Comparison], float | None]] = [
         lambda c: float(c.n), lambda c: c.difference, lambda c: c.interval[0] if c.interval else None,
         lambda c: c.bootstrap[0] if c.bootstrap else None, lambda c: c.p, lambda c: c.p_holm,
@@ -159,7 +161,7 @@ def _comparison(report: Report) -> str:
             f'<td class="number" data-v="{"" if value is None else repr(value)}">{escape(text)}</td>'
             for text, value in zip(texts, values, strict=True)
         ]
-        name = f'<th class="text label" scope="row">{escape(label)}</th>'
+        name = f'<th class="text lead label" scope="row">{escape(label)}</th>'
         bodies.append(f'<tbody><tr class="row">{name}{"".join(cells)}</tr></tbody>')
     return (
         f'<section aria-labelledby="h-against"><h2 id="h-against">Against {escape(report.baseline.label)}</h2>'
@@ -187,11 +189,6 @@ def _run_entry(report: Report, run: Run, target: Path) -> list[Any]:
     return [run.seed, text, run.key, relative(run.folder, target), has, log]
 
 
-def relative(path: str, target: Path) -> str:
-    """``path`` as a link from a page in ``target``."""
-    return quote(os.path.relpath(path, target).replace(os.sep, "/"))
-
-
 def _figures(gallery: Gallery, *, files: bool) -> str:
     parts = ['<section aria-labelledby="h-figures"><h2 id="h-figures">Figures</h2>']
     for drawn in gallery.drawn:
@@ -212,7 +209,8 @@ def _failures(report: Report, target: Path) -> str:
     parts = ['<section aria-labelledby="h-failures"><h2 id="h-failures">Runs without a result</h2>']
     for failure in report.failures:
         link = f'<a href="{relative(failure.log, target)}">whole log</a>' if failure.log else ""
-        tail = f"<pre>{escape(failure.tail)}</pre>" if failure.tail else '<p class="soft">There is no log.</p>'
+        empty = "The log is empty. " if failure.log else "There is no log."
+        tail = f"<pre>{escape(failure.tail)}</pre>" if failure.tail else f'<p class="soft">{empty}</p>'
         parts.append(
             f"<details><summary>{escape(failure.title)}: {escape(failure.reason)}</summary>{tail}{link}</details>"
         )

@@ -7,14 +7,16 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from peftlab import __version__
 from peftlab.report.build import Report
 from peftlab.report.groups import Group
 from peftlab.report.legends import comparison_legend, legend
+from peftlab.report.links import relative
 from peftlab.report.markdown_text import escaped, table_line
-from peftlab.report.notes import sampling_error
+from peftlab.report.notes import FailureNote, sampling_error
 from peftlab.report.statistics import Comparison
 from peftlab.report.tables_columns import cell_text, fixed, json_number, seeds_text
 
@@ -107,13 +109,16 @@ def p_text(p: float) -> str:
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
 
 
-def markdown(report: Report, figures: Sequence[str] = (), absent: Sequence[str] = ()) -> str:
+def markdown(
+    report: Report, figures: Sequence[str] = (), absent: Sequence[str] = (), target: Path | None = None
+) -> str:
     """report.md: tables, notes and failures.
 
     Args:
         report: what to show.
         figures: names of the pictures beside the file.
         absent: why other pictures were not drawn.
+        target: the folder that it goes to; links are relative to it. Without it, logs are named and not linked.
     """
     place = metric_place(report)
     lead = lead_head(report)
@@ -140,9 +145,16 @@ def markdown(report: Report, figures: Sequence[str] = (), absent: Sequence[str] 
     if figures:
         parts += ["## Figures", *(f"![{name}]({name})" for name in figures)]
     parts += _listed("Figures left out", absent)
-    parts += _listed("Runs without a result", [f"{one.title}: {one.reason}" for one in report.failures])
+    failures = [f"- {escaped(f'{one.title}: {one.reason}')}{_log(one, target)}" for one in report.failures]
+    parts += ["## Runs without a result", "\n".join(failures)] if failures else []
     parts += _listed("Left out", left_out_lines(report))
     return "\n\n".join(parts) + "\n"
+
+
+def _log(failure: FailureNote, target: Path | None) -> str:
+    if failure.log is None:
+        return ""
+    return f" (log: {escaped(failure.log)})" if target is None else f" ([log]({relative(failure.log, target)}))"
 
 
 def _source(report: Report) -> list[str]:

@@ -32,7 +32,8 @@ def print_report(report: Report) -> None:
     for line in [legend(report, words), *report.measured_on, *report.selection, *report.notes]:
         out.print(line, highlight=False, markup=False)
     for failure in report.failures[:MOST_ROWS]:
-        out.print(f"no result: {failure.title}: {failure.reason}", highlight=False, markup=False, style="yellow")
+        log = f" (log: {failure.log})" if failure.log else ""
+        out.print(f"no result: {failure.title}: {failure.reason}{log}", highlight=False, markup=False, style="yellow")
 
 
 def _print_results(report: Report, out: Console, words: MarkWords) -> None:
