@@ -32,6 +32,7 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.sorts: list[str | None] = []
         self.sources: list[str] = []
+        self.text = ""
         self._hidden = self._in_label = False
         self.feed(text)
 
@@ -53,6 +54,7 @@ class Page(HTMLParser):
         self._in_label = self._in_label and tag != "th"
 
     def handle_data(self, data: str) -> None:
+        self.text += data
         if self._in_label:
             self.rows.append(data)
 
@@ -72,12 +74,13 @@ def page(scratch: Path, peftlab: Peftlab) -> Path:
     return folder / "report" / "report.html"
 
 
-def in_browser(page: Path, scratch: Path, state: str) -> Page:
+def in_browser(page: Path, scratch: Path, state: str, *flags: str) -> Page:
     if BROWSER is None:
         pytest.skip("no Chromium is installed")
     command = [
         BROWSER,
         *FLAGS,
+        *flags,
         f"--user-data-dir={scratch}/browser",
         "--dump-dom",
         f"file://{quote(str(page))}#{state}",
@@ -136,3 +139,17 @@ def test_every_run_links_to_its_files(page: Path, scratch: Path) -> None:
     assert "../.logs/lora0.txt" in targets
     for link in targets:
         assert (page.parent / link).exists(), link
+
+
+def test_in_a_narrow_window_the_labels_stay_in_sight(page: Path, scratch: Path) -> None:
+    script = """<script>
+      const box = document.querySelector(".scroll"); box.scrollLeft = 10000;
+      const left = (cell) => cell.getBoundingClientRect().left - box.getBoundingClientRect().left;
+      const places = [...box.querySelectorAll("thead th.lead, tr.row > th")].map((cell) => Math.round(left(cell)));
+      const still = new Set(places).size === 1 && Math.abs(places[0]) <= 1;
+      document.body.append(`scrolled ${box.scrollLeft > 50}, places ${still}`);
+    </script></body>"""
+    copy = page.with_name("narrow.html")
+    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
+    text = in_browser(copy, scratch, "", "--window-size=600,800").text
+    assert "scrolled true, places true" in text
