@@ -96,7 +96,7 @@ def write(report: Report, target: Path, formats: Sequence[str]) -> list[str]:
     names = [f"{drawn.name}.png" for drawn in gallery.drawn] if gallery and "figures" in formats else []
     absent = gallery.absent if gallery else []
     if "md" in formats:
-        files["report.md"] = markdown(report, names, absent)
+        files["report.md"] = markdown(report, names, absent, target)
     if "tex" in formats:
         files["report.tex"] = latex(report)
     if "csv" in formats:
