@@ -22,7 +22,7 @@ train: install
 	$(BIN)/peftlab train experiment=first_run
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Every method on every kind of backbone, as a table; a minute or two.
 conformance: install

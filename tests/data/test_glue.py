@@ -75,7 +75,7 @@ def like_glue(classes: dict[str, tuple[str, str]]) -> dict[str, bytes]:
 def load(hub: FakeHub, home: Path, env: dict[str, str] | None = None, **config: str) -> dict[str, Any]:
     environment = hub.environment(home, PYTHONPATH=str(SOURCE), **(env or {}))
     command = [sys.executable, "-W", "error", "-c", LOAD, json.dumps({"hub_id": "someone/glue"} | config)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

@@ -72,7 +72,7 @@ def load(
     environment = hub.environment(hf_home, PYTHONPATH=str(SOURCE), **(env or {}))
     config = {"hub_id": "someone/reviews"} | config
     command = [sys.executable, "-W", "error", "-c", LOAD, json.dumps(config)]
-    done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answer: dict[str, object] = json.loads(done.stdout)
     return answer

@@ -7,6 +7,7 @@ and everything is read at that commit, so no text is ever replaced by another un
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 from dataclasses import dataclass, replace
@@ -216,6 +217,9 @@ def _download(repo_id: str, commit: str, packaged: str, layout: Layout) -> dict[
     except Exception as error:
         # Many kinds (network, disk, a repository without data files); all of them end the run here.
         raise DataError(f"Reading {repo_id}@{commit} from the hub failed. {_first_line(error)}") from error
+    finally:
+        # pyarrow's readers of parquet files have threads; one that is collected when Python ends aborts the process.
+        gc.collect()
     present = list(builder.info.splits or {})
     wanted = ("train", *layout.test_splits)
     for name in wanted:
