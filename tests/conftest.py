@@ -75,10 +75,15 @@ BAD = ["a dull and empty film", "awful acting", "terrible story", "I hated it", 
 @pytest.fixture
 def reviews(scratch: Path) -> Path:
     """120 short labelled texts, easy to learn, of differing lengths, in reviews.jsonl."""
+    return write_reviews(scratch, rows=120)
+
+
+def write_reviews(folder: Path, rows: int) -> Path:
+    """reviews.jsonl with so many texts."""
     generator = random.Random(7)
-    path = scratch / "reviews.jsonl"
+    path = folder / "reviews.jsonl"
     with path.open("w", encoding="utf-8") as file:
-        for number in range(120):
+        for number in range(rows):
             label = number % 2
             words = " ".join(generator.choice((BAD, GOOD)[label]) for _ in range(generator.randint(1, 4)))
             file.write(json.dumps({"text": f"{words} {number}", "label": ("bad", "good")[label]}) + "\n")
