@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -17,6 +18,15 @@ def machine() -> dict[str, str | int]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
+
+
+def random_numbers() -> str:
+    """A hash of normally distributed numbers: not every processor draws the same ones, to the last bit, from one seed.
+
+    The backbones of the run folders are random, and a run is refused on a backbone that is another.
+    """
+    numbers = torch.randn(4096, generator=torch.Generator().manual_seed(0))
+    return hashlib.sha256(numbers.numpy().tobytes()).hexdigest()
 
 
 def _family_and_model() -> str:

@@ -3,7 +3,7 @@
     finished/<case>/<key>    what ``peftlab train`` has left, without pictures, logs and best.ckpt
     killed/<case>/<key>      the same run, killed as its second epoch began
     adapter                  an adapter of HF peft, exported from one of them
-    sweep                    small.yaml, and the outputs of ``peftlab sweep small.yaml``
+    sweep                    small.yaml, and in small what ``peftlab sweep small.yaml`` has left
     goldens.json             the command lines, and what the finished ones predict and export
 
 Lightning writes the absolute path of the folder into its checkpoints. In the goldens it begins with :data:`SOMEWHERE`,
@@ -33,7 +33,7 @@ from peftlab.runs.folder import RunFolder
 from tests.conftest import write_reviews
 from tests.data.two_tasks import entries, write_topics
 from tests.goldens.cells import digest
-from tests.goldens.machine import machine
+from tests.goldens.machine import machine, random_numbers
 
 RUNS = Path(__file__).with_name("runs")
 GOLDENS = RUNS / "goldens.json"
@@ -254,7 +254,7 @@ def make() -> None:
     write_data(here)
     write_sweep(here)
     Path("killed").mkdir()
-    goldens: dict[str, Any] = {"machine": machine(), "cases": {}}
+    goldens: dict[str, Any] = {"machine": machine(), "random_numbers": random_numbers(), "cases": {}}
     for case in sorted(CASES, key=lambda name: (name == "import", name in NEEDS, name)):
         goldens["cases"][case] = _made(case)
         if case == "lora":
@@ -262,7 +262,7 @@ def make() -> None:
             (Path("adapter") / "README.md").unlink()  # says where the run lay
     _require(_in_child("sweep", "small.yaml", "--jobs", "1"), "sweep")
     shutil.rmtree(RUNS, ignore_errors=True)
-    for source, target in (("outputs/small", "sweep/outputs/small"), ("killed", "killed"), ("adapter", "adapter")):
+    for source, target in (("outputs/small", "sweep/small"), ("killed", "killed"), ("adapter", "adapter")):
         _keep(Path(source), RUNS / target, checkpoints=source == "killed")
     for case in CASES:
         _keep(Path("outputs") / case, RUNS / "finished" / case)
@@ -282,7 +282,8 @@ def make() -> None:
 
 def _a_line_a_case(goldens: dict[str, Any]) -> str:
     cases = ",\n".join(f"{json.dumps(case)}: {json.dumps(one)}" for case, one in goldens["cases"].items())
-    return f'{{"machine": {json.dumps(goldens["machine"])},\n"cases": {{\n{cases}\n}}}}\n'
+    head = ",\n".join(f"{json.dumps(name)}: {json.dumps(one)}" for name, one in goldens.items() if name != "cases")
+    return f'{{{head},\n"cases": {{\n{cases}\n}}}}\n'
 
 
 def run_of(case: str, below: str = "outputs") -> Path:
