@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
 from peftlab.backbones.config import BackboneConfig
+from peftlab.class_names import stable_name
 from peftlab.data.base import DataSet
 from peftlab.errors import ConfigError
 from peftlab.fields import NAME_PATTERN, NonNegativeInt, bookkeeping
@@ -75,8 +76,7 @@ class RunConfig:
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
             if name in GROUPS:
-                cls = type(value)
-                values[name] = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **asdict(value)}
+                values[name] = {"_target_": stable_name(type(value)), **asdict(value)}
             else:
                 values[name] = asdict(value) if name == "trainer" else value
         return values

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from peftlab.class_names import place_of
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.fields import NAME_PATTERN
 
@@ -32,8 +33,9 @@ T = TypeVar("T")
 
 # Modules beside the standard library's that import in milliseconds.
 _LIGHT = {
-    "annotated_types", "pydantic", "peftlab.backbones.config", "peftlab.errors", "peftlab.fields", "peftlab.files",
-    "peftlab.peft.base", "peftlab.peft.hf_options", "peftlab.seeding", "peftlab.training.config",
+    "annotated_types", "pydantic", "peftlab.backbones.config", "peftlab.class_names", "peftlab.errors",
+    "peftlab.fields", "peftlab.files", "peftlab.peft.base", "peftlab.peft.hf_options", "peftlab.seeding",
+    "peftlab.training.config",
     *(f"peftlab.data.{name}" for name in ("base", "hub", "labels", "packaged", "published", "readers", "splits")),
 }  # fmt: skip
 
@@ -46,11 +48,12 @@ def _is_light(module_name: str) -> bool:
 
 
 def import_class(target: str, key: str) -> type:
-    """The class called ``target`` (``package.module.Class``), really imported.
+    """The class that is or was called ``target`` (``package.module.Class``), really imported.
 
     Raises:
         ConfigError: naming ``key``, and the part of ``target`` that does not exist.
     """
+    target = place_of(target)
     module_name, _, class_name = target.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -62,13 +65,17 @@ def import_class(target: str, key: str) -> type:
     return found
 
 
-@cache
 def config_class(target: str, key: str) -> type:
-    """The dataclass called ``target``, read from its source where that is possible, else imported.
+    """The dataclass that is or was called ``target``, read from its source where that is possible, else imported.
 
     Raises:
         ConfigError: if there is no such module or class.
     """
+    return _read_class(place_of(target), key)
+
+
+@cache
+def _read_class(target: str, key: str) -> type:
     module_name, _, class_name = target.rpartition(".")
     if module_name in sys.modules:
         return import_class(target, key)

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from peftlab.class_names import stable_name
 from peftlab.data.base import DataSet, Splits, Task, Texts
 from peftlab.data.splits import largest_remainder
 from peftlab.errors import ConfigError, DataError, listed, nearest
@@ -104,7 +105,7 @@ class Multitask(DataSet):
         """The tasks without their files' paths, which enter by content."""
         return {
             "tasks": [
-                {"task": name, "class": f"{type(part).__module__}.{type(part).__qualname__}"}
+                {"task": name, "class": stable_name(type(part))}
                 | {
                     f.name: getattr(part, f.name)
                     for f in dataclasses.fields(part)
@@ -214,6 +215,8 @@ class Multitask(DataSet):
                 "{task: reviews, …}: its classes and figures are called by it."
             )
         chosen = {name: given[name] for name in ("name", "_target_") if name in given}
+        if "_target_" in chosen:
+            chosen["_target_"] = stable_name(chosen["_target_"])
         fields = {
             name: value
             for name, value in dataclasses.asdict(part).items()

@@ -9,6 +9,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
+from peftlab.class_names import place_of, stable_name
 from peftlab.config import GROUPS, RunConfig
 from peftlab.errors import ConfigError
 from peftlab.schema import config_class
@@ -17,6 +18,8 @@ from peftlab.training.config import TrainerConfig
 TARGET = "_target_"
 DATA_HASH = "data.hash"
 """Stands among the config keys though it is none: what files hold, which are named there by paths alone."""
+COMPUTED = "computed"
+"""Stands there too, of runs that were computed otherwise than today: ``before dora-dropout-2``."""
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -25,7 +28,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in config.items():
         key = sys.intern(prefix.rstrip(".") if name == TARGET else f"{prefix}{name}")
         if name == TARGET:
-            found[key] = choice(key, str(value))
+            found[key] = choice(key, stable_name(str(value)))
         elif isinstance(value, dict) and prefix == "":
             found |= flat(value, f"{name}.")
         elif isinstance(value, dict | list):
@@ -55,7 +58,7 @@ def identity_of(config: Mapping[str, Any]) -> str:
             target = str(value.get(TARGET, ""))
             left_out, later = _left_out(name, target), _added(name, target)
             value = {
-                key: inner
+                key: stable_name(target) if key == TARGET else inner
                 for key, inner in value.items()
                 if key not in left_out and not (key in later and inner == later[key])
             }
@@ -67,7 +70,7 @@ def identity_of(config: Mapping[str, Any]) -> str:
 def decides(key: str, target: str) -> bool:
     """Whether the dotted ``key``, of a group whose class is ``target``, may change a run's numbers beside its seed."""
     group, _, name = key.partition(".")
-    if group == "seed" or key == DATA_HASH or group in _bookkeeping(RunConfig):
+    if group == "seed" or key in (DATA_HASH, COMPUTED) or group in _bookkeeping(RunConfig):
         return False
     return key == "backbone.from_run" or name not in _left_out(group, target)
 
@@ -90,7 +93,7 @@ def _class_of(group: str, target: str) -> type | None:
         return TrainerConfig
     if group not in GROUPS:
         return None
-    if target.startswith("peftlab."):  # a record must not be able to have other modules imported
+    if place_of(target).startswith("peftlab."):  # a record must not be able to have other modules imported
         try:
             return config_class(target, f"{group}.{TARGET}")
         except ConfigError:  # a class of another version of peftlab

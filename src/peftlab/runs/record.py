@@ -12,9 +12,10 @@ from peftlab import cli
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import content_hash, split_hashes
-from peftlab.runs import facts
+from peftlab.runs import facts, identity_tags
 from peftlab.runs.assemble import Assembled
 from peftlab.runs.folder import SCHEMA_VERSION, RunFolder
+from peftlab.runs.identity import run_tags
 from peftlab.training.module import ClassificationModule
 
 
@@ -26,6 +27,7 @@ def head(config: RunConfig, folder: RunFolder, argv: list[str], status: str) -> 
         "status": status,
         "name": config.name,
         "key": folder.key,
+        identity_tags.FIELD: list(run_tags(config)),
         "config": config.plain(),
         "argv": argv,
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -22,9 +22,10 @@ from peftlab.composition import composed, override_values
 from peftlab.config import GROUPS, RunConfig, check, from_plain
 from peftlab.errors import ConfigError, PeftlabError, RunError, listed
 from peftlab.files import write_atomically
+from peftlab.runs import identity_tags
 from peftlab.runs.find import look_beside
 from peftlab.runs.folder import RunFolder, parsed_record
-from peftlab.runs.identity import run_key
+from peftlab.runs.identity import run_key, run_tags
 from peftlab.runs.seal import broken_seal
 
 _OWN = ("name", "output_dir", "force", "logger")
@@ -83,6 +84,10 @@ def read_finished(given: str) -> tuple[RunFolder, dict[str, Any]]:
     lacking = [name for name in _NEEDED if name not in record]
     if lacking:
         raise RunError(f"the record in '{given}' lacks {listed(lacking)}: it is not as peftlab writes it.")
+    try:
+        identity_tags.recorded_tags(record)
+    except TypeError as error:
+        raise RunError(f"the record in '{given}' is not as peftlab writes it: its {error}.") from error
     return folder, record
 
 
@@ -124,8 +129,9 @@ def prepare(given: str, to: Path, places: Sequence[str]) -> Reproduction:
         notes.append("The record's own command does not give this run here; its resolved config does.")
     else:
         arguments, now = found
+    tags = identity_tags.recorded_tags(record)
     try:
-        key = run_key(now)
+        key, today = run_key(now, tags), run_key(now)
     except PeftlabError as error:
         raise type(error)(f"{error}\n{_HOW_TO_FIND}") from error
     if key != record["key"]:
@@ -133,6 +139,7 @@ def prepare(given: str, to: Path, places: Sequence[str]) -> Reproduction:
             f"What is read here gives the key {key}, not {record['key']}: the content of a file (data, weights, an "
             "earlier run) has changed, or this peftlab has fields that the record does not know."
         )
+    notes += _about_tags(identity_tags.difference(tags, run_tags(now)), record, today)
     folder = RunFolder.of(replace(now, output_dir=str(to)))
     if folder.path.resolve() == original.path.resolve():
         raise RunError(f"{folder.path} is the run itself: choose another folder with --to.")
@@ -142,6 +149,17 @@ def prepare(given: str, to: Path, places: Sequence[str]) -> Reproduction:
     if processes != 1:
         notes.append(f"The run used {processes} nodes: start the command with your cluster's launcher (srun).")
     return Reproduction(original, record, arguments, config_file, now, folder, notes)
+
+
+def _about_tags(standing: identity_tags.Standing, record: dict[str, Any], today: str) -> list[str]:
+    """What is computed otherwise here than when ``record`` was written, and that its key is another one for that."""
+    lines = [f"The run was {line}." for line in standing.lines()]
+    if lines:
+        lines.append(
+            f"Hence the new run has the key {today}, not {record['key']}: same config, but computed otherwise. Its "
+            "results may differ from the record's for that alone."
+        )
+    return lines
 
 
 _HOW_TO_FIND = "If it lies elsewhere on this machine, say where: peftlab reproduce RECORD data.path=…"
@@ -183,7 +201,7 @@ def _from_argv(record: dict[str, Any], places: Sequence[str], to: Path) -> tuple
     overrides = [*kept, *places, "logger=none", f"output_dir={_quoted(str(to))}"]
     try:
         config = check(composed(overrides, config_dir=given.config_dir, config_name=given.config_name))
-        if run_key(config) != record["key"] or config.name != record["name"]:
+        if run_key(config, identity_tags.recorded_tags(record)) != record["key"] or config.name != record["name"]:
             return None
     except (PeftlabError, OSError):
         return None  # files of the checkout, the environment or the paths are others now

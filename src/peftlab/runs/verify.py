@@ -20,6 +20,7 @@ import numpy as np
 from peftlab.config import RunConfig, from_plain
 from peftlab.errors import PeftlabError, RunError
 from peftlab.report.history import COLUMNS
+from peftlab.runs import identity_tags
 from peftlab.runs.consistency import Finding, inconsistencies
 from peftlab.runs.find import look_beside
 from peftlab.runs.folder import RunFolder, read_config_values
@@ -47,6 +48,8 @@ class Verdict:
     """What the record does not say, or what needs a file that is not here."""
     circumstances: list[str] = field(default_factory=list)
     """What is other here than in the record; asked only where figures of the test run again differ."""
+    notes: list[Finding] = field(default_factory=list)
+    """What is as recorded, and yet is to be known: that numbers are computed otherwise since then."""
 
     @property
     def status(self) -> Literal["ok", "differs", "diverged", "unfinished"]:
@@ -67,6 +70,7 @@ class Verdict:
             "differences": [{"about": finding.about, "said": finding.said} for finding in self.differences],
             "not_checked": [{"about": finding.about, "said": finding.said} for finding in self.not_checked],
             "circumstances": self.circumstances,
+            "notes": [{"about": finding.about, "said": finding.said} for finding in self.notes],
         }
 
 
@@ -141,11 +145,17 @@ def _config(verdict: Verdict, record: dict[str, Any]) -> RunConfig | None:
     except PeftlabError as error:
         found.append(Finding("config", f"this peftlab does not accept the record's config: {error}"))
         return None
+    tags, standing = identity_tags.recorded_tags(record), identity_tags.standing(record)
+    verdict.notes += [Finding(identity_tags.FIELD, line) for line in standing.lines()]
     try:
-        key = run_key(look_beside(config, folder))
+        moved = look_beside(config, folder)
+        key = run_key(moved, tags)  # the figures are what they were, and so is the key
+        today = run_key(moved) if verdict.notes else key
     except (PeftlabError, OSError) as error:
         verdict.not_checked.append(Finding("key", f"needs files that are not here: {error}"))
         return config
+    if today != key:
+        verdict.notes.append(Finding("key", f"run today, its config has the key {today}"))
     if key != record["key"]:
         added = sorted(set(_flat(config.plain())) - set(_flat(record["config"])))
         reason = f"this peftlab adds {', '.join(added)}" if added else "the config, or a file it reads, is another one"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from peftlab.class_names import stable_name
 from peftlab.config import from_plain
 from peftlab.data.base import DataSet
 from peftlab.data.module import content_hash
@@ -32,7 +33,7 @@ class DataHashes:
         Raises:
             DataError: if the data cannot be read here.
         """
-        name = f"{type(data).__module__}.{type(data).__qualname__} {json.dumps(asdict(data), sort_keys=True)}"
+        name = f"{stable_name(type(data))} {json.dumps(asdict(data), sort_keys=True)}"
         if name not in self._known:
             self._known[name] = content_hash(data.load())
         return self._known[name]

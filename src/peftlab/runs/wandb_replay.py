@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from peftlab.class_names import stable_name
 from peftlab.errors import RunError
 from peftlab.files import write_atomically
 from peftlab.runs.folder import RunFolder
@@ -127,7 +128,7 @@ def config(record: dict[str, Any]) -> dict[str, Any]:
 def tags(record: dict[str, Any]) -> list[str]:
     """The logger's own tags, the method, the data set and the seed."""
     values = record["config"]
-    data_set = str(values["data"]["_target_"]).rpartition(".")[2]
+    data_set = stable_name(str(values["data"]["_target_"])).rpartition(".")[2]
     return list(
         dict.fromkeys([*values["logger"].get("tags", []), method_of(values), data_set, f"seed {values['seed']}"])
     )

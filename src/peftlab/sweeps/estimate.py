@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from peftlab.class_names import stable_name
 from peftlab.config import RunConfig
 
 Record = Mapping[str, Any]
@@ -40,13 +41,14 @@ def seconds(config: RunConfig, records: Sequence[Record]) -> float | None:
 
 
 def _kind(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    backbone = {key: value for key, value in config["backbone"].items() if key not in ("from_run", "glove")}
-    data, trainer = config["data"], config["trainer"]
-    return data["_target_"], data["max_length"], trainer["accelerator"], trainer["precision"], json.dumps(backbone)
+    data, trainer, backbone = config["data"], config["trainer"], config["backbone"]
+    settings = {key: value for key, value in backbone.items() if key not in ("_target_", "from_run", "glove")}
+    classes = (stable_name(data["_target_"]), stable_name(backbone["_target_"]))
+    return *classes, data["max_length"], trainer["accelerator"], trainer["precision"], json.dumps(settings)
 
 
 def _method(config: Mapping[str, Any]) -> str:
-    return str(config["peft"]["_target_"])
+    return stable_name(str(config["peft"]["_target_"]))
 
 
 def _scaled(config: RunConfig, record: Record) -> float:

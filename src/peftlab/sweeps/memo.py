@@ -25,10 +25,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import peftlab
+from peftlab import class_names
 from peftlab.composition import composed
 from peftlab.config import RunConfig, check, from_plain, resolved
 from peftlab.errors import PeftlabError
 from peftlab.files import cache_folder, write_atomically
+from peftlab.runs import identity_tags
 from peftlab.sweeps.jobs import Job
 from peftlab.sweeps.template import Templates
 
@@ -211,9 +213,12 @@ def _survives_json(values: dict[str, Any]) -> bool:
 
 
 def _source_state() -> str:
-    """Digest of the versions that take part in composing, and of peftlab's sources by size and time."""
+    """Digest of the versions that take part in composing, of peftlab's sources by size and time, and of what it says of
+    identities: which changes of numbers have names, and which classes have moved."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("hydra-core", "omegaconf", "pyyaml")]
     facts = [peftlab.__version__, platform.python_version(), *versions]
+    facts += [f"tag {tag.name}" for tag in identity_tags.TAGS]
+    facts += [f"{old} is {new}" for old, new in class_names.MOVED.items()]
     for path, folders, files in os.walk(Path(peftlab.__file__).parent):
         folders[:] = sorted(name for name in folders if name != "__pycache__")
         for name in sorted(files):

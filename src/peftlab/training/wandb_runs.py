@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from peftlab.class_names import stable_name
+
 CELL = "PEFTLAB_CELL"
 """Environment variable in which a sweep says the cell to a job: sweep.json names it when the run is finished."""
 Mode = Literal["online", "offline", "disabled"]
@@ -41,7 +43,7 @@ def names(config: dict[str, Any], key: str, folder: Path) -> Names:
 
 def method_of(config: dict[str, Any]) -> str:
     """``lora`` for ``peftlab.peft.lora.LoRA``; of other packages the name of the class."""
-    module, _, cls = str(config["peft"]["_target_"]).rpartition(".")
+    module, _, cls = stable_name(str(config["peft"]["_target_"])).rpartition(".")
     return module.rpartition(".")[2] if module.startswith("peftlab.peft.") else cls
 
 

@@ -16,6 +16,7 @@ from peftlab.composition import composed, parse
 from peftlab.config import check
 from peftlab.errors import ConfigError, listed
 from peftlab.runs.folder import RunFolder
+from peftlab.runs.identity import run_tags
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder.of(config)
     print(yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True), end="")
     print(f"# key {folder.key}, folder {folder.path}: {_state(folder)}")
+    if tags := run_tags(config):
+        print(f"# changes of numbers that are in the key: {', '.join(tags)}")
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAVY
 from rich.table import Table
 
+from peftlab.class_names import stable_name
 from peftlab.composition import composed, override_values, parse
 from peftlab.config import RunConfig, check, validate_group
 from peftlab.data.base import DataSet
@@ -74,8 +75,7 @@ def _changed(group: str, current: Any, base: type, overrides: Sequence[str]) -> 
     """``current`` with the overrides of its ``group``, checked."""
     mine = [override for override in overrides if override.startswith(f"{group}.")]
     values = asdict(current) | _plain_values(mine, group)
-    cls = type(current)
-    return validate_group(group, {"_target_": f"{cls.__module__}.{cls.__qualname__}", **values}, base, real=True)
+    return validate_group(group, {"_target_": stable_name(type(current)), **values}, base, real=True)
 
 
 def _plain_values(overrides: Sequence[str], group: str) -> dict[str, Any]:

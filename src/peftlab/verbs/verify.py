@@ -71,6 +71,7 @@ def _print(verdict: Verdict) -> None:
     elif verdict.status == "diverged":
         line.append(": as recorded, but the loss of the tested weights is no finite number")
     details = [f"    {finding}" for finding in verdict.differences]
+    details += [f"    note: {finding}" for finding in verdict.notes]
     if verdict.circumstances:
         details += ["    other than when the run was recorded:", *(f"      {line}" for line in verdict.circumstances)]
     console().print(line, *map(Text, details), sep="\n", soft_wrap=True)

@@ -1,0 +1,137 @@
+"""Names of changes in how numbers are computed, for the configs whose numbers they change. Imports no torch.
+
+A config says what was asked for, not how it was computed. When a fault is mended that changes numbers, whoever mends it
+adds a :class:`Tag`: the configs that meet its condition get new keys, so that a run made before is not taken for
+finished, and records say which tags held, so that no table mixes runs from before and after without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FIELD = "identity_tags"
+"""Where a record says them; records of earlier versions do not have it, and none held."""
+
+
+@dataclass(frozen=True)
+class Tag:
+    """One change that was made on purpose."""
+
+    name: str
+    """What changed and a number that counts its changes: ``dora-dropout-2``. It enters keys."""
+    holds: Callable[[Mapping[str, Any]], bool]
+    """Whether it changes the numbers of a plain config (``RunConfig.plain()``, ``record["config"]``), by fields that
+    enter the key. Classes stand there under their stable names; records lack fields that came later than they did."""
+    since: str
+    """What is computed otherwise since then: one sentence for people, without the stop."""
+
+
+TAGS: tuple[Tag, ...] = ()
+"""All of them, oldest first.
+
+Append only. Once it is released, a tag's name and condition are frozen, and it never leaves: else runs made since it
+came get other keys. A later change of the same thing is a new tag with the next number. Where numbers stay as they are,
+there is no tag.
+"""
+
+
+def tags_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tags that hold for a plain config."""
+    return tuple(tag.name for tag in TAGS if tag.holds(config))
+
+
+def recorded_tags(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tags that held when ``record`` was written.
+
+    Raises:
+        TypeError: if they are not as peftlab writes them.
+    """
+    found = record.get(FIELD, [])
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise TypeError(f"{FIELD} is {found!r}, and must be a list of names")
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How the tags of a record differ from those that its config would get today; names only."""
+
+    lacking: tuple[str, ...] = ()
+    """Changes that came after the run."""
+    unknown: tuple[str, ...] = ()
+    """Changes that this peftlab does not know: a later one wrote the record."""
+    unmet: tuple[str, ...] = ()
+    """Known ones whose condition the config does not meet."""
+
+    @property
+    def words(self) -> str:
+        """In a few words, for a label: ``before dora-dropout-2``; empty where nothing differs."""
+        before = f"before {', '.join(self.lacking)}" if self.lacking else ""
+        beyond = [*self.unknown, *self.unmet]
+        return "; ".join(filter(None, (before, f"with {', '.join(beyond)}" if beyond else "")))
+
+    def lines(self) -> list[str]:
+        """What each of them means."""
+        return [*map(about_lacking, self.lacking), *map(about_unknown, self.unknown), *map(about_unmet, self.unmet)]
+
+
+AS_TODAY = Standing()
+
+
+def about_lacking(name: str) -> str:
+    """What a run lacks that was made before the change ``name``."""
+    return f"computed before {name}; since then: {_since(name)}"
+
+
+def about_unknown(name: str) -> str:
+    """What can be said of a change that this peftlab does not know."""
+    return (
+        f"computed with {name}, which this peftlab does not know: a later one ran it, and what changed cannot be said"
+    )
+
+
+def about_unmet(name: str) -> str:
+    """What can be said of a change that is recorded of a config which it does not concern."""
+    return f"recorded with {name} ({_since(name)}), which does not concern its config: that is not as peftlab writes it"
+
+
+def _since(name: str) -> str:
+    return next(tag.since for tag in TAGS if tag.name == name)
+
+
+def standing(record: Mapping[str, Any]) -> Standing:
+    """How ``record`` stands to what would be computed today.
+
+    Raises:
+        TypeError: if its tags are not as peftlab writes them.
+    """
+    recorded = recorded_tags(record)
+    if not TAGS and not recorded:  # a report asks this of 10,000 records
+        return AS_TODAY
+    return difference(recorded, _of_record(record["config"]))
+
+
+def difference(recorded: Sequence[str], today: Sequence[str]) -> Standing:
+    """How ``recorded`` tags differ from ``today``'s."""
+    known = {tag.name for tag in TAGS}
+    return Standing(
+        lacking=tuple(name for name in today if name not in recorded),
+        unknown=tuple(name for name in recorded if name not in known),
+        unmet=tuple(name for name in recorded if name in known and name not in today),
+    )
+
+
+def _of_record(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tags that the config of a record would get today."""
+    try:
+        return tags_of(config)
+    except (KeyError, TypeError, AttributeError):  # a field that came after the record
+        from peftlab.config import from_plain
+        from peftlab.errors import PeftlabError
+
+        try:
+            return tags_of(from_plain(dict(config), real=False).plain())
+        except PeftlabError:  # nor does this peftlab accept it: nothing is run of it today
+            return ()
