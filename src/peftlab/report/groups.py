@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.report.groups_sweep import SweepFile
 from peftlab.report.records import Run
-from peftlab.report.records_config import DATA_HASH, decides
+from peftlab.report.records_config import COMPUTED, DATA_HASH, decides
 
 
 @dataclass
@@ -134,7 +134,9 @@ def group_runs(runs: Sequence[Run], sweeps: Sequence[SweepFile], *, by: Sequence
     """
     if by:
         keys = [known_key(key, runs, "--by") for key in by]
-        groups = _by_config(runs, {id(run): tuple(shown(run.config.get(key)) for key in keys) for run in runs})
+        # what was computed otherwise is never in the mean of what was not
+        told = [*keys, COMPUTED]
+        groups = _by_config(runs, {id(run): tuple(shown(run.config.get(key)) for key in told) for run in runs})
         return _labelled(Grouped(groups), keys)
     grouped, left = Grouped([]), list(runs)
     for sweep in sweeps:
@@ -163,13 +165,17 @@ def _cells(sweep: SweepFile, runs: Sequence[Run], prefix: str, *, filtered: bool
             for run in runs
             if not run.finished and run.identity in alike and str(run.seed) in cell.failed
         ]
+        kinds = _kinds([run for _, run in found if run.finished])
+        words, first = next(iter(kinds.items()), ("", []))
         group = Group(
             id=cell.id, label=prefix + (cell.label or cell.id), section=cell.group, row=cell.row, curve=cell.curve,
-            runs=sorted((run for _, run in found if run.finished), key=lambda run: run.seed),
-            failed=[run for _, run in found if not run.finished], chosen=cell.chosen,
+            runs=first, failed=[run for _, run in found if not run.finished], chosen=cell.chosen,
             logs={seed: f"{sweep.folder}/.logs/{key}.txt" for seed, key in cell.runs.items()}
             | {seed: f"{sweep.folder}/{path}" for seed, path in cell.logs.items()},
         )  # fmt: skip
+        apart = [_apart(group, *kind) for kind in list(kinds.items())[1:]]
+        if apart and words:
+            group.label += f", computed {words}"
         there = {seed for seed, run in found if run.finished}
         if not filtered or group.failed:
             noted = {seed: run.error or run.status for seed, run in found if not run.finished}
@@ -179,7 +185,24 @@ def _cells(sweep: SweepFile, runs: Sequence[Run], prefix: str, *, filtered: bool
                     group.missing[seed] = cell.failed.get(seed) or noted.get(seed) or "no record yet"
         if group.runs or group.missing:
             groups.append(group)
+        groups += apart
     return groups
+
+
+def _kinds(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """``runs`` by how they were computed, those as today first; no mean is over more than one of these."""
+    kinds: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.config.get(COMPUTED, ""), run.seed)):
+        kinds.setdefault(run.config.get(COMPUTED, ""), []).append(run)
+    return kinds
+
+
+def _apart(cell: Group, words: str, runs: list[Run]) -> Group:
+    """The row of those runs of a cell that were computed otherwise than its others."""
+    name = f"computed {words}"
+    return replace(
+        cell, id=f"{cell.id}, {name}", label=f"{cell.label}, {name}", runs=runs, failed=[], missing={}, logs={}, keys={}
+    )
 
 
 def _by_config(runs: Sequence[Run], identities: Mapping[int, Any]) -> list[Group]:
@@ -206,15 +229,22 @@ def _labelled(grouped: Grouped, by: Sequence[str] | None, named: Sequence[Group]
             values = dict.fromkeys(shown(run.config[key]) for run in members if key in run.config)
             if values:
                 group.keys[key] = "|".join(values)
+    if any(_computed(group) for group in grouped.groups) and COMPUTED not in keys:
+        keys.append(COMPUTED)
+        grouped.key_names |= _short([COMPUTED])
+        for group in grouped.groups:
+            group.keys |= {COMPUTED: words} if (words := _computed(group)) else {}
     unnamed = [group for group in grouped.groups if not any(group is other for other in named)]
     unnamed.sort(key=lambda group: [_order(group.keys.get(key)) for key in keys])
     grouped.groups = [*named, *unnamed]
     telling = keys if by is not None else _telling(keys, unnamed)
+    if len({group.keys.get(COMPUTED) for group in unnamed}) > 1 and COMPUTED not in telling:
+        telling = [*telling, COMPUTED]  # even where others tell the rows apart: it is no difference of their configs
     if by is None and (of_data := _telling_data(telling, unnamed)):
         grouped.key_names |= _short(of_data)
         telling = [*telling, *of_data]
     if unnamed and not named:
-        grouped.telling, grouped.implied = telling, [key for key in keys if key not in telling]
+        grouped.telling, grouped.implied = telling, [key for key in keys if key not in (*telling, COMPUTED)]
     taken: dict[str, int] = {}
     for group in unnamed:
         text = " ".join(f"{grouped.key_names[key]}={group.keys[key]}" for key in telling if key in group.keys)
@@ -223,6 +253,12 @@ def _labelled(grouped: Grouped, by: Sequence[str] | None, named: Sequence[Group]
         taken[text] = taken.get(text, 0) + 1
         group.label = group.id = text if taken[text] == 1 else f"{text} ({taken[text]})"
     return grouped
+
+
+def _computed(group: Group) -> str:
+    """How the runs of ``group``, which are alike in this, were computed; empty: as today."""
+    members = group.runs or group.failed
+    return str(members[0].config.get(COMPUTED, "")) if members else ""
 
 
 def _varying(groups: Iterable[Group]) -> list[str]:

@@ -12,6 +12,7 @@ from peftlab.report.groups import Group
 from peftlab.report.groups_sweep import SweepFile
 from peftlab.report.legends import SHOWN_NAMES, counted, names
 from peftlab.report.records import Run
+from peftlab.report.records_config import COMPUTED
 from peftlab.report.same_rows import VERBS
 from peftlab.report.statistics import binomial_error
 
@@ -43,6 +44,7 @@ def add_notes(report: Report, sweeps: Sequence[SweepFile], where: Sequence[str])
     report.notes += [
         *([f"Only runs with {', '.join(where)}."] if where else []),
         *_about_missing(report),
+        *_about_computed(report),
         *_about_mixture(report),
         *_about_single_seeds(report),
         *_about_divergence(report.rows),
@@ -99,6 +101,15 @@ def _about_missing(report: Report) -> list[str]:
     count = sum(len(group.missing) for group in lacking)
     verb = "run has" if count == 1 else "runs have"
     return [f"{count} {verb} no result; the table says n/N seeds in {counted(len(lacking), 'row')}."]
+
+
+def _about_computed(report: Report) -> list[str]:
+    """Which rows were not computed as the numbers of their configs are today, and what is other."""
+    lines: dict[str, list[Group]] = {}
+    for group in report.rows:
+        for line in dict.fromkeys(line for run in group.runs for line in run.standing.lines()):
+            lines.setdefault(line, []).append(group)
+    return [f"{line[:1].upper()}{line[1:]}. Rows: {names(groups)}." for line, groups in lines.items()]
 
 
 _MIXED: list[tuple[str, str, Callable[[Run], str]]] = [
@@ -215,9 +226,15 @@ def _about_others(report: Report) -> list[str]:
         more = f" and {len(outside) - SHOWN_NAMES} more" if len(outside) > SHOWN_NAMES else ""
         said.append(
             f"{counted(len(outside), 'run')} beside a sweep.json, of none of its cells, not shown: {keys}{more}. "
+            f"{_computed_outside(outside)}"
             "--by groups all runs by their configs."
         )
     return said
+
+
+def _computed_outside(runs: Sequence[Run]) -> str:
+    counts = Counter(words for run in runs if (words := run.config.get(COMPUTED)))
+    return "".join(f"Of these, {count:,} computed {words}. " for words, count in counts.items())
 
 
 def _failures(groups: Sequence[Group]) -> list[FailureNote]:

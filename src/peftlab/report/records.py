@@ -17,11 +17,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from peftlab.class_names import stable_name
 from peftlab.errors import PeftlabError, RunError, nearest
 from peftlab.report.forks import cpus, map_in_forks
-from peftlab.report.records_config import DATA_HASH, TARGET, flat, identity_of
+from peftlab.report.records_config import COMPUTED, DATA_HASH, TARGET, flat, identity_of
 from peftlab.report.records_facts import facts_of
 from peftlab.runs.folder import SCHEMA_VERSION, RunFolder
+from peftlab.runs.identity_tags import Standing, standing
 
 SKIPPED = frozenset({"checkpoints", "logs", ".logs", "wandb", "lightning_logs", "report"})
 """Folders in which no run lies."""
@@ -46,8 +48,8 @@ class Run:
     config: dict[str, Any]
     """Dotted key → value, lists as JSON; bookkeeping included, so that one can filter by it."""
     identity: str
-    """The config without the seed and without bookkeeping, and the hash of the data: equal for runs that differ in
-    their seed only."""
+    """The config without the seed and without bookkeeping, the hash of the data, and how the numbers were computed
+    where that is not as today: equal for runs that differ in their seed only."""
     targets: Mapping[str, str]
     """Group → its class."""
     start: tuple[str, str] | None
@@ -58,6 +60,8 @@ class Run:
     """Name of a quantity → its value each epoch."""
     facts: Mapping[str, str]
     """What must be alike for runs to be compared: data, versions, hardware, … as text; shared between runs."""
+    standing: Standing
+    """Whether its numbers were computed as those of its config are today."""
     error: str
     files: frozenset[str]
     """Names of the files in the run's folder."""
@@ -181,6 +185,7 @@ def read_runs(found: Found, paths: Iterable[str], curves: Sequence[str]) -> list
             first_at[read.key] = read.folder
         runs.append(read)
     _name_data(runs)
+    _name_computed(runs)
     _name_starts(runs)
     if not runs:
         raise RunError(
@@ -272,7 +277,9 @@ def _run(
         seed=int(record["seeds"]["seed"]),
         config=flat(config),
         identity=identity_of(config),
-        targets={name: str(part.get(TARGET, "")) for name, part in config.items() if isinstance(part, dict)},
+        targets={
+            name: stable_name(str(part.get(TARGET, ""))) for name, part in config.items() if isinstance(part, dict)
+        },
         start=_start(config, start),
         values={path: value_at(record, parts) for path, parts in wanted.paths},
         curve={
@@ -280,6 +287,7 @@ def _run(
             for name in wanted.curves
         },
         facts=shared.setdefault(tuple(facts.values()), facts),
+        standing=standing(record),
         error=str(record.get("error", "")),
         files=files,
         logged=False,
@@ -309,6 +317,25 @@ def _name_data(runs: Sequence[Run]) -> None:
         run.identity = sys.intern(f"{run.identity} on {found}")
 
 
+def _name_computed(runs: Sequence[Run]) -> None:
+    """Put how the numbers were computed into config and identity, where that is not as today.
+
+    A run that failed has no numbers. It is one of the finished runs of its config: of those of its own time, else of
+    those as today, else of any.
+    """
+    finished: dict[str, list[str]] = {}
+    for run in runs:
+        if run.finished:
+            finished.setdefault(run.identity, []).append(run.standing.words)
+    for run in runs:
+        words, alike = run.standing.words, finished.get(run.identity, [])
+        if alike and words not in alike:
+            words = "" if "" in alike else alike[0]
+        if words:
+            run.config[COMPUTED] = sys.intern(words)
+            run.identity = sys.intern(f"{run.identity} computed {words}")
+
+
 def _data_words(run: Run) -> list[str]:
     return [f"{key}={value}" for key, value in run.config.items() if key.startswith("data.") and key != DATA_HASH]
 
@@ -328,6 +355,7 @@ def _name_starts(runs: Sequence[Run]) -> None:
         earlier = by_key.get(run.start[0])
         method = methods.get(run.start[0]) or (earlier.config["peft"] if earlier else "an earlier run")
         of = f" on {earlier.config['data']}" if earlier else ""
+        of += f", computed {earlier.config[COMPUTED]}" if earlier and COMPUTED in earlier.config else ""
         run.config["backbone.from_run"] = f"{method}{of}"
         identity = earlier.identity if earlier else method  # not of the starts' starts: their seeds are this run's
         run.identity = sys.intern(f"{run.identity} from {identity.partition(' from ')[0]}")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from statistics import mean, stdev
 from typing import Any
 
 from peftlab.report.markdown_text import escaped, table_line
+from peftlab.report.records_config import COMPUTED
 from peftlab.report.tables_columns import fixed
+from peftlab.runs.identity_tags import standing
 from peftlab.sweeps.choice import Choice, Tried, diverged, value_of
 from peftlab.sweeps.declaration import Cell, Column, Sweep
 
@@ -55,6 +57,25 @@ def figure(sweep: Sweep, cell: Cell, column: Column, records: Records) -> Figure
     return Figure(tuple(value for value in found if value is not None), len(sweep.seeds))
 
 
+def computed(record: Mapping[str, Any]) -> str:
+    """How the numbers of ``record`` were computed, in a few words; empty: as its config's are today."""
+    return standing(record).words
+
+
+def kinds(sweep: Sweep, cell: Cell, records: Records) -> dict[str, Records]:
+    """The records of ``cell`` by how they were computed, those as today first: no mean is over more than one kind."""
+    found: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = {}
+    for seed in sweep.seeds:
+        if record := records.get((cell.id, seed)):
+            found.setdefault(computed(record), {})[cell.id, seed] = record
+    return {words: found[words] for words in sorted(found)} or {"": {}}
+
+
+def _titled(title: str, words: str, *, several: bool) -> str:
+    """A cell's title; where it has ``several`` kinds of records, with how those of this one were computed."""
+    return f"{title}, computed {words}" if several and words else title
+
+
 def rows_of(sweep: Sweep) -> list[Cell]:
     """The cells that are rows."""
     return [cell for cell in sweep.cells if cell.row]
@@ -71,13 +92,16 @@ def markdown(sweep: Sweep, records: Records, choices: Choices | None = None) -> 
         if cell.group != group:
             group = cell.group
             lines.append([f"**{escaped(group or 'others')}**", *("" for _ in head[1:])])
-        present = any((cell.id, seed) in records for seed in sweep.seeds)
-        shown = [figure(sweep, cell, column, records).text(column.format) for column in sweep.columns]
-        cells = shown if present else [_absent(choices.get(cell.id)) for _ in shown]
-        chosen = [escaped(_chosen(choices.get(cell.id))) for _ in chooses]
-        lines.append([escaped(cell.title), *chosen, *map(escaped, cells)])
+        by_kind = kinds(sweep, cell, records)
+        for words, of_kind in by_kind.items():
+            shown = [figure(sweep, cell, column, of_kind).text(column.format) for column in sweep.columns]
+            cells = shown if of_kind else [_absent(choices.get(cell.id)) for _ in shown]
+            chosen = [escaped(_chosen(choices.get(cell.id))) for _ in chooses]
+            title = escaped(_titled(cell.title, words, several=len(by_kind) > 1))
+            lines.append([title, *chosen, *map(escaped, cells)])
     table = "\n".join(map(table_line, lines))
-    parts = [table, *_given_elsewhere(sweep, records), *_about(sweep, records), *_tried(sweep, choices)]
+    about = [*_about(sweep, records), *_about_computed(sweep, records)]
+    parts = [table, *_given_elsewhere(sweep, records), *about, *_tried(sweep, choices)]
     return "\n\n".join([*parts, *([sweep.notes.strip()] if sweep.notes else [])]) + "\n"
 
 
@@ -122,28 +146,32 @@ def _given_elsewhere(sweep: Sweep, records: Records) -> list[str]:
     """Figures that others gave for cells, and what was measured; a verdict where a tolerance is declared."""
     said = []
     for one in sweep.expected:
-        found, label, form = _measured(sweep, one.cell, one.column, records)
-        if not found.values:
-            said.append(f"- {label}: {escaped(one.source)} gives {one.value:g}; not run here.")
-            continue
-        gap = mean(found.values) - one.value
-        verdict = "within" if abs(gap) <= one.tolerance else "outside"
-        said.append(
-            f"- {label}: {escaped(one.source)} gives {one.value:g}; measured {found.text(form)}, "
-            f"{fixed(gap, sign=True)}: {verdict} ± {one.tolerance:g}."
-        )
+        for found, label, form in _measured(sweep, one.cell, one.column, records):
+            if not found.values:
+                said.append(f"- {label}: {escaped(one.source)} gives {one.value:g}; not run here.")
+                continue
+            gap = mean(found.values) - one.value
+            verdict = "within" if abs(gap) <= one.tolerance else "outside"
+            said.append(
+                f"- {label}: {escaped(one.source)} gives {one.value:g}; measured {found.text(form)}, "
+                f"{fixed(gap, sign=True)}: {verdict} ± {one.tolerance:g}."
+            )
     for other in sweep.published:
-        found, label, form = _measured(sweep, other.cell, other.column, records)
         memory = " (from memory)" if other.provenance == "memory" else ""
-        measured = f"measured {found.text(form)}" if found.values else "not run here"
-        said.append(f"- {label}: {escaped(other.source)} gives {other.value:g}{memory}; {measured}.")
+        for found, label, form in _measured(sweep, other.cell, other.column, records):
+            measured = f"measured {found.text(form)}" if found.values else "not run here"
+            said.append(f"- {label}: {escaped(other.source)} gives {other.value:g}{memory}; {measured}.")
     return ["\n".join(said)] if said else []
 
 
-def _measured(sweep: Sweep, cell_id: str, path: str, records: Records) -> tuple[Figure, str, str]:
+def _measured(sweep: Sweep, cell_id: str, path: str, records: Records) -> Iterator[tuple[Figure, str, str]]:
+    """Figure, label and format of a cell, of each kind of its records."""
     cell = sweep.cell(cell_id)
     column = next(column for column in sweep.columns if column.value == path)
-    return figure(sweep, cell, column, records), escaped(cell.title), column.format
+    by_kind = kinds(sweep, cell, records)
+    for words, of_kind in by_kind.items():
+        label = escaped(_titled(cell.title, words, several=len(by_kind) > 1))
+        yield figure(sweep, cell, column, of_kind), label, column.format
 
 
 def _about(sweep: Sweep, records: Records) -> list[str]:
@@ -167,6 +195,19 @@ def _about(sweep: Sweep, records: Records) -> list[str]:
     return [" ".join(about)]
 
 
+def _about_computed(sweep: Sweep, records: Records) -> list[str]:
+    """Which rows were not computed as the numbers of their configs are today, and what is other."""
+    lines: dict[str, dict[str, None]] = {}
+    for cell in rows_of(sweep):
+        by_kind = kinds(sweep, cell, records)
+        for words, of_kind in by_kind.items():
+            title = _titled(cell.title, words, several=len(by_kind) > 1)
+            for line in (line for record in of_kind.values() for line in standing(record).lines()):
+                lines.setdefault(line, {})[title] = None
+    said = [f"{line[:1].upper()}{line[1:]}. Rows: {'; '.join(titles)}." for line, titles in lines.items()]
+    return ["\n".join(f"- {escaped(line)}" for line in said)] if said else []
+
+
 def csv_text(sweep: Sweep, records: Records, choices: Choices | None = None) -> str:
     """Every value with full precision: a line a cell and seed, then a line a value that was tried and not chosen.
 
@@ -177,7 +218,8 @@ def csv_text(sweep: Sweep, records: Records, choices: Choices | None = None) -> 
     writer = csv.writer(text, lineterminator="\n")
     paths = [column.value for column in sweep.columns]
     extra = ["run", "values", "chosen by", "value"] if sweep.chooses() else []
-    writer.writerow(["cell", "label", "seed", "key", *extra, *paths])
+    told = [COMPUTED] if any(map(computed, records.values())) else []
+    writer.writerow(["cell", "label", "seed", "key", *told, *extra, *paths])
     for cell in sweep.cells:
         choice = choices.get(cell.id)
         chosen = None if choice is None else choice.chosen
@@ -187,14 +229,16 @@ def csv_text(sweep: Sweep, records: Records, choices: Choices | None = None) -> 
                 if chosen and seed != sweep.seeds[0]:
                     about[-1] = ""  # the choice was made with the first seed
                 values = [value_of(record, path) for path in paths]
-                writer.writerow([cell.id, cell.label, seed, record["key"], *(about if extra else []), *values])
+                said = [computed(record)] if told else []
+                writer.writerow([cell.id, cell.label, seed, record["key"], *said, *(about if extra else []), *values])
         for one in choice.tried if choice else ():
             if one is chosen or one.state == "open":
                 continue
             key = "" if one.record is None else one.record["key"]
             shown = ["" if one.record is None or _on_test(path) else value_of(one.record, path) for path in paths]
             about = [f"tried: {one.state}", one.name, choice.by if choice else "", one.value]
-            writer.writerow([cell.id, cell.label, sweep.seeds[0], key, *about, *shown])
+            said = [computed(one.record) if one.record else ""] if told else []
+            writer.writerow([cell.id, cell.label, sweep.seeds[0], key, *said, *about, *shown])
     return text.getvalue()
 
 
