@@ -16,12 +16,17 @@ from peftlab.class_names import place_of, stable_name
 from peftlab.composition import checked
 from peftlab.config import from_plain
 from peftlab.errors import ConfigError
-from peftlab.report.records_config import decides, identity_of
+from peftlab.report.build import Request, build
+from peftlab.report.records_config import decides, flat, identity_of
 from peftlab.runs.identity import run_key, semantic
+from peftlab.runs.wandb_replay import tags
 from peftlab.schema import config_class, import_class
 from peftlab.sweeps.estimate import seconds
+from peftlab.sweeps.jobs import Job
+from peftlab.sweeps.memo import Memo
 from peftlab.training.wandb_runs import method_of
 from tests.conftest import Peftlab
+from tests.report.made_up import record, write
 from tests.runs.small_runs import CLASSIFIER, record_of
 
 DATA = '''
@@ -152,19 +157,47 @@ def test_tasks_of_a_mixture_too(move: Move, reviews: Path) -> None:
 
 def test_records_are_compared_by_stable_names(move: Move, reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lora = "peftlab.peft.lora.LoRA"
-    monkeypatch.setattr(class_names, "MOVED", {"peftlab.peft.once.LoRA": lora})
+    texts = "peftlab.data.text_files.TextFiles"
+    monkeypatch.setattr(class_names, "MOVED", {"peftlab.peft.once.LoRA": lora, "once.data.Texts": texts})
     plain = checked(overrides(reviews)).plain()
     assert plain["peft"]["_target_"] == "peftlab.peft.once.LoRA"
     other = {**plain, "peft": {**plain["peft"], "_target_": lora}}
     assert identity_of(plain) == identity_of(other)
     assert method_of(plain) == method_of(other) == "once"
-    assert not decides("data.path", stable_name("peftlab.data.text_files.TextFiles"))
+    assert flat(plain)["peft"] == flat(other)["peft"] == "once"
+    assert not decides("data.path", "once.data.Texts"), "its fields are known"
+    assert decides("data.mark", "elsewhere.Texts")
+    assert "Texts" in tags({"config": {**plain, "data": {**plain["data"], "_target_": texts}}})
     timing = {"train_seconds": 4.0, "total_seconds": 5.0}
-    record = {"config": other, "timing": timing, "data": {"rows": {"train": 96}}, "history": [{}, {}, {}]}
-    elsewhere = {
-        **record,
-        "config": {**other, "peft": {"_target_": "a.B"}},
-        "timing": {**timing, "total_seconds": 99.0},
-    }
+    before = {"config": other, "timing": timing, "data": {"rows": {"train": 96}}, "history": [{}, {}, {}]}
+    moved = {**other, "data": {**plain["data"], "_target_": texts}}
+    elsewhere = {**other, "peft": {"_target_": "a.B"}}
+    slow = {"train_seconds": 4.0, "total_seconds": 99.0}
     config = from_plain(plain, real=False)
-    assert seconds(config, [record, elsewhere]) == seconds(config, [record])
+    expected = seconds(config, [before])
+    assert expected is not None
+    assert seconds(config, [before | {"config": moved}]) == expected
+    assert seconds(config, [before, before | {"config": elsewhere, "timing": slow}]) == expected, "of its method alone"
+
+
+def test_a_report_knows_a_class_by_its_stable_name(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(class_names, "MOVED", {"peftlab.peft.once.LoRA": "peftlab.peft.lora.LoRA"})
+    one, two = (record(0.8, key=f"a{seed}", seed=seed) for seed in range(2))
+    one["config"]["peft"]["_target_"] = "peftlab.peft.once.LoRA"
+    (group,) = build(Request((str(write(scratch / "t", [one, two])),))).rows
+    assert {run.targets["peft"] for run in group.runs} == {"peftlab.peft.once.LoRA"}
+    assert len(group.runs) == 2
+
+
+def test_what_is_remembered_of_jobs_does_not_outlive_a_move(reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job("a", "a", tuple(overrides(reviews)))
+
+    def sources() -> str:
+        with Memo() as memo:
+            memo.config(job)
+            return memo._state._sources
+
+    before = sources()
+    assert sources() == before
+    monkeypatch.setattr(class_names, "MOVED", {"peftlab.peft.once.LoRA": "peftlab.peft.lora.LoRA"})
+    assert sources() != before

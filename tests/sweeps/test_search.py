@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from peftlab.errors import ConfigError, RunError
 from peftlab.report.sweep_table import markdown
+from peftlab.runs import identity_tags
 from peftlab.seeding import derive_seed
 from peftlab.sweeps.contents import contents
 from peftlab.sweeps.declaration import Sweep
@@ -272,6 +274,18 @@ def test_two_launchers_do_not_share_a_study() -> None:
     second = DeclaredPlan(sweep)
     assert second.ready(Outcome())
     second.close()
+
+
+def test_after_a_change_of_numbers_it_is_another_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of trials that were stopped early only the study knows, so it must not be taken for one of today's numbers."""
+    searched(searching(trials=2))
+    monkeypatch.setattr(identity_tags, "TAGS", (identity_tags.Tag("rank-8-1", rank_8, "ranks of 8 are other"),))
+    searched(searching(trials=2))
+    assert len(list(Path("outputs/made_up/.optuna").glob("*.journal"))) == 2
+
+
+def rank_8(config: Mapping[str, Any]) -> bool:
+    return bool(config["peft"]["rank"] == 8)
 
 
 def test_a_damaged_journal_is_named() -> None:

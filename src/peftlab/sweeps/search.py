@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, RunError
+from peftlab.runs import identity_tags
 from peftlab.runs.identity import run_key
 from peftlab.seeding import derive_seed
 from peftlab.sweeps.choice import Tried
@@ -294,9 +295,11 @@ def require_optuna(cell_id: str) -> Any:
 
 
 def _identity(search: Search, config: RunConfig) -> str:
-    """Names the study: another space, sampler or run is another study; more trials are more of the same."""
+    """Names the study: another space, sampler, run or way to compute is another study; more trials are more of it."""
     declared = {key: value for key, value in asdict(search).items() if key != "trials"}
-    text = json.dumps([declared, run_key(config)], sort_keys=True, default=str)
+    # a change of numbers may concern some values of the space only, and so not this config
+    changes = [tag.name for tag in identity_tags.TAGS]
+    text = json.dumps([declared, run_key(config), *([changes] if changes else [])], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
