@@ -150,6 +150,27 @@ def test_a_failed_run_is_a_missing_seed_of_its_own_time(scratch: Path, monkeypat
     ]  # fmt: skip
 
 
+def test_where_no_run_of_its_time_has_finished_a_failed_one_is_of_those_as_today(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_numbers(monkeypatch, "lora-dropout-1")
+    after = [record(0.7, key="a", **NEW), failed(record(0.0, key="b", seed=1))]
+    (group,) = report_of(write(scratch / "after", after)).rows
+    assert list(group.missing) == ["1"]
+    before = [record(0.7, key="a"), failed(record(0.0, key="b", seed=1, **NEW))]
+    rows = {group.label: list(group.missing) for group in report_of(write(scratch / "before", before)).rows}
+    assert rows == {"t": ["1"], "computed=before lora-dropout-1": []}
+
+
+def test_where_all_are_from_before_a_note_is_enough(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_numbers(monkeypatch, "lora-dropout-1")
+    keys = [{"optim.lr": lr} for lr in (0.1, 0.2)]
+    report = report_of(write(scratch / "t", [record(0.7, key=f"a{one['optim.lr']}", keys=one) for one in keys]))
+    assert [group.label for group in report.rows] == ["lr=0.1", "lr=0.2"]
+    assert f"{SAID} Rows: lr=0.1; lr=0.2." in report.notes
+    assert not any(note.startswith("In no label") for note in report.notes)
+
+
 def test_runs_that_start_from_runs_of_before_and_after_are_apart(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -320,8 +320,8 @@ def _name_data(runs: Sequence[Run]) -> None:
 def _name_computed(runs: Sequence[Run]) -> None:
     """Put how the numbers were computed into config and identity, where that is not as today.
 
-    A run that failed has no numbers. It is one of the finished runs of its config: of those of its own time, else of
-    those as today, else of any.
+    A run that failed has no numbers. It is a missing seed of the finished runs of its own time, or where there are
+    none, of those as today.
     """
     finished: dict[str, list[str]] = {}
     for run in runs:
@@ -329,9 +329,7 @@ def _name_computed(runs: Sequence[Run]) -> None:
             finished.setdefault(run.identity, []).append(run.standing.words)
     for run in runs:
         words, alike = run.standing.words, finished.get(run.identity, [])
-        if alike and words not in alike:
-            words = "" if "" in alike else alike[0]
-        if words:
+        if words and (words in alike or "" not in alike):
             run.config[COMPUTED] = sys.intern(words)
             run.identity = sys.intern(f"{run.identity} computed {words}")
 

@@ -70,7 +70,7 @@ def identity_of(config: Mapping[str, Any]) -> str:
 def decides(key: str, target: str) -> bool:
     """Whether the dotted ``key``, of a group whose class is ``target``, may change a run's numbers beside its seed."""
     group, _, name = key.partition(".")
-    if group == "seed" or key in (DATA_HASH, COMPUTED) or group in _bookkeeping(RunConfig):
+    if group == "seed" or key == DATA_HASH or group in _bookkeeping(RunConfig):
         return False
     return key == "backbone.from_run" or name not in _left_out(group, target)
 
