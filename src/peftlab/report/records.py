@@ -329,7 +329,7 @@ def _name_computed(runs: Sequence[Run]) -> None:
             finished.setdefault(run.identity, []).append(run.standing.words)
     for run in runs:
         words, alike = run.standing.words, finished.get(run.identity, [])
-        if words and (words in alike or "" not in alike):
+        if words and words in alike:
             run.config[COMPUTED] = sys.intern(words)
             run.identity = sys.intern(f"{run.identity} computed {words}")
 
