@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import copy
 import io
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ from peftlab.backbones.base import Backbone
 from peftlab.backbones.quantize import quantize
 from peftlab.backbones.roles import find_targets
 from peftlab.errors import PeftlabError
-from peftlab.peft.base import PEFTStrategy, apply, methods
-from peftlab.runs.adapter_file import load_adapter, save_adapter
-from peftlab.runs.assemble import count_parameters
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import PEFTStrategy, attach, methods
+from peftlab.peft.names import clean_name
+from peftlab.runs.adapter_file import adapter_bytes, load_adapter, save_adapter
 from peftlab.runs.folder import RunFolder
 from peftlab.seeding import derive_seed
 from tests.backbones.tiny_backbones import batch, shake, tiny, tiny_config
@@ -114,15 +114,15 @@ def _untouched_logits(kind: str, weights: str) -> Tensor:
 class Training:
     """A model in training, as :class:`peftlab.training.module.ClassificationModule` trains it."""
 
-    strategy: PEFTStrategy
-    backbone: Backbone
+    adapter: Adapter
     kind: str
     optimizer: torch.optim.Optimizer = field(init=False)
     largest_gradient: dict[str, float] = field(default_factory=dict)
     """Largest entry, over all steps, of each gradient that there was."""
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.AdamW(self.strategy.param_groups(self.backbone, LEARNING_RATE))
+        self.backbone = self.adapter.backbone
+        self.optimizer = torch.optim.AdamW(self.adapter.param_groups(LEARNING_RATE))
 
     def run(self, steps: range) -> None:
         for step in steps:
@@ -133,13 +133,13 @@ class Training:
             loss.backward()
             self._note_gradients()
             self.optimizer.step()
-            self.strategy.on_train_step(self.backbone, step + 1, STEPS)
+            self.adapter.on_step(step + 1, STEPS)
 
     def loss(self, step: int) -> Tensor:
         self.backbone.train()
         ids, mask = _ids(self.kind, step % len(TEXTS))
         loss = F.cross_entropy(self.backbone(ids, mask).float(), LABELS)
-        penalty = self.strategy.regularization(self.backbone)
+        penalty = self.adapter.regularization(step + 1, STEPS)
         return loss if penalty is None else loss + penalty
 
     def _note_gradients(self) -> None:
@@ -152,9 +152,7 @@ class Training:
 
     def saved(self) -> bytes:
         """The adapter as a safetensors file."""
-        return safetensors.torch.save(
-            {name: tensor.contiguous() for name, tensor in self.strategy.adapter_state(self.backbone).items()}
-        )
+        return adapter_bytes(self.adapter)
 
     def optimizer_file(self) -> bytes:
         file = io.BytesIO()
@@ -162,10 +160,8 @@ class Training:
         return file.getvalue()
 
 
-def injected(make: Make, backbone: Backbone, seed: int) -> PEFTStrategy:
-    strategy = make()
-    apply(strategy, backbone, seed=seed)
-    return strategy
+def attached(make: Make, backbone: Backbone, seed: int) -> Adapter:
+    return attach(backbone, make(), seed=seed)
 
 
 # -- a trial -------------------------------------------------------------------------------------------
@@ -177,16 +173,16 @@ class Trial:
     def __init__(self, make: Make, kind: str, weights: str) -> None:
         self.make, self.kind, self.weights = make, kind, weights
         self.original = _template(kind, weights, "float32")
-        """Nothing was injected here; to be looked at only."""
+        """Nothing was put into it; to be looked at only."""
         backbone = untouched(kind, weights)
         random_state = torch.get_rng_state()
-        self.strategy = injected(make, backbone, seed=0)
+        self.adapter = attached(make, backbone, seed=0)
         self.random_state_kept = torch.equal(random_state, torch.get_rng_state())
         self.backbone = backbone
         self.ids, self.mask = _ids(kind, 0)
         self.logits_at_start = logits_of(backbone, self.ids, self.mask)
         self.frozen_at_start = self._frozen()
-        self.training = Training(self.strategy, backbone, kind)
+        self.training = Training(self.adapter, kind)
 
     def train(self) -> None:
         """Train, and keep what a run that is killed half-way would have kept."""
@@ -196,23 +192,26 @@ class Trial:
         self.logits = logits_of(self.backbone, self.ids, self.mask)
         self.scale = float(self.logits.abs().max())
 
-    def another(self, dtype: str = "float32") -> tuple[PEFTStrategy, Backbone]:
+    @property
+    def strategy(self) -> PEFTStrategy:
+        return self.adapter.strategy
+
+    def another(self, dtype: str = "float32") -> Adapter:
         """The same method on a further model, drawn from another seed, not trained."""
-        backbone = untouched(self.kind, self.weights, dtype)
-        return injected(self.make, backbone, seed=99), backbone
+        return attached(self.make, untouched(self.kind, self.weights, dtype), seed=99)
 
     @cached_property
-    def reloaded(self) -> tuple[PEFTStrategy, Backbone]:
+    def reloaded(self) -> Adapter:
         """A further model after it loaded the adapter file of the trained one."""
-        strategy, backbone = self.another()
-        self.logits_before_loading = logits_of(backbone, self.ids, self.mask)
+        adapter = self.another()
+        self.logits_before_loading = logits_of(adapter.backbone, self.ids, self.mask)
         with tempfile.TemporaryDirectory() as folder:
-            save_adapter(RunFolder(Path(folder)), self.strategy, self.backbone, {})
-            load_adapter(RunFolder(Path(folder)), strategy, backbone)
-        return strategy, backbone
+            save_adapter(RunFolder(Path(folder)), self.adapter, {})
+            load_adapter(RunFolder(Path(folder)), adapter)
+        return adapter
 
     @cached_property
-    def in_bf16(self) -> tuple[PEFTStrategy, Backbone]:
+    def in_bf16(self) -> Adapter:
         """The method on the same weights in bfloat16, not trained."""
         return self.another("bfloat16")
 
@@ -220,20 +219,18 @@ class Trial:
         return {name: tensor.detach().clone() for name, tensor in self._frozen_now().items()}
 
     def _frozen_now(self) -> dict[str, Tensor]:
+        """What must not change: all that does not train, but for what a method remembers of its steps."""
+        running = set(map(id, self.adapter.running_state()))
         return {
             name: tensor
             for name, tensor in self.backbone.state_dict(keep_vars=True).items()
-            if isinstance(tensor, Tensor) and not tensor.requires_grad
+            if isinstance(tensor, Tensor) and not tensor.requires_grad and id(tensor) not in running
         }
 
     def key_biases(self) -> set[str]:
         """Biases whose gradient is zero by mathematics: they add the same number to all scores of a query,
         which the softmax takes away again."""
-        return {
-            f"model.{target.name}.bias"
-            for target in find_targets(self.original, ["key"])
-            if target.output_slice is None
-        }
+        return {f"{target.name}.bias" for target in find_targets(self.original, ["key"]) if target.output_slice is None}
 
 
 # -- the checks ----------------------------------------------------------------------------------------
@@ -253,13 +250,13 @@ def identity_at_start(trial: Trial) -> None:
 
 def global_random_state(trial: Trial) -> None:
     """Adapters draw from generators of their own."""
-    require(trial.random_state_kept, "inject drew from the global random state")
+    require(trial.random_state_kept, "build drew from the global random state")
 
 
 def closed_form(trial: Trial) -> None:
     """The formula of the paper, on an untouched backbone, gives what trains."""
     expected = trial.strategy.closed_form(trial.original)
-    counted = count_parameters(trial.backbone)["trainable_without_head"]
+    counted = trial.adapter.num_parameters()
     if expected is None:
         built_in = type(trial.strategy).__module__.startswith("peftlab.")
         require(not built_in, f"closed_form gives None; {counted} elements train")
@@ -272,20 +269,18 @@ def on_meta(trial: Trial) -> None:
     if trial.weights != "fp32":  # "meta" models are never quantised
         return
     backbone = copy.deepcopy(_meta_template(trial.kind))
-    injected(trial.make, backbone, seed=0)
+    adapter = attached(trial.make, backbone, seed=0)
     strays = {str(p.device) for p in backbone.parameters()} - {"meta"}
     require(not strays, f"parameters on {', '.join(strays)} beside a backbone on meta")
-    counted = count_parameters(backbone)["trainable_without_head"]
-    expected = count_parameters(trial.backbone)["trainable_without_head"]
+    counted, expected = adapter.num_parameters(), trial.adapter.num_parameters()
     require(counted == expected, f"{counted} elements train on meta, {expected} on the CPU")
 
 
 def adapters_in_fp32(trial: Trial) -> None:
     """What a method adds is float32, whatever the backbone's type."""
-    _, backbone = trial.in_bf16
-    own = {name for name, _ in trial.original.named_parameters()}
-    added = {n: p for n, p in backbone.named_parameters() if p.requires_grad and n not in own}
-    wrong = sorted(name for name, p in added.items() if p.dtype != torch.float32 and own_name(name) not in own)
+    own = set(trial.in_bf16.own_names())
+    added = {name: p for name, p in trial.in_bf16.named_parameters() if name not in own}
+    wrong = sorted(name for name, p in added.items() if p.dtype != torch.float32)
     require(not wrong, f"{_some(wrong)}: {added[wrong[0]].dtype if wrong else ''} on a bfloat16 backbone")
 
 
@@ -303,13 +298,18 @@ def gradients(trial: Trial) -> None:
     trainable = [name for name, p in trial.backbone.named_parameters() if p.requires_grad]
     without = [name for name in trainable if name not in seen]
     require(not without, f"no gradient in {STEPS} steps: {_some(without)}")
-    zero = [name for name in trainable if seen[name] <= 1e-12 and own_name(name) not in key_biases]
+    model = trial.backbone.model
+    zero = [
+        name
+        for name in trainable
+        if seen[name] <= 1e-12 and clean_name(model, name.removeprefix("model.")) not in key_biases
+    ]
     require(not zero, f"gradient zero in all {STEPS} steps: {_some(zero)}")
 
 
 def save_and_load(trial: Trial) -> None:
     """The adapter file makes a model that started from another seed compute the same bits."""
-    _, backbone = trial.reloaded
+    backbone = trial.reloaded.backbone
     require(not torch.equal(trial.logits_before_loading, trial.logits), "training changed no logit")
     after = logits_of(backbone, trial.ids, trial.mask)
     difference = _largest_difference(after, trial.logits)
@@ -318,40 +318,64 @@ def save_and_load(trial: Trial) -> None:
 
 def resume(trial: Trial) -> None:
     """A run that is killed half-way and started again ends with the bits of one that was not."""
-    adapter, optimizer_file = trial.half_way
-    strategy, backbone = trial.another()
-    strategy.load_adapter_state(backbone, safetensors.torch.load(adapter))
-    training = Training(strategy, backbone, trial.kind)
+    file, optimizer_file = trial.half_way
+    adapter = trial.another()
+    adapter.load_state_dict(safetensors.torch.load(file))
+    training = Training(adapter, trial.kind)
     training.optimizer.load_state_dict(torch.load(io.BytesIO(optimizer_file), weights_only=True))
     training.run(range(STEPS // 2, STEPS))
-    expected, found = trial.strategy.adapter_state(trial.backbone), strategy.adapter_state(backbone)
+    expected, found = trial.adapter.state_dict(), adapter.state_dict()
     require(expected.keys() == found.keys(), f"other tensors: {_some(expected.keys() ^ found.keys())}")
     differing = [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])]
     require(not differing, f"{len(differing)} of {len(expected)} tensors differ after resuming: {_some(differing)}")
 
 
 def merging(trial: Trial) -> None:
-    """Merged weights compute the same, and unmerging takes it back; or merging is refused with a reason."""
-    strategy, backbone = trial.reloaded
-    if not strategy.supports.mergeable:
-        for verb in (strategy.merge, strategy.unmerge):
-            reason = _refusal(partial(verb, backbone))
-            require(reason is not None, f"{verb.__name__} works though supports.mergeable is False")
+    """Merged weights compute the same, and unmerging puts the very bits back; or merging is refused with a reason."""
+    adapter = trial.reloaded
+    if not adapter.strategy.supports.mergeable:
+        for call in (adapter.merge, adapter.unmerge):
+            require(_refusal(call) is not None, f"{call.__name__} works though supports.mergeable is False")
         return
     if trial.weights == "nf4":
-        reason = _refusal(partial(strategy.merge, backbone))
+        reason = _refusal(adapter.merge)
         if reason is not None:
             require("backbone.quantize" in reason, f"the refusal to merge does not name backbone.quantize: {reason}")
-            untouched_by_refusal = logits_of(backbone, trial.ids, trial.mask)
+            untouched_by_refusal = logits_of(adapter.backbone, trial.ids, trial.mask)
             require(torch.equal(untouched_by_refusal, trial.logits), "a refused merge changed the model")
             return
     else:
-        strategy.merge(backbone)
-    merged = _largest_difference(logits_of(backbone, trial.ids, trial.mask), trial.logits)
+        adapter.merge()
+    merged = _largest_difference(logits_of(adapter.backbone, trial.ids, trial.mask), trial.logits)
     require(merged <= 1e-4 * trial.scale, f"merged logits differ by {merged:.1e} (scale {trial.scale:.2g})")
-    strategy.unmerge(backbone)
-    restored = _largest_difference(logits_of(backbone, trial.ids, trial.mask), trial.logits)
-    require(restored <= 1e-5 * trial.scale, f"unmerged logits differ by {restored:.1e} (scale {trial.scale:.2g})")
+    adapter.unmerge()
+    logits = logits_of(adapter.backbone, trial.ids, trial.mask)
+    restored = _largest_difference(logits, trial.logits)
+    require(torch.equal(logits, trial.logits), f"unmerged logits differ by {restored:.1e}")
+
+
+def removal(trial: Trial) -> None:
+    """Switched off it changes nothing and comes back; taken out, it leaves the backbone's own modules and tensors."""
+    adapter = trial.another()
+    adapter.load_state_dict(trial.adapter.state_dict())
+    if not adapter.own_names() and (adapter.placed() or adapter.modules()):
+        with adapter.disabled():
+            off = logits_of(adapter.backbone, trial.ids, trial.mask)
+        require(not torch.equal(off, trial.logits), "disabled() changed no logit")
+        again = logits_of(adapter.backbone, trial.ids, trial.mask)
+        require(torch.equal(again, trial.logits), "after disabled() the logits are others")
+    adapter.remove()
+    own = {clean_name(trial.original, name): tensor for name, tensor in trial.original.state_dict().items()}
+    left = {clean_name(adapter.backbone, name): tensor for name, tensor in adapter.backbone.state_dict().items()}
+    require(own.keys() == left.keys(), f"left or lost by remove(): {_some(own.keys() ^ left.keys())}")
+    trained = {f"model.{name}" for name in adapter.own_names()}
+    trained |= {f"model.{name}" for name, _ in trial.original.head_parameters()}
+    changed = [
+        name
+        for name, tensor in own.items()
+        if isinstance(tensor, Tensor) and name not in trained and not torch.equal(tensor, left[name])
+    ]
+    require(not changed, f"changed by an adapter that was taken out: {_some(changed)}")
 
 
 def padding(trial: Trial) -> None:
@@ -368,11 +392,11 @@ def padding(trial: Trial) -> None:
 
 def bf16_backbone(trial: Trial) -> None:
     """On a backbone in bfloat16 it computes about the same, and trains."""
-    strategy, backbone = trial.in_bf16
-    strategy.load_adapter_state(backbone, trial.strategy.adapter_state(trial.backbone))
-    difference = _largest_difference(logits_of(backbone, trial.ids, trial.mask), trial.logits)
+    adapter = trial.in_bf16
+    adapter.load_state_dict(trial.adapter.state_dict())
+    difference = _largest_difference(logits_of(adapter.backbone, trial.ids, trial.mask), trial.logits)
     require(difference <= 0.1 * trial.scale, f"logits differ by {difference:.2g} from fp32's (scale {trial.scale:.2g})")
-    Training(strategy, backbone, trial.kind).run(range(1))
+    Training(adapter, trial.kind).run(range(1))
 
 
 def autocast(trial: Trial) -> None:
@@ -380,10 +404,10 @@ def autocast(trial: Trial) -> None:
     reason = backbone_cannot("autocast", trial.kind, trial.weights)
     if reason is not None:
         return
-    strategy, backbone = trial.reloaded
+    adapter = trial.reloaded
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        difference = _largest_difference(logits_of(backbone, trial.ids, trial.mask), trial.logits)
-        training = Training(strategy, backbone, trial.kind)
+        difference = _largest_difference(logits_of(adapter.backbone, trial.ids, trial.mask), trial.logits)
+        training = Training(adapter, trial.kind)
         loss = training.loss(0)
     require(difference <= 0.1 * trial.scale, f"logits differ by {difference:.2g} from fp32's (scale {trial.scale:.2g})")
     require(bool(torch.isfinite(loss)), f"the loss is {loss.item()}")
@@ -406,7 +430,8 @@ TRAINED: Sequence[Callable[[Trial], None]] = (
     padding,
     bf16_backbone,
     autocast,
-    merging,  # the last one on the reloaded model: unmerging restores it within rounding only
+    merging,
+    removal,
 )
 
 
@@ -503,11 +528,6 @@ def _refusal(call: Callable[[], None]) -> str | None:
 
 def _largest_difference(a: Tensor, b: Tensor) -> float:
     return float((a.float() - b.float()).abs().max())
-
-
-def own_name(name: str) -> str:
-    """The backbone's own name of a parameter that a method wrapped: ``….key.base.bias`` is ``….key.bias``."""
-    return re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", name).replace(".base.", ".")
 
 
 def _some(names: Any) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from peftlab.errors import PeftlabError
-from peftlab.peft.base import apply
+from peftlab.peft.base import attach
 from peftlab.seeding import derive_seed
 from tests.conformance.cells import KINDS, LABELS, TEXTS, WEIGHTS, Make, _ids, known_methods, untouched
 from tests.goldens.machine import machine
@@ -86,9 +86,8 @@ def trained_state(make: Make, kind: str, weights: str) -> Trained:
     """
     torch.set_num_threads(1)
     backbone = untouched(kind, weights)
-    strategy = make()
-    apply(strategy, backbone, seed=0)
-    groups = strategy.param_groups(backbone, LEARNING_RATE)
+    adapter = attach(backbone, make(), seed=0)
+    groups = adapter.param_groups(LEARNING_RATE)
     shapes = [(group["lr"], [list(parameter.shape) for parameter in group["params"]]) for group in groups]
     optimizer = torch.optim.SGD(groups, momentum=MOMENTUM)
     for step in range(STEPS):
@@ -96,11 +95,11 @@ def trained_state(make: Make, kind: str, weights: str) -> Trained:
         optimizer.zero_grad()
         backbone.train()
         loss = F.cross_entropy(backbone(*_ids(kind, step % len(TEXTS))).float(), LABELS)
-        penalty = strategy.regularization(backbone)
+        penalty = adapter.regularization(step + 1, STEPS)
         (loss if penalty is None else loss + penalty).backward()
         optimizer.step()
-        strategy.on_train_step(backbone, step + 1, STEPS)
-    return Trained(strategy.adapter_state(backbone), shapes)
+        adapter.on_step(step + 1, STEPS)
+    return Trained(adapter.state_dict(), shapes)
 
 
 def all_cells() -> Iterator[tuple[str, str, Make, str, str]]:

@@ -15,11 +15,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from peftlab.backbones.base import Backbone
 from peftlab.backbones.quantize import quantize
 from peftlab.backbones.transformer import TransformerBackbone
 from peftlab.interop.export import adapter_files
 from peftlab.peft.adalora import AdaLoRA
-from peftlab.peft.base import PEFTStrategy, apply
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import PEFTStrategy, attach
 from peftlab.peft.dora import DoRA
 from peftlab.peft.ia3 import IA3
 from peftlab.peft.imported import ImportedAdapter
@@ -160,23 +162,24 @@ def randomise(model: torch.nn.Module) -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
 
 
-def trained(kind: str, strategy: PEFTStrategy, *, bits: str = "fp32") -> TransformerBackbone:
-    """Our model with ``strategy`` in it, everything that trains moved away from its start."""
-    backbone = base_model(kind, bits=bits)
-    apply(strategy, backbone, seed=1)
-    randomise(backbone)
-    return backbone.eval()
+def trained(kind: str, strategy: PEFTStrategy, *, bits: str = "fp32") -> Adapter:
+    """The adapter of ``strategy`` in our model, everything that trains moved away from its start."""
+    adapter = attach(base_model(kind, bits=bits), strategy, seed=1)
+    randomise(adapter.backbone)
+    adapter.backbone.eval()
+    return adapter
 
 
-def logits_of(backbone: TransformerBackbone, ids: Tensor, mask: Tensor) -> Tensor:
+def logits_of(backbone: Backbone, ids: Tensor, mask: Tensor) -> Tensor:
     with torch.no_grad():
-        return backbone(ids, mask)
+        logits: Tensor = backbone(ids, mask)
+    return logits
 
 
-def write(backbone: TransformerBackbone, strategy: PEFTStrategy, folder: Path, **more: Any) -> Path:
+def write(adapter: Adapter, folder: Path, **more: Any) -> Path:
     """Our folder."""
     folder.mkdir(parents=True)
-    _, files = adapter_files(backbone, strategy, **more)
+    _, files = adapter_files(adapter, **more)
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder
@@ -209,24 +212,24 @@ def peft_saves(kind: str, config: peft.PeftConfig, folder: Path) -> Any:
 
 def we_import(
     kind: str, folder: Path, *, seed: int = 9, bits: str = "fp32", **fields: Any
-) -> tuple[TransformerBackbone, ImportedAdapter]:
-    """Our model with the adapter of ``folder``, in a base whose head is another one."""
+) -> tuple[Adapter, ImportedAdapter]:
+    """The adapter of ``folder`` in our model, whose head was another one; and how it was imported."""
     strategy = ImportedAdapter(path=str(folder), **fields)
     backbone = base_model(kind, bits=bits)
     with torch.no_grad():
         for _, parameter in backbone.head_parameters():
             parameter.add_(1.0)
-    apply(strategy, backbone, seed=seed)
-    return backbone.eval(), strategy
+    adapter = attach(backbone, strategy, seed=seed)
+    backbone.eval()
+    return adapter, strategy
 
 
 def ours_to_peft(name: str, case: Case, kind: str, folder: Path) -> float:
     """Largest difference of the logits after our folder was loaded by peft."""
-    strategy = case.ours(kind)
-    backbone = trained(kind, strategy)
+    adapter = trained(kind, case.ours(kind))
     ids, mask = texts(kind, name)
-    mine = logits_of(backbone, ids, mask)
-    write(backbone, strategy, folder)
+    mine = logits_of(adapter.backbone, ids, mask)
+    write(adapter, folder)
     theirs = peft_logits(peft_loads(kind, folder), ids, mask, case.call)
     _require_matters(mine, kind, ids, mask)
     return float((mine - theirs).abs().max())
@@ -238,19 +241,18 @@ def peft_to_ours(name: str, case: Case, kind: str, folder: Path) -> float:
     model = peft_saves(kind, case.theirs(kind), folder)
     ids, mask = texts(kind, name)
     theirs = peft_logits(model, ids, mask, case.call)
-    backbone, _ = we_import(kind, folder, changes={"task": 1} if name == "multitask" else None)
+    adapter, _ = we_import(kind, folder, changes={"task": 1} if name == "multitask" else None)
     _require_matters(theirs, kind, ids, mask)
-    return float((logits_of(backbone, ids, mask) - theirs).abs().max())
+    return float((logits_of(adapter.backbone, ids, mask) - theirs).abs().max())
 
 
 def ours_to_ours(name: str, case: Case, kind: str, folder: Path) -> float:
     """Largest difference of the logits after our folder was imported by us."""
-    strategy = case.ours(kind)
-    backbone = trained(kind, strategy)
+    adapter = trained(kind, case.ours(kind))
     ids, mask = texts(kind, name)
-    write(backbone, strategy, folder)
+    write(adapter, folder)
     again, _ = we_import(kind, folder, changes={"task": 1} if name == "multitask" else None)
-    return float((logits_of(backbone, ids, mask) - logits_of(again, ids, mask)).abs().max())
+    return float((logits_of(adapter.backbone, ids, mask) - logits_of(again.backbone, ids, mask)).abs().max())
 
 
 def _require_matters(logits: Tensor, kind: str, ids: Tensor, mask: Tensor) -> None:

@@ -10,17 +10,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from peftlab.backbones.base import Backbone
 from peftlab.errors import PeftlabError
 from peftlab.peft.adalora import AdaLoRA
-from peftlab.peft.base import PEFTStrategy, methods
+from peftlab.peft.base import PEFTStrategy, attach, methods
 from peftlab.peft.compose import Compose
-from peftlab.peft.dora import DoRA
+from peftlab.peft.dora import DoRA, DoRADelta
 from peftlab.peft.dynamic_dora import DynamicDoRA
+from peftlab.peft.hf import codec
 from peftlab.peft.ia3 import IA3
 from peftlab.peft.layernorm import LayerNormTuning
 from peftlab.peft.lora import LoRA
-from peftlab.peft.low_rank import LowRankLayer, layers_of
 from peftlab.peft.p_tuning_v2 import PTuningV2
 from peftlab.peft.prefix_tuning import PrefixTuning
 from peftlab.peft.prompt_tuning import PromptTuning
@@ -102,28 +101,28 @@ OTHERS: dict[str, tuple[str, PEFTStrategy]] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_peft_computes_the_same(name: str, scratch: Path) -> None:
     kind, strategy = OTHERS[name]
-    backbone = trained(kind, strategy)
+    adapter = trained(kind, strategy)
     ids, mask = texts(kind, "")
-    mine = logits_of(backbone, ids, mask)
-    write(backbone, strategy, scratch / "adapter")
+    mine = logits_of(adapter.backbone, ids, mask)
+    write(adapter, scratch / "adapter")
     theirs = peft_logits(peft_loads(kind, scratch / "adapter"), ids, mask, {})
     torch.testing.assert_close(mine, theirs, atol=TOLERANCE, rtol=0)
     assert (mine - logits_of(base_model(kind), ids, mask)).abs().max() > 1e-2, "the adapter must matter"
     again, _ = we_import(kind, scratch / "adapter")
-    torch.testing.assert_close(logits_of(again, ids, mask), mine, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(logits_of(again.backbone, ids, mask), mine, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["LoRA", "IA3", "VeRA", "LNTuning", "prompt"])
 def test_an_adapter_of_the_trunk_comes_back_with_its_head(name: str, scratch: Path) -> None:
-    strategy = METHODS[name].ours("bert")
-    backbone = trained("bert", strategy)
-    folder = write(backbone, strategy, scratch / "adapter", trunk_only=True)
+    adapter = trained("bert", METHODS[name].ours("bert"))
+    folder = write(adapter, scratch / "adapter", trunk_only=True)
     assert not any(key.startswith("base_model.model.bert.") for key in tensors_of(folder))
     again, imported = we_import("bert", folder)
-    assert again.provenance["imported_adapter"]["head"] == "taken over"
+    assert again.backbone.provenance["imported_adapter"]["head"] == "taken over"
     assert len(imported.files()) == 3
     ids, mask = texts("bert", name)
-    torch.testing.assert_close(logits_of(again, ids, mask), logits_of(backbone, ids, mask), atol=0, rtol=0)
+    found, expected = logits_of(again.backbone, ids, mask), logits_of(adapter.backbone, ids, mask)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
 
 
 def test_an_adapter_of_a_language_model_starts_a_classifier(scratch: Path) -> None:
@@ -133,7 +132,8 @@ def test_an_adapter_of_a_language_model_starts_a_classifier(scratch: Path) -> No
     tensors = {key: t for key, t in tensors_of(scratch / "adapter").items() if "score" not in key}
     safetensors.torch.save_file(tensors, scratch / "adapter" / "adapter_model.safetensors")
     change_config(scratch / "adapter", task_type="CAUSAL_LM")
-    backbone, _ = we_import("llama", scratch / "adapter")
+    adapter, _ = we_import("llama", scratch / "adapter")
+    backbone: Any = adapter.backbone
     assert backbone.provenance["imported_adapter"]["head"] == "new"
     ids, mask = texts("llama", "")
     with torch.no_grad():
@@ -143,8 +143,7 @@ def test_an_adapter_of_a_language_model_starts_a_classifier(scratch: Path) -> No
 
 
 def test_a_composition_starts_from_a_folder_too(scratch: Path) -> None:
-    strategy = LoRA(rank=4)
-    folder = write(trained("bert", strategy), strategy, scratch / "adapter")
+    folder = write(trained("bert", LoRA(rank=4)), scratch / "adapter")
     both = Compose(methods=[{"name": "import", "path": str(folder)}, {"name": "prompt_tuning", "length": N}])
     assert [file.name for file in both.files()] == ["adapter_config.json", "adapter_model.safetensors"]
 
@@ -162,8 +161,8 @@ def test_pruned_adalora_of_peft(scratch: Path) -> None:
     model.save_pretrained(scratch / "adapter")
     assert len({tuple(t.shape) for name, t in tensors_of(scratch / "adapter").items() if "lora_E" in name}) > 1
     ids, mask = texts("bert", "")
-    backbone, _ = we_import("bert", scratch / "adapter")
-    mine = logits_of(backbone, ids, mask)
+    adapter, _ = we_import("bert", scratch / "adapter")
+    mine = logits_of(adapter.backbone, ids, mask)
     torch.testing.assert_close(mine, peft_logits(model, ids, mask, {}), atol=TOLERANCE, rtol=0)
 
 
@@ -190,11 +189,11 @@ NAMINGS: dict[str, dict[str, Any]] = {
 def test_every_way_to_name_modules_is_understood(name: str, scratch: Path) -> None:
     model = peft_saves("bert", peft.LoraConfig(r=4, **NAMINGS[name]), scratch / "adapter")
     ids, mask = texts("bert", "")
-    backbone, strategy = we_import("bert", scratch / "adapter")
+    adapter, strategy = we_import("bert", scratch / "adapter")
     theirs = peft_logits(model, ids, mask, {})
-    torch.testing.assert_close(logits_of(backbone, ids, mask), theirs, atol=TOLERANCE, rtol=0)
-    ours = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
-    head = sum(p.numel() for _, p in backbone.head_parameters())
+    torch.testing.assert_close(logits_of(adapter.backbone, ids, mask), theirs, atol=TOLERANCE, rtol=0)
+    ours = sum(p.numel() for p in adapter.backbone.parameters() if p.requires_grad)
+    head = sum(p.numel() for _, p in adapter.backbone.head_parameters())
     lora = sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and "classifier" not in n)
     assert ours - head == lora, "the same parameters train on"
     assert strategy.closed_form(base_model("bert")) == lora
@@ -204,8 +203,7 @@ def test_the_files_are_what_peft_writes(scratch: Path) -> None:
     """The same names and shapes of tensors as peft's own files, for every method."""
     for name, case in METHODS.items():
         for kind in KINDS:
-            strategy = case.ours(kind)
-            write(trained(kind, strategy), strategy, scratch / f"{name}-{kind}")
+            write(trained(kind, case.ours(kind)), scratch / f"{name}-{kind}")
             model = peft_loads(kind, scratch / f"{name}-{kind}")
             model.save_pretrained(scratch / f"{name}-{kind}-again")
             ours, theirs = tensors_of(scratch / f"{name}-{kind}"), tensors_of(scratch / f"{name}-{kind}-again")
@@ -217,7 +215,7 @@ def test_the_files_are_what_peft_writes(scratch: Path) -> None:
 
 def test_names_are_short_where_they_mean_the_same(scratch: Path) -> None:
     def targets(strategy: LoRA) -> list[str]:
-        found: list[str] = strategy.to_hf(trained("bert", strategy)).config["target_modules"]
+        found: list[str] = codec.written(trained("bert", strategy)).config["target_modules"]
         return found
 
     assert targets(LoRA(rank=4)) == ["attention.self.query", "attention.self.value"]
@@ -230,16 +228,22 @@ def test_the_adapter_trains_on(scratch: Path) -> None:
     """An imported adapter has the gradients that peft's has."""
     config = peft.LoraConfig(r=4, target_modules=["query"], use_dora=True)
     model = peft_saves("bert", config, scratch / "adapter")
-    backbone, _ = we_import("bert", scratch / "adapter")
+    adapter, _ = we_import("bert", scratch / "adapter")
+    backbone: Any = adapter.backbone
     ids, mask = texts("bert", "")
     labels = torch.tensor([0, 1, 2, 1])
     torch.nn.functional.cross_entropy(model(input_ids=ids, attention_mask=mask).logits, labels).backward()
     torch.nn.functional.cross_entropy(backbone(ids, mask), labels).backward()
     theirs = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    for name, layer in layers_of(backbone, LowRankLayer):
-        (update,) = layer.all_updates()
-        place = f"base_model.model.{name}"
-        for mine, key in ((update.A, "lora_A"), (update.B, "lora_B"), (update.magnitude, "lora_magnitude_vector")):
+    assert len(adapter.placed()) == 2
+    for placed in adapter.placed():
+        delta, place = placed.delta, f"base_model.model.{placed.name}"
+        assert isinstance(delta, DoRADelta)
+        for mine, key in (
+            (delta.lora_A, "lora_A"),
+            (delta.lora_B, "lora_B"),
+            (delta.magnitude, "lora_magnitude_vector"),
+        ):
             other = theirs[f"{place}.{key}.default.weight"]
             assert mine.grad is not None
             assert mine.grad.abs().max() > 0
@@ -255,27 +259,29 @@ def test_the_adapter_trains_on(scratch: Path) -> None:
     ids=lambda strategy: strategy.name,
 )
 def test_a_backbone_of_fewer_bits(bits: str, strategy: PEFTStrategy, scratch: Path) -> None:
-    backbone = trained("bert", strategy, bits=bits)
-    folder = write(backbone, strategy, scratch / "adapter")
+    adapter = trained("bert", strategy, bits=bits)
+    folder = write(adapter, scratch / "adapter")
     assert all(t.dtype == torch.float32 for t in tensors_of(folder).values())
     again, _ = we_import("bert", folder, bits=bits)
     ids, mask = texts("bert", "")
-    torch.testing.assert_close(logits_of(again, ids, mask), logits_of(backbone, ids, mask), atol=0, rtol=0)
+    found, expected = logits_of(again.backbone, ids, mask), logits_of(adapter.backbone, ids, mask)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["LoRA", "AdaLoRA", "VeRA", "prefix", "multitask"])
 def test_an_imported_adapter_is_saved_and_loaded_as_any_other(name: str, scratch: Path) -> None:
-    strategy = METHODS[name].ours("bert")
-    write(trained("bert", strategy), strategy, scratch / "adapter")
-    first, imported = we_import("bert", scratch / "adapter", seed=1)
+    write(trained("bert", METHODS[name].ours("bert")), scratch / "adapter")
+    first, _ = we_import("bert", scratch / "adapter", seed=1)
     with torch.no_grad():
-        for parameter in first.parameters():
+        for parameter in first.backbone.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1)
-    second, again = we_import("bert", scratch / "adapter", seed=2)
-    again.load_adapter_state(second, imported.adapter_state(first))
+    second, _ = we_import("bert", scratch / "adapter", seed=2)
     ids, mask = texts("bert", name)
-    torch.testing.assert_close(logits_of(second, ids, mask), logits_of(first, ids, mask), atol=0, rtol=0)
+    expected = logits_of(first.backbone, ids, mask)
+    assert not torch.equal(logits_of(second.backbone, ids, mask), expected)
+    second.load_state_dict(first.state_dict())
+    torch.testing.assert_close(logits_of(second.backbone, ids, mask), expected, atol=0, rtol=0)
 
 
 CANNOT: dict[str, tuple[str, PEFTStrategy, str]] = {
@@ -293,7 +299,7 @@ CANNOT: dict[str, tuple[str, PEFTStrategy, str]] = {
 def test_what_the_format_cannot_say_is_refused(name: str) -> None:
     kind, strategy, words = CANNOT[name]
     with pytest.raises(PeftlabError, match=words):
-        strategy.to_hf(trained(kind, strategy))
+        codec.written(trained(kind, strategy))
 
 
 def test_methods_that_peft_does_not_know_say_so() -> None:
@@ -302,17 +308,19 @@ def test_methods_that_peft_does_not_know_say_so() -> None:
     }
     assert {"bitfit", "houlsby", "pfeiffer", "full", "head"} <= set(unknown)
     for name, cls in unknown.items():
-        backbone: Backbone = base_model("bert")
+        adapter = attach(base_model("bert"), cls(), seed=0)
         with pytest.raises(PeftlabError, match=f"peft={name} cannot be written in the format of HF peft") as caught:
-            cls().to_hf(backbone)
+            codec.written(adapter)
         supports = cls().supports
         assert ("--merged" in str(caught.value)) == (supports.mergeable or supports.adds_nothing), name
 
 
 def test_every_method_that_declares_a_type_writes_it() -> None:
-    for name, cls in methods():
-        if cls.supports.hf_peft is not None:
-            assert cls.to_hf is not PEFTStrategy.to_hf, name
+    written = {name for one in codec.codecs() for name in one.methods}
+    declaring = {name for name, cls in methods() if cls.supports.hf_peft is not None and name != "import"}
+    assert written == declaring
+    for name in written:
+        assert name in codec.codec_of(name).methods
 
 
 def test_a_position_shift_moves_the_text() -> None:
@@ -321,23 +329,24 @@ def test_a_position_shift_moves_the_text() -> None:
     assert (plain.extra_tokens(), shifted.extra_tokens()) == (0, N)
     ids, mask = texts("bert", "")
     first, second = trained("bert", plain), trained("bert", shifted)
-    assert not torch.allclose(logits_of(first, ids, mask), logits_of(second, ids, mask), atol=1e-3)
-    with shifted.switched_off(second):
-        off = logits_of(second, ids, mask)
-    with plain.switched_off(first):
-        torch.testing.assert_close(logits_of(first, ids, mask), off, atol=0, rtol=0)
+    one, other = logits_of(first.backbone, ids, mask), logits_of(second.backbone, ids, mask)
+    assert not torch.allclose(one, other, atol=1e-3)
+    with second.disabled():
+        off = logits_of(second.backbone, ids, mask)
+    with first.disabled():
+        torch.testing.assert_close(logits_of(first.backbone, ids, mask), off, atol=0, rtol=0)
     with pytest.raises(PeftlabError, match=r"peft\.position_shift=true"):
         trained("distilbert", PTuningV2(length=N, position_shift=True))
 
 
 def test_changes_of_the_config_reach_the_method(scratch: Path) -> None:
-    strategy = LoRA(rank=4)
-    folder = write(trained("bert", strategy), strategy, scratch / "adapter")
-    _, imported = we_import("bert", folder, changes={"lr_ratio": 4.0, "dropout": 0.2})
+    folder = write(trained("bert", LoRA(rank=4)), scratch / "adapter")
+    adapter, imported = we_import("bert", folder, changes={"lr_ratio": 4.0, "dropout": 0.2})
     native = imported.native
     assert isinstance(native, LoRA)
+    assert adapter.strategy is native
     assert (native.lr_ratio, native.dropout, native.rank) == (4.0, 0.2, 4)
-    assert len(imported.param_groups(base_model("bert"), 1e-3)) == 1
+    assert [group["lr"] for group in adapter.param_groups(1e-3)] == [1e-3, 4e-3]
     change_config(folder, lora_dropout=0.4)
     _, imported = we_import("bert", folder)
     assert imported.native.dropout == 0.4  # type: ignore[attr-defined]

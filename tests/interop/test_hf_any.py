@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from peftlab.errors import PeftlabError
-from peftlab.interop.hf_any import TYPES
-from peftlab.peft.base import apply
+from peftlab.peft.base import attach
+from peftlab.peft.hf.any import TYPES
+from peftlab.peft.hf.codec import written
 from peftlab.peft.hf_peft import HFPeft
 from tests.interop.exchange import (
     TOLERANCE,
@@ -61,11 +62,10 @@ def test_every_type_that_is_written_is_tried() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_peft_loads_what_is_its_own(name: str, scratch: Path) -> None:
     kind, peft_type, options = CASES[name]
-    strategy = HFPeft(peft_type=peft_type, options=options)
-    backbone = trained(kind, strategy)
+    adapter = trained(kind, HFPeft(peft_type=peft_type, options=options))
     ids, mask = texts(kind, "")
-    mine = logits_of(backbone, ids, mask)
-    folder = write(backbone, strategy, scratch / "adapter")
+    mine = logits_of(adapter.backbone, ids, mask)
+    folder = write(adapter, scratch / "adapter")
     model = peft_loads(kind, folder)
     torch.testing.assert_close(peft_logits(model, ids, mask, {}), mine, atol=TOLERANCE, rtol=0)
     assert (mine - logits_of(base_model(kind), ids, mask)).abs().max() > 1e-2, "the adapter must matter"
@@ -76,21 +76,19 @@ def test_peft_loads_what_is_its_own(name: str, scratch: Path) -> None:
 
 
 def test_lora_of_hf_peft_can_be_imported(scratch: Path) -> None:
-    strategy = HFPeft(peft_type="LORA", options=OPTIONS["LORA"])
-    backbone = trained("bert", strategy)
+    adapter = trained("bert", HFPeft(peft_type="LORA", options=OPTIONS["LORA"]))
     ids, mask = texts("bert", "")
-    mine = logits_of(backbone, ids, mask)
-    again, _ = we_import("bert", write(backbone, strategy, scratch / "adapter"))
-    torch.testing.assert_close(logits_of(again, ids, mask), mine, atol=TOLERANCE, rtol=0)
+    mine = logits_of(adapter.backbone, ids, mask)
+    again, _ = we_import("bert", write(adapter, scratch / "adapter"))
+    torch.testing.assert_close(logits_of(again.backbone, ids, mask), mine, atol=TOLERANCE, rtol=0)
 
 
 def test_the_trunk_alone(scratch: Path) -> None:
-    strategy = HFPeft(peft_type="OFT", options=OPTIONS["OFT"])
-    backbone = trained("bert", strategy)
+    adapter = trained("bert", HFPeft(peft_type="OFT", options=OPTIONS["OFT"]))
     ids, mask = texts("bert", "")
-    folder = write(backbone, strategy, scratch / "adapter", trunk_only=True)
+    folder = write(adapter, scratch / "adapter", trunk_only=True)
     theirs = peft.PeftModel.from_pretrained(base_model("bert").model.base_model, folder).eval()
-    model: Any = backbone.model
+    model: Any = adapter.model
     with torch.no_grad():
         mine = model.bert(input_ids=ids, attention_mask=mask).last_hidden_state
         found = theirs(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -116,9 +114,7 @@ CANNOT: dict[str, tuple[HFPeft, str]] = {
 @pytest.mark.parametrize("name", CANNOT)
 def test_what_a_folder_would_not_hold_is_refused(name: str) -> None:
     strategy, words = CANNOT[name]
-    backbone = base_model("bert")
-    if name != "tokens":
-        apply(strategy, backbone, seed=1)
+    adapter = attach(base_model("bert"), strategy, seed=1)
     with pytest.raises(PeftlabError, match=words) as caught:
-        strategy.to_hf(backbone)
+        written(adapter)
     assert "\n" not in str(caught.value)

@@ -14,7 +14,7 @@ from peftlab.backbones.quantize import quantize
 from peftlab.backbones.tokenizers import ByteTokenizer
 from peftlab.backbones.transformer import TransformerBackbone
 from peftlab.interop.loading import how_to_load
-from peftlab.peft.base import apply
+from peftlab.peft.base import attach
 from peftlab.peft.lora import LoRA
 from tests.backbones.tiny_backbones import ARCHITECTURES, shake, tiny, tiny_config
 from tests.interop.exchange import logits_of, randomise, write
@@ -34,10 +34,9 @@ def exported(kind: str, scratch: Path, **more: Any) -> tuple[TransformerBackbone
     model.config.pad_token_id = float_backbone.tokenizer.pad_id
     if config.quantize is not None:
         quantize(model, config.quantize, keep=float_backbone.head_modules(), device=torch.device("cpu"))
-    strategy = LoRA(rank=4)
-    apply(strategy, float_backbone, seed=1)
+    adapter = attach(float_backbone, LoRA(rank=4), seed=1)
     randomise(float_backbone)
-    write(float_backbone, strategy, scratch / "adapter", base=str(scratch / "base"))
+    write(adapter, scratch / "adapter", base=str(scratch / "base"))
     code = how_to_load("adapter", str(scratch / "base"), float_backbone, LABELS, config)
     return float_backbone.eval(), code.replace("FOLDER", str(scratch / "adapter"))
 

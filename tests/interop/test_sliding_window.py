@@ -13,8 +13,9 @@ import torch
 from peftlab.backbones.transformer import TransformerBackbone
 from peftlab.errors import PeftlabError
 from peftlab.interop.export import adapter_files
-from peftlab.interop.hf_prompt import sliding_window
-from peftlab.peft.base import apply
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import attach
+from peftlab.peft.hf.prefix import sliding_window
 from peftlab.peft.imported import ImportedAdapter
 from peftlab.peft.p_tuning_v2 import PTuningV2
 from tests.backbones.tiny_backbones import ARCHITECTURES, shake, tiny
@@ -31,50 +32,51 @@ def with_window(kind: str = "mistral", **more: Any) -> TransformerBackbone:
     return backbone
 
 
-def trained() -> tuple[TransformerBackbone, PTuningV2, Any]:
-    """Ours with a prefix, its method, and the plain model."""
-    backbone, strategy = with_window(), PTuningV2(length=N)
+def trained() -> tuple[Adapter, Any]:
+    """A prefix in ours, and the plain model."""
+    backbone = with_window()
     plain = copy.deepcopy(backbone.model)
-    apply(strategy, backbone, seed=1)
+    adapter = attach(backbone, PTuningV2(length=N), seed=1)
     randomise(backbone)
-    return backbone.eval(), strategy, plain
+    backbone.eval()
+    return adapter, plain
 
 
 def test_what_fits_into_the_window_computes_the_same(scratch: Path) -> None:
-    backbone, strategy, plain = trained()
+    prefix, plain = trained()
     ids = torch.arange(5, 5 + 2 * (ROOM + 1)).view(2, -1)
-    write(backbone, strategy, scratch / "adapter", longest=ROOM)
+    write(prefix, scratch / "adapter", longest=ROOM)
     theirs = peft.PeftModel.from_pretrained(plain, scratch / "adapter").eval()
     differences = []
     for length in (ROOM, ROOM + 1):
         text, mask = ids[:, :length], torch.ones(2, length, dtype=torch.long)
-        difference = logits_of(backbone, text, mask) - peft_logits(theirs, text, mask, {})
+        difference = logits_of(prefix.backbone, text, mask) - peft_logits(theirs, text, mask, {})
         differences.append(float(difference.abs().max()))
     assert differences[0] < TOLERANCE
     assert differences[1] > 1e-3, "one token more is another computation"
 
 
 def test_a_run_with_longer_texts_is_not_exported() -> None:
-    backbone, strategy, _ = trained()
-    adapter, _ = adapter_files(backbone, strategy, longest=ROOM)
+    prefix, _ = trained()
+    adapter, _ = adapter_files(prefix, longest=ROOM)
     assert f"behind the first {ROOM} tokens" in adapter.notes[0]
     words = rf"{N} keys and texts of up to {ROOM + 1} tokens .*window of {WINDOW}.*data\.max_length to at most {ROOM}"
     with pytest.raises(PeftlabError, match=words) as caught:
-        adapter_files(backbone, strategy, longest=ROOM + 1)
+        adapter_files(prefix, longest=ROOM + 1)
     assert "\n" not in str(caught.value)
 
 
 def test_nor_is_a_prefix_imported_for_longer_texts(scratch: Path) -> None:
-    backbone, strategy, _ = trained()
-    write(backbone, strategy, scratch / "adapter")
+    prefix, _ = trained()
+    write(prefix, scratch / "adapter")
     for longest in (ROOM, ROOM + 1):
         again, imported = with_window(), ImportedAdapter(path=str(scratch / "adapter"))
         again.check_length(longest, extra_tokens=imported.extra_tokens())
         if longest == ROOM:
-            imported.inject(again, seed=0)
+            attach(again, imported, seed=0)
         else:
             with pytest.raises(PeftlabError, match=rf"peft\.path=.* window of {WINDOW}"):
-                imported.inject(again, seed=0)
+                attach(again, imported, seed=0)
 
 
 def test_which_models_have_a_window() -> None:

@@ -14,6 +14,7 @@ import torch
 
 from peftlab.errors import PeftlabError
 from peftlab.peft.adalora import AdaLoRA
+from peftlab.peft.base import attach
 from peftlab.peft.imported import ImportedAdapter
 from peftlab.peft.lora import LoRA
 from peftlab.peft.prompt_tuning import PromptTuning
@@ -27,8 +28,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 @pytest.fixture
 def folder(scratch: Path) -> Path:
     """A good one: LoRA on the query of every layer of a BERT, and a head of three classes."""
-    strategy = LoRA(rank=4, targets=["query"])
-    return write(trained("bert", strategy), strategy, scratch / "adapter")
+    return write(trained("bert", LoRA(rank=4, targets=["query"])), scratch / "adapter")
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -154,7 +154,7 @@ def test_no_folder_and_a_hub_id() -> None:
 def test_a_new_head_for_other_classes(folder: Path) -> None:
     backbone = tiny("bert", num_labels=5)
     before = backbone.model.get_parameter("classifier.weight").clone()
-    ImportedAdapter(path=str(folder), head="new").inject(backbone, seed=0)
+    attach(backbone, ImportedAdapter(path=str(folder), head="new"), seed=0)
     assert torch.equal(backbone.model.get_parameter("classifier.weight"), before)
     assert backbone.provenance["imported_adapter"]["head"] == "new"
 
@@ -169,8 +169,7 @@ def test_what_the_folder_says_is_not_changed(folder: Path) -> None:
 def test_the_folder_and_the_changes_are_blamed_apart(folder: Path, scratch: Path) -> None:
     with pytest.raises(PeftlabError, match=r"^peft\.changes\.dropout=7 is not allowed"):
         we_import("bert", folder, changes={"dropout": 7})
-    strategy = AdaLoRA(rank=2, initial_rank=3, targets=["query"])
-    other = write(trained("bert", strategy), strategy, scratch / "adalora")
+    other = write(trained("bert", AdaLoRA(rank=2, initial_rank=3, targets=["query"])), scratch / "adalora")
     change_config(other, beta1=3)
     with pytest.raises(PeftlabError, match=rf"^peft\.path: .*{CONFIG}: beta1=3 is not allowed") as caught:
         we_import("bert", other, changes={"dropout": 0.1})
@@ -200,8 +199,7 @@ def test_an_embedding_that_was_changed(scratch: Path) -> None:
 
 
 def test_a_prompt_of_another_length_or_model(scratch: Path) -> None:
-    strategy = PromptTuning(length=N, position="before")
-    folder = write(trained("bert", strategy), strategy, scratch / "adapter")
+    folder = write(trained("bert", PromptTuning(length=N, position="before")), scratch / "adapter")
     change_config(folder, num_virtual_tokens=7)
     with pytest.raises(PeftlabError, match=f"num_virtual_tokens=7 and holds {N} vectors"):
         we_import("bert", folder)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from peftlab.backbones.base import Backbone
+from peftlab.peft.adapter import Adapter
 from tests.peft.tiny import KINDS, batch
 
 ALL_KINDS = (*KINDS, "deberta-v2", "modernbert")
@@ -44,30 +44,34 @@ LABELS = torch.tensor([0, 1, 2, 1])
 Pairs = list[tuple[str, torch.nn.Parameter, torch.nn.Parameter]]
 
 
-def paired(backbone: Backbone, oracle: Any) -> Pairs:
+def paired(adapter: Adapter, oracle: Any) -> Pairs:
     """(our name, our tensor, HF peft's) for everything that trains on either side outside the head."""
     theirs = {n.removeprefix("base_model.model."): p for n, p in oracle.named_parameters() if p.requires_grad}
-    head = {name for name, _ in backbone.head_parameters()}
+    head = {name for name, _ in adapter.backbone.head_parameters()}
+    layers = {placed.name for placed in adapter.placed()}
     pairs = []
-    for name, mine in backbone.model.named_parameters():
-        if mine.requires_grad and name not in head:
-            found = [other for other in _their_names(name) if other in theirs]
-            assert len(found) == 1, f"{name}: HF peft trains {sorted(theirs)}"
-            pairs.append((name, mine, theirs.pop(found[0])))
+    for name, mine in adapter.named_parameters():
+        found = [other for other in _their_names(name, layers) if other in theirs]
+        assert len(found) == 1, f"{name}: HF peft trains {sorted(theirs)}"
+        pairs.append((name, mine, theirs.pop(found[0])))
+    ours = {id(mine) for _, mine, _ in pairs}
+    others = [n for n, p in adapter.model.named_parameters() if p.requires_grad and id(p) not in ours]
+    assert set(others) <= head, "more trains than the adapter owns"
     assert not theirs.keys() - head, "HF peft trains more than we do"
     assert pairs
     return pairs
 
 
-def _their_names(name: str) -> Iterator[str]:
-    if ".updates.all." not in name:  # a bias of the backbone
-        yield name.replace(".base.", ".base_layer.")
+def _their_names(name: str, layers: set[str]) -> Iterator[str]:
+    place, inside, letter = name.partition(".deltas.all.")
+    if not inside:  # a bias of the backbone
+        place, _, bias = name.rpartition(".")
+        yield f"{place}.base_layer.{bias}" if place in layers else name
         return
-    place, letter = name.split(".updates.all.")
     if letter == "magnitude":
         yield f"{place}.lora_magnitude_vector.default.weight"
         return
-    letter = {"diagonal": "E"}.get(letter, letter)
+    letter = {"diagonal": "E"}.get(letter, letter.removeprefix("lora_"))
     yield f"{place}.lora_{letter}.default.weight"
     yield f"{place}.lora_{letter}.default"
     yield f"{place}.lora_embedding_{letter}.default"
@@ -90,8 +94,9 @@ def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     yield ids, torch.ones_like(mask)
 
 
-def compare(backbone: Backbone, oracle: Any, pairs: Pairs) -> None:
+def compare(adapter: Adapter, oracle: Any, pairs: Pairs) -> None:
     """Logits and the gradient of every pair agree, with padding and without."""
+    backbone = adapter.backbone
     for ids, mask in batches():
         for _, mine, other in pairs:
             mine.grad = other.grad = None

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peftlab.backbones.base import Backbone
-from peftlab.peft.base import PEFTStrategy, apply
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import PEFTStrategy, attach
 from tests.backbones.tiny_backbones import shake
 from tests.peft.tiny import batch, tiny
 
@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": lambda x: 1 - 2 / (torch.exp(2 * x) + 1),
 }
 Weights = dict[str, Tensor]
-Attach = Callable[[nn.Module, Callable[[str], Weights]], None]
+Hooks = Callable[[nn.Module, Callable[[str], Weights]], None]
 
 
 def plain(x: Tensor, weights: Weights, *, activation: str, scale: float = 1.0) -> Tensor:
@@ -35,16 +35,17 @@ def plain(x: Tensor, weights: Weights, *, activation: str, scale: float = 1.0) -
     return (low @ weights["up"].T + weights.get("up_bias", 0)) * weights.get("scale", scale)
 
 
-def compare_with_plain(kind: str, strategy: PEFTStrategy, attach: Attach, *, padded: bool) -> None:
-    """Logits, and the gradient of every tensor that trains, agree with ``attach``'s hooks on the same backbone."""
+def compare_with_plain(kind: str, strategy: PEFTStrategy, hooks: Hooks, *, padded: bool) -> None:
+    """Logits, and the gradient of every tensor that trains, agree with ``hooks`` on the same backbone."""
     backbone = tiny(kind)
     shake(backbone)  # what goes through a fresh tiny model is too small for a bottleneck without biases to show
     model = copy.deepcopy(backbone.model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    apply(strategy, backbone, seed=0, train_head=False)
+    adapter = attach(backbone, strategy, seed=0, train_head=False)
     generator = torch.Generator().manual_seed(5)
-    ours = {n: p for n, p in backbone.model.named_parameters() if p.requires_grad}
+    ours = dict(adapter.named_parameters())
+    assert len(ours) == sum(p.requires_grad for p in backbone.parameters())
     with torch.no_grad():
         for parameter in ours.values():
             parameter.normal_(std=0.3, generator=generator)
@@ -58,7 +59,7 @@ def compare_with_plain(kind: str, strategy: PEFTStrategy, attach: Attach, *, pad
         mask = torch.ones_like(mask)
     with torch.no_grad():
         untouched = model(input_ids=ids, attention_mask=mask).logits
-    attach(model, weights)
+    hooks(model, weights)
     logits, expected = backbone(ids, mask), model(input_ids=ids, attention_mask=mask).logits
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
     assert not torch.allclose(logits, untouched, atol=1e-3), "the adapters must matter"
@@ -90,6 +91,6 @@ def beside(first: nn.Module, last: nn.Module, weights: Weights, **settings: Any)
     last.register_forward_hook(lambda _module, _inputs, out: out + plain(seen.pop(), weights, **settings))
 
 
-def zero_parts(backbone: Backbone) -> set[str]:
+def zero_parts(adapter: Adapter) -> set[str]:
     """Ends of the names of trainable tensors that are all zero."""
-    return {n.rpartition(".")[2] for n, p in backbone.model.named_parameters() if p.requires_grad and not p.any()}
+    return {n.rpartition(".")[2] for n, p in adapter.named_parameters() if not p.any()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peftlab.backbones.transformer import TransformerBackbone, TransformerConfig
-from peftlab.peft.base import PEFTStrategy, apply
+from peftlab.peft.base import PEFTStrategy, attach
 from peftlab.runs.assemble import count_parameters
 
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -33,7 +33,6 @@ def trainable(strategy: PEFTStrategy, name: str) -> int:
     """Parameters that really train without the head; the closed form must say the same."""
     backbone = meta(name)
     expected = strategy.closed_form(backbone)
-    apply(strategy, backbone, seed=0)
-    counted = count_parameters(backbone)["trainable_without_head"]
+    counted = count_parameters(attach(backbone, strategy, seed=0))["trainable_without_head"]
     assert counted == expected
     return counted

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from peftlab.errors import PeftlabError
-from peftlab.peft.base import apply
+from peftlab.peft.base import attach
 from peftlab.peft.bitfit import BitFit
 from tests.peft.published import trainable
 from tests.peft.tiny import batch, tiny
@@ -14,7 +14,7 @@ from tests.peft.tiny import batch, tiny
 
 def trained(kind: str, **fields: object) -> set[str]:
     backbone = tiny(kind)
-    apply(BitFit(**fields), backbone, seed=0, train_head=False)  # type: ignore[arg-type]
+    attach(backbone, BitFit(**fields), seed=0, train_head=False)  # type: ignore[arg-type]
     return {name for name, p in backbone.model.named_parameters() if p.requires_grad}
 
 
@@ -45,7 +45,7 @@ def test_all_biases_of_the_trunk_and_nothing_else() -> None:
 def test_the_weights_stay_and_the_biases_move() -> None:
     backbone = tiny("gpt2")
     before = {name: p.clone() for name, p in backbone.model.named_parameters()}
-    apply(BitFit(), backbone, seed=0, train_head=False)
+    attach(backbone, BitFit(), seed=0, train_head=False)
     ids, mask = batch()
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.5)
     for _ in range(2):
@@ -89,7 +89,7 @@ def test_deberta_has_biases_of_another_name() -> None:
 )
 def test_wrong_uses(kind: str, fields: dict[str, object], said: str) -> None:
     with pytest.raises(PeftlabError, match=said):
-        apply(BitFit(**fields), tiny(kind), seed=0)  # type: ignore[arg-type]
+        attach(tiny(kind), BitFit(**fields), seed=0)  # type: ignore[arg-type]
 
 
 def test_an_empty_list_is_refused() -> None:

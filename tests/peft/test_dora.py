@@ -11,36 +11,43 @@ from torch.nn import functional as F
 
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.errors import PeftlabError
-from peftlab.peft.base import apply
-from peftlab.peft.dora import DoRA, DoRALayer, DoRAUpdate
-from peftlab.peft.low_rank import layers_of
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import attach
+from peftlab.peft.delta import AdaptedLayer
+from peftlab.peft.dora import DoRA, DoRADelta
 from peftlab.peft.surgery import weight_matrix
 from peftlab.runs.assemble import count_parameters
 from tests.peft.tiny import KINDS, batch, tiny
 
 
-def adapted(kind: str, backbone: Any = None, **fields: Any) -> Any:
+def adapted(kind: str, backbone: Any = None, **fields: Any) -> Adapter:
     """A backbone with DoRA whose every trained tensor is away from its start."""
     backbone = tiny(kind) if backbone is None else backbone
-    apply(DoRA(**fields), backbone, seed=0, train_head=False)
+    adapter = attach(backbone, DoRA(**fields), seed=0, train_head=False)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for name, parameter in backbone.named_parameters():
-            if parameter.requires_grad:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(parameter * (1 + 0.3 * noise) if name.endswith("magnitude") else 0.2 * noise)
-    return backbone
+        for name, parameter in adapter.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(parameter * (1 + 0.3 * noise) if name.endswith("magnitude") else 0.2 * noise)
+    return adapter
 
 
-def dense_rows(layer: DoRALayer, update: DoRAUpdate) -> Tensor:
+def dense_rows(layer: AdaptedLayer, delta: DoRADelta) -> Tensor:
     """m · (W + s B A) / ‖W + s B A‖ by the book, (rows, in), in float64."""
-    W = weight_matrix(layer.base)[update.output_slice or slice(None)].double()
-    W = W + update.scale * update.B.double() @ update.A.double()
-    return update.magnitude.double()[:, None] * W / W.norm(dim=1, keepdim=True)
+    W = weight_matrix(layer.base)[delta.rows or slice(None)].double()
+    W = W + delta.scale * delta.lora_B.double() @ delta.lora_A.double()
+    return delta.magnitude.double()[:, None] * W / W.norm(dim=1, keepdim=True)
 
 
-def only_layer(backbone: Any, part: str) -> DoRALayer:
-    return next(layer for name, layer in layers_of(backbone, DoRALayer) if part in name)
+def first_layer(adapter: Adapter, part: str) -> Any:
+    """The first adapted layer with ``part`` in its name."""
+    return next(placed.layer for placed in adapter.placed() if part in placed.name)
+
+
+def only_delta(layer: AdaptedLayer) -> DoRADelta:
+    (delta,) = layer.deltas.values()
+    assert isinstance(delta, DoRADelta)
+    return delta
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,19 +55,18 @@ def test_it_starts_as_the_backbone_to_the_bit(kind: str) -> None:
     backbone = tiny(kind)
     ids, mask = batch()
     before = backbone(ids, mask)
-    apply(DoRA(targets=["query", "value", "ffn_up", "embedding"]), backbone, seed=0)
+    attach(backbone, DoRA(targets=["query", "value", "ffn_up", "embedding"]), seed=0)
     assert torch.equal(before, backbone(ids, mask))
 
 
 @pytest.mark.parametrize("quantize", [None, "nf4", "int8"])
 def test_the_norm_needs_no_dense_product(quantize: str | None) -> None:
-    backbone = adapted("bert", tiny("bert", quantize=quantize), targets=["ffn_up"])
-    layer = only_layer(backbone, "intermediate")
-    (update,) = layer.dora_updates()
+    layer = first_layer(adapted("bert", tiny("bert", quantize=quantize), targets=["ffn_up"]), "intermediate")
+    delta = only_delta(layer)
     weight = weight_matrix(layer.base)
-    dense = (weight.double() + update.scale * update.B.double() @ update.A.double()).norm(dim=1)
+    dense = (weight.double() + delta.scale * delta.lora_B.double() @ delta.lora_A.double()).norm(dim=1)
     assert (dense / weight.double().norm(dim=1) > 1.5).all(), "the update must matter"
-    torch.testing.assert_close(update.norm(weight).double(), dense, atol=0, rtol=1e-6)
+    torch.testing.assert_close(delta.norm(weight).double(), dense, atol=0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "fp4", "int8"])
@@ -76,22 +82,22 @@ def test_dequantised_weights_are_what_the_layer_multiplies_with(quantize: str) -
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_a_layer_is_the_book_s_formula(kind: str) -> None:
-    layer = only_layer(adapted(kind, targets=["value"]), "v_proj" if kind == "llama" else "value")
-    (update,) = layer.dora_updates()
+    layer = first_layer(adapted(kind, targets=["value"]), "v_proj" if kind == "llama" else "value")
+    delta = only_delta(layer)
     x = torch.randn(2, 5, 32)
-    expected = F.linear(x.double(), dense_rows(layer, update), None if layer.bias is None else layer.bias.double())
+    expected = F.linear(x.double(), dense_rows(layer, delta), None if layer.bias is None else layer.bias.double())
     torch.testing.assert_close(layer(x).double(), expected, atol=1e-5, rtol=0)
 
 
 def test_slices_of_gpt2_have_their_own_magnitudes() -> None:
-    layer = only_layer(adapted("gpt2", targets=["query", "value"], rank=3), "h.0.attn.c_attn")
+    layer = first_layer(adapted("gpt2", targets=["query", "value"], rank=3), "h.0.attn.c_attn")
     with torch.no_grad():
         layer.base.bias.normal_()  # it starts from zero, where a wrong treatment would not show
     x = torch.randn(2, 5, 32)
     weight, out = layer.base.weight.T.double(), layer(x).double()
-    assert list(layer.updates) == ["query", "value"]
+    assert list(layer.deltas) == ["query", "value"]
     for role, rows in (("query", slice(0, 32)), ("value", slice(64, 96))):
-        expected = F.linear(x.double(), dense_rows(layer, layer.updates[role]), layer.base.bias[rows].double())
+        expected = F.linear(x.double(), dense_rows(layer, layer.deltas[role]), layer.base.bias[rows].double())
         torch.testing.assert_close(out[..., rows], expected, atol=1e-5, rtol=0)
     keys = slice(32, 64)
     torch.testing.assert_close(
@@ -100,60 +106,59 @@ def test_slices_of_gpt2_have_their_own_magnitudes() -> None:
 
 
 def test_an_embedding_is_scaled_by_dimension() -> None:
-    layer = only_layer(adapted("bert", targets=["embedding"], rank=2), "word_embeddings")
-    (update,) = layer.dora_updates()
-    assert update.magnitude.shape == (32,)
+    layer = first_layer(adapted("bert", targets=["embedding"], rank=2), "word_embeddings")
+    delta = only_delta(layer)
+    assert delta.magnitude.shape == (32,)
     ids = torch.tensor([[5, 9, 5]])
-    torch.testing.assert_close(layer(ids).double(), dense_rows(layer, update).T[ids], atol=1e-5, rtol=0)
+    torch.testing.assert_close(layer(ids).double(), dense_rows(layer, delta).T[ids], atol=1e-5, rtol=0)
 
 
 def test_the_norm_is_detached_or_not() -> None:
     gradients = {}
     for detach in (True, False):
-        layer = only_layer(adapted("bert", targets=["query"], detach_norm=detach), "query")
-        (update,) = layer.dora_updates()
+        layer = first_layer(adapted("bert", targets=["query"], detach_norm=detach), "query")
+        delta = only_delta(layer)
         x = torch.randn(7, 32, generator=torch.Generator().manual_seed(0))
         layer(x).square().sum().backward()
-        ours = {name: parameter.grad.double() for name, parameter in update.named_parameters()}
+        ours = {name: parameter.grad.double() for name, parameter in delta.named_parameters()}
         W = layer.base.weight.double()
-        A, B, m = (p.detach().double().requires_grad_() for p in (update.A, update.B, update.magnitude))
-        full = W + update.scale * B @ A
+        A, B, m = (p.detach().double().requires_grad_() for p in (delta.lora_A, delta.lora_B, delta.magnitude))
+        full = W + delta.scale * B @ A
         norm = full.norm(dim=1, keepdim=True)
         out = F.linear(x.double(), m[:, None] * full / (norm.detach() if detach else norm), layer.bias.double())
         out.square().sum().backward()
-        for name, reference in (("A", A), ("B", B), ("magnitude", m)):
+        for name, reference in (("lora_A", A), ("lora_B", B), ("magnitude", m)):
             scale = float(reference.grad.abs().max())
             torch.testing.assert_close(ours[name], reference.grad, atol=1e-5 * scale, rtol=0)
         gradients[detach] = ours
-    assert not torch.allclose(gradients[True]["B"], gradients[False]["B"], rtol=1e-2)
+    assert not torch.allclose(gradients[True]["lora_B"], gradients[False]["lora_B"], rtol=1e-2)
     torch.testing.assert_close(gradients[True]["magnitude"], gradients[False]["magnitude"])
 
 
 def test_dropout_leaves_the_base_product_alone() -> None:
-    layer = only_layer(adapted("bert", targets=["query"], dropout=0.5), "query").train()
-    (update,) = layer.dora_updates()
+    layer = first_layer(adapted("bert", targets=["query"], dropout=0.5), "query").train()
+    delta = only_delta(layer)
     with torch.no_grad():
-        update.B.zero_()
+        delta.lora_B.zero_()
     x = torch.randn(4, 32)
     assert torch.equal(layer(x), layer(x)), "B is zero, so dropout shows nowhere"
-    layer.updates["all"].drops_base = True
+    delta.drops_base = True
     assert not torch.equal(layer(x), layer(x)), "HF peft's rule drops the base's input as well"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_equals_unmerged_and_unmerging_gives_the_bits_back(kind: str) -> None:
     backbone = tiny(kind)
-    strategy = DoRA(rank=2, targets=["query", "value", "ffn_down", "embedding"])
-    adapted(kind, backbone, rank=2, targets=strategy.targets)
+    adapter = adapted(kind, backbone, rank=2, targets=["query", "value", "ffn_down", "embedding"])
     ids, mask = batch()
     weights = {n: p.clone() for n, p in backbone.model.named_parameters()}
     with torch.no_grad():
         expected = backbone(ids, mask)
-        strategy.merge(backbone)
-        strategy.merge(backbone)  # twice is once
+        adapter.merge()
+        adapter.merge()  # twice is once
         torch.testing.assert_close(backbone(ids, mask), expected, atol=1e-4, rtol=1e-4)
         assert any(not torch.equal(p, weights[n]) for n, p in backbone.model.named_parameters())
-        strategy.unmerge(backbone)
+        adapter.unmerge()
         assert torch.equal(backbone(ids, mask), expected)
     for name, parameter in backbone.model.named_parameters():
         assert torch.equal(parameter, weights[name]), name
@@ -161,9 +166,9 @@ def test_merged_equals_unmerged_and_unmerging_gives_the_bits_back(kind: str) -> 
 
 def test_on_a_quantised_backbone_it_refuses_to_merge() -> None:
     backbone = tiny("bert", quantize="nf4")
-    apply(DoRA(), backbone, seed=0)
+    adapter = attach(backbone, DoRA(), seed=0)
     with pytest.raises(PeftlabError, match=r"backbone\.quantize=null"):
-        DoRA().merge(backbone)
+        adapter.merge()
 
 
 def test_a_bf16_backbone_computes_about_the_same() -> None:
@@ -171,9 +176,10 @@ def test_a_bf16_backbone_computes_about_the_same() -> None:
     full = tiny("bert")
     full.model.load_state_dict(low.model.state_dict())
     ids, mask = batch()
-    for backbone in (low, full):
-        adapted("bert", backbone, targets=["query", "value", "ffn_up", "ffn_down"])
-    magnitudes = [p for n, p in low.named_parameters() if n.endswith("magnitude")]
+    adapter, _ = [
+        adapted("bert", backbone, targets=["query", "value", "ffn_up", "ffn_down"]) for backbone in (low, full)
+    ]
+    magnitudes = [p for n, p in adapter.named_parameters() if n.endswith("magnitude")]
     assert {p.dtype for p in magnitudes} == {torch.float32}
     torch.testing.assert_close(low(ids, mask), full(ids, mask), atol=0.02, rtol=0.05)
 
@@ -182,7 +188,7 @@ def test_rows_of_zeros_stay_finite() -> None:
     backbone = tiny("bert")
     with torch.no_grad():
         backbone.model.bert.encoder.layer[0].attention.self.query.weight[3] = 0
-    apply(DoRA(), backbone, seed=0)
+    attach(backbone, DoRA(), seed=0)
     logits = backbone(*batch())
     logits.sum().backward()
     assert all(p.grad.isfinite().all() for p in backbone.parameters() if p.requires_grad)
@@ -212,8 +218,7 @@ def test_counts_of_the_paper_s_table_1(architecture: dict[str, Any], rank: int, 
     strategy = DoRA(rank=rank, targets=["query", "key", "value", "ffn_up", "ffn_down"])
     assert strategy.closed_form(backbone) == count
     if (architecture, rank) == (LLAMA_7B, 16):
-        apply(strategy, backbone, seed=0)
-        assert count_parameters(backbone)["trainable_without_head"] == count
+        assert count_parameters(attach(backbone, strategy, seed=0))["trainable_without_head"] == count
 
 
 def test_ranks_and_alphas_by_pattern() -> None:
@@ -221,7 +226,7 @@ def test_ranks_and_alphas_by_pattern() -> None:
     strategy = DoRA(targets=["query", "ffn_up"], rank_pattern={"ffn_up": 2}, alpha_pattern={"query": 4.0})
     expected = 2 * (8 * 64 + 32) + 2 * (2 * 96 + 64)
     assert strategy.closed_form(backbone) == expected
-    apply(strategy, backbone, seed=0)
-    assert count_parameters(backbone)["trainable_without_head"] == expected
-    assert only_layer(backbone, "query").updates["all"].scale == 4.0 / 8
-    assert only_layer(backbone, "intermediate").updates["all"].scale == 16.0 / 2
+    adapter = attach(backbone, strategy, seed=0)
+    assert count_parameters(adapter)["trainable_without_head"] == expected
+    assert only_delta(first_layer(adapter, "query")).scale == 4.0 / 8
+    assert only_delta(first_layer(adapter, "intermediate")).scale == 16.0 / 2

@@ -15,10 +15,12 @@ from torch.nn import functional as F
 
 from peftlab.backbones.quantize import quantize
 from peftlab.errors import PeftlabError
-from peftlab.peft.base import apply
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import attach
+from peftlab.peft.hf_layers import HFPeftAdapter, tuner_layers
 from peftlab.peft.hf_options import option_types, package_folder
-from peftlab.peft.hf_peft import HFPeft, tuner_layers
-from peftlab.peft.surgery import unwrap_merged, weight_matrix
+from peftlab.peft.hf_peft import HFPeft
+from peftlab.peft.surgery import weight_matrix
 from peftlab.runs.assemble import count_parameters
 from tests.conftest import REPOSITORY, TINY, Peftlab, run_folder
 from tests.peft.tiny import batch, tiny
@@ -39,14 +41,21 @@ def method(peft_type: str, **more: Any) -> HFPeft:
     return HFPeft(peft_type=peft_type, options=copy.deepcopy(TYPES[peft_type]) | more)
 
 
-def trained(strategy: HFPeft, backbone: Any, steps: int = 3) -> Any:
+def trained(adapter: Adapter, steps: int = 3) -> Any:
+    """The adapter's backbone after some steps."""
     ids, mask = batch()
-    optimizer = torch.optim.AdamW(strategy.param_groups(backbone, 0.02))
+    optimizer = torch.optim.AdamW(adapter.param_groups(0.02))
     for _ in range(steps):
         optimizer.zero_grad()
-        F.cross_entropy(backbone(ids, mask), torch.tensor([0, 1, 0, 1])).backward()
+        F.cross_entropy(adapter.backbone(ids, mask), torch.tensor([0, 1, 0, 1])).backward()
         optimizer.step()
-    return backbone.eval()
+    return adapter.backbone.eval()
+
+
+def attached(backbone: Any, strategy: HFPeft, *, seed: int = 0) -> HFPeftAdapter:
+    adapter = attach(backbone, strategy, seed=seed)
+    assert isinstance(adapter, HFPeftAdapter)
+    return adapter
 
 
 def logits(backbone: Any) -> torch.Tensor:
@@ -60,50 +69,56 @@ def test_train_save_reload_merge(peft_type: str) -> None:
     plain = tiny("bert")
     backbone, strategy = tiny("bert"), method(peft_type)
     state = torch.get_rng_state()
-    apply(strategy, backbone, seed=0)
+    adapter = attach(backbone, strategy, seed=0)
     assert torch.equal(state, torch.get_rng_state())
     head = {name for name, _ in backbone.head_parameters()}
     assert all(backbone.model.get_parameter(name).requires_grad for name in head)
     frozen = {name: p.detach().clone() for name, p in backbone.named_parameters() if not p.requires_grad}
-    trained(strategy, backbone)
+    trained(adapter)
     for name, before in frozen.items():
         assert torch.equal(backbone.get_parameter(name), before), name
     after = logits(backbone)
     assert not torch.allclose(after, logits(plain), atol=1e-4)
 
-    another = tiny("bert")
-    apply(strategy, another, seed=7)
-    strategy.load_adapter_state(another, {n: t.clone() for n, t in strategy.adapter_state(backbone).items()})
-    assert torch.equal(logits(another), after)
-    assert torch.equal(logits(trained(strategy, another)), logits(trained(strategy, backbone)))
+    another = attach(tiny("bert"), strategy, seed=7)
+    another.load_state_dict({n: t.clone() for n, t in adapter.state_dict().items()})
+    assert torch.equal(logits(another.backbone), after)
+    assert torch.equal(logits(trained(another)), logits(trained(adapter)))
 
     after = logits(backbone)
     weights = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    with strategy.switched_off(backbone):
+    with adapter.disabled():
         for (name, one), (_, other) in zip(backbone.head_parameters(), plain.head_parameters(), strict=True):
             other.data.copy_(one.data), name
         torch.testing.assert_close(logits(backbone), logits(plain), atol=1e-6, rtol=0)
     assert {n for n, p in backbone.named_parameters() if p.requires_grad} == {
-        n for n, p in another.named_parameters() if p.requires_grad
+        n for n, p in another.backbone.named_parameters() if p.requires_grad
     }
-    strategy.merge(backbone)
-    strategy.merge(backbone)
+    adapter.merge()
+    adapter.merge()
     torch.testing.assert_close(logits(backbone), after, atol=2e-5, rtol=0)
-    merged = copy.deepcopy(backbone)
-    unwrap_merged(merged.model)
+    merged = copy.deepcopy(adapter)
+    merged.remove()
     assert set(merged.model.state_dict()) == set(plain.model.state_dict())
-    torch.testing.assert_close(logits(merged), after, atol=2e-5, rtol=0)
-    strategy.unmerge(backbone)
-    strategy.unmerge(backbone)
+    torch.testing.assert_close(logits(merged.backbone), after, atol=2e-5, rtol=0)
+    with adapter.disabled():
+        torch.testing.assert_close(logits(backbone), logits(plain), atol=1e-6, rtol=0)
+    torch.testing.assert_close(logits(backbone), after, atol=2e-5, rtol=0)
+    adapter.unmerge()
+    adapter.unmerge()
     assert torch.equal(logits(backbone), after)
     assert all(torch.equal(weights[name], tensor) for name, tensor in backbone.state_dict().items())
+
+    adapter.remove()
+    assert {n: type(m) for n, m in backbone.named_modules()} == {n: type(m) for n, m in plain.named_modules()}
+    assert torch.equal(logits(backbone), logits(plain)), "the heads are the same by now"
+    assert not list(adapter.named_parameters())
 
 
 @pytest.mark.parametrize("peft_type", ["OFT", "LOHA", "FOURIERFT", "LORA"])
 def test_it_is_hf_peft_s_own_model(peft_type: str) -> None:
     backbone, strategy = tiny("bert"), method(peft_type)
-    apply(strategy, backbone, seed=0)
-    trained(strategy, backbone)
+    trained(attach(backbone, strategy, seed=0))
     reference = tiny("bert")
     options = TYPES[peft_type]
     if options["target_modules"] == "all-linear":
@@ -121,27 +136,47 @@ def test_it_is_hf_peft_s_own_model(peft_type: str) -> None:
 @pytest.mark.parametrize(("peft_type", "kind"), [*((peft_type, "bert") for peft_type in TYPES), ("LORA", "gpt2")])
 def test_updates_are_what_merging_adds(peft_type: str, kind: str) -> None:
     options = {} if kind == "bert" else {"target_modules": ["c_attn"]}
-    backbone, strategy = tiny(kind), method(peft_type, **options)
-    apply(strategy, backbone, seed=0)
-    trained(strategy, backbone)
-    updates = {update.name: update for update in strategy.weight_updates(backbone)}
-    layers = dict(tuner_layers(backbone.model))
-    assert updates.keys() == layers.keys()
+    adapter = attached(tiny(kind), method(peft_type, **options))
+    trained(adapter)
+    updates = {update.name: update for update in adapter.weight_updates()}
+    layers = tuner_layers(adapter.model)
+    assert updates.keys() == layers.keys() == adapter.layers.keys()
     before = {name: weight_matrix(layer.base_layer).detach().clone() for name, layer in layers.items()}
     for name in layers:
         torch.testing.assert_close(updates[name].weight, before[name])
-    strategy.merge(backbone)
+    adapter.merge()
     for name, layer in layers.items():
         added = weight_matrix(layer.base_layer).detach() - before[name]
         torch.testing.assert_close(updates[name].update, added, atol=1e-5, rtol=1e-3)
 
 
+def test_biases_that_hf_peft_trains() -> None:
+    """Those of the trunk are the method's, that of the head is the head's; they cannot be switched off."""
+    adapter = attached(tiny("bert"), method("LORA", bias="all"))
+    biases = {name for name, _ in tiny("bert").model.named_parameters() if name.endswith("bias")}
+    assert set(adapter.own_names()) == biases - {"classifier.bias"}
+    counted = count_parameters(adapter)
+    assert counted["trainable"] == counted["trainable_without_head"] + counted["head"]
+    frozen_head = attach(tiny("bert"), method("LORA", bias="all"), seed=0, train_head=False)
+    assert frozen_head.tensors().keys() == adapter.tensors().keys() - {"classifier.bias", "classifier.weight"}
+    after = logits(trained(adapter))
+    with pytest.raises(PeftlabError, match=r"trains the backbone's own '.*bias'"), adapter.disabled():
+        pass
+    another = attach(tiny("bert"), method("LORA", bias="all"), seed=3)
+    another.load_state_dict(adapter.state_dict())
+    assert torch.equal(logits(another.backbone), after)
+    adapter.merge()
+    torch.testing.assert_close(logits(adapter.backbone), after, atol=2e-5, rtol=0)
+    adapter.unmerge()
+    assert torch.equal(logits(adapter.backbone), after)
+
+
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_updates_are_seen_on_a_quantised_backbone(kind: str) -> None:
-    backbone, strategy = tiny("bert", quantize=kind), method("OFT")
-    apply(strategy, backbone, seed=0)
-    after = logits(trained(strategy, backbone))
-    for update in strategy.weight_updates(backbone):
+    backbone = tiny("bert", quantize=kind)
+    adapter = attached(backbone, method("OFT"))
+    after = logits(trained(adapter))
+    for update in adapter.weight_updates():
         assert isinstance(update.update, torch.Tensor)
         assert update.update.shape == update.weight.shape
         assert 0 < update.update.norm() < update.weight.norm()
@@ -159,7 +194,7 @@ def test_updates_are_seen_on_a_quantised_backbone(kind: str) -> None:
 def test_blocks_that_do_not_divide_are_refused(options: dict[str, Any], said: str) -> None:
     """HF peft would silently take another size."""
     strategy = HFPeft(options=options | {"target_modules": "all-linear"})
-    asked = [lambda: apply(strategy, tiny("bert"), seed=0)]
+    asked = [lambda: attach(tiny("bert"), strategy, seed=0)]
     asked += [lambda: strategy.closed_form(tiny("bert"))] if "r" not in options else []  # type: ignore[list-item,return-value]
     for ask in asked:
         with pytest.raises(PeftlabError) as error:
@@ -174,23 +209,22 @@ def test_closed_forms(peft_type: str, kind: str) -> None:
     options = TYPES[peft_type] | {"target_modules": "all-linear"}
     backbone, strategy = tiny(kind), HFPeft(peft_type=peft_type, options=options)
     expected = strategy.closed_form(backbone)
-    apply(strategy, backbone, seed=0)
-    assert count_parameters(backbone)["trainable_without_head"] == expected
+    counted = count_parameters(attach(backbone, strategy, seed=0))
+    assert counted["trainable_without_head"] == counted["added"] == expected
     assert HFPeft(peft_type=peft_type, options=options | {"exclude_modules": ["x"]}).closed_form(tiny(kind)) is None
 
 
 def test_without_target_modules_hf_peft_chooses() -> None:
     backbone, strategy = tiny("bert"), HFPeft(options={"oft_block_size": 16})
     assert strategy.closed_form(backbone) is None
-    apply(strategy, backbone, seed=0)
-    assert len(list(tuner_layers(backbone.model))) >= 4
+    adapter = attached(backbone, strategy)
+    assert len(tuner_layers(backbone.model)) == len(adapter.layers) >= 4
 
 
 def test_seeds() -> None:
     def factors(seed: int) -> torch.Tensor:
-        backbone, strategy = tiny("bert"), method("LORA")
-        apply(strategy, backbone, seed=seed)
-        return torch.cat([p.flatten() for n, p in backbone.named_parameters() if "lora_A" in n]).detach()
+        adapter = attach(tiny("bert"), method("LORA"), seed=seed)
+        return torch.cat([p.flatten() for n, p in adapter.named_parameters() if "lora_A" in n]).detach()
 
     assert torch.equal(factors(0), factors(0))
     assert not torch.equal(factors(0), factors(1))
@@ -200,8 +234,8 @@ def test_seeds() -> None:
 def test_the_head_is_never_wrapped(kind: str) -> None:
     backbone = tiny(kind)
     head = backbone.head_modules()
-    apply(HFPeft(options={"oft_block_size": 16, "target_modules": "all-linear"}), backbone, seed=0)
-    names = [name for name, _ in tuner_layers(backbone.model)]
+    attach(backbone, HFPeft(options={"oft_block_size": 16, "target_modules": "all-linear"}), seed=0)
+    names = list(tuner_layers(backbone.model))
     assert len(names) >= 8
     assert not any(name == top or name.startswith(f"{top}.") for name in names for top in head)
 
@@ -209,9 +243,9 @@ def test_the_head_is_never_wrapped(kind: str) -> None:
 def test_adapters_are_float32_on_a_bfloat16_backbone() -> None:
     for peft_type in ("OFT", "LOHA", "LORA"):
         backbone = tiny("bert", dtype="bfloat16")
-        apply(method(peft_type), backbone, seed=0)
+        adapter = attach(backbone, method(peft_type), seed=0)
         assert {p.dtype for n, p in backbone.named_parameters() if p.requires_grad} == {torch.float32}
-        assert torch.isfinite(logits(trained(method(peft_type), backbone, steps=1))).all()
+        assert torch.isfinite(logits(trained(adapter, steps=1))).all()
 
 
 @pytest.mark.parametrize(
@@ -252,7 +286,7 @@ def test_wrong_configs(fields: dict[str, Any], said: str) -> None:
 )
 def test_refusals(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(PeftlabError) as error:
-        apply(HFPeft(**fields), tiny("bert"), seed=0)
+        attach(tiny("bert"), HFPeft(**fields), seed=0)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -264,14 +298,12 @@ def test_quantised_backbones() -> None:
         backbone.provenance["quantize"] = "nf4"
         return backbone
 
-    backbone = nf4()
-    strategy = method("OFT")
-    apply(strategy, backbone, seed=0)
-    trained(strategy, backbone)
+    adapter = attach(nf4(), method("OFT"), seed=0)
+    trained(adapter)
     with pytest.raises(PeftlabError, match=r"round the merged weight"):
-        strategy.merge(backbone)
+        adapter.merge()
     with pytest.raises(PeftlabError, match="no layers of this type for weights in nf4"):
-        apply(method("LOHA"), nf4(), seed=0)
+        attach(nf4(), method("LOHA"), seed=0)
 
 
 def test_options_are_those_of_the_type_alone() -> None:
@@ -289,9 +321,9 @@ def test_options_are_those_of_the_type_alone() -> None:
 
 def test_importing_hf_peft_says_nothing() -> None:
     code = (
-        "from peftlab.peft.base import apply; from peftlab.peft.hf_peft import HFPeft;"
+        "from peftlab.peft.base import attach; from peftlab.peft.hf_peft import HFPeft;"
         "from tests.peft.tiny import tiny;"
-        "apply(HFPeft(options={'oft_block_size': 8, 'target_modules': ['query']}), tiny('bert'), seed=0)"
+        "attach(tiny('bert'), HFPeft(options={'oft_block_size': 8, 'target_modules': ['query']}), seed=0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert "gemm_4bit" not in done.stderr

@@ -10,7 +10,7 @@ from torch import nn
 
 from peftlab.backbones.text_classifier import TextClassifierConfig
 from peftlab.errors import PeftlabError
-from peftlab.peft.base import apply
+from peftlab.peft.base import attach
 from peftlab.peft.bottleneck import Bottleneck
 from peftlab.peft.houlsby import Houlsby
 from tests.peft.plain_adapters import behind, compare_with_plain, zero_parts
@@ -43,13 +43,13 @@ def test_counts(fields: dict[str, Any], name: str, count: int) -> None:
 def test_against_plain_hooks(kind: str, padded: bool) -> None:
     blocks, *places = PLACES[kind]
 
-    def attach(model: nn.Module, weights: Any) -> None:
+    def hooks(model: nn.Module, weights: Any) -> None:
         for index in range(2):
             for place in places:
                 name = f"{blocks}.{index}.{place}"
-                behind(model.get_submodule(name), weights(f"{name}.adapters.all"), activation="gelu")
+                behind(model.get_submodule(name), weights(f"{name}.deltas.all"), activation="gelu")
 
-    compare_with_plain(kind, Houlsby(bottleneck=5, reduction_factor=None), attach, padded=padded)
+    compare_with_plain(kind, Houlsby(bottleneck=5, reduction_factor=None), hooks, padded=padded)
 
 
 @pytest.mark.parametrize(
@@ -58,50 +58,48 @@ def test_against_plain_hooks(kind: str, padded: bool) -> None:
     ids=str,
 )
 def test_the_fields_do_what_they_say(fields: dict[str, Any]) -> None:
-    def attach(model: nn.Module, weights: Any) -> None:
+    def hooks(model: nn.Module, weights: Any) -> None:
         for index in range(2):
             name = f"bert.encoder.layer.{index}.output.dense"
             activation = fields.get("activation", "gelu")
-            behind(model.get_submodule(name), weights(f"{name}.adapters.all"), activation=activation)
+            behind(model.get_submodule(name), weights(f"{name}.deltas.all"), activation=activation)
 
     strategy = Houlsby(targets=["ffn_down"], reduction_factor=8.0, **fields)
-    compare_with_plain("bert", strategy, attach, padded=True)
+    compare_with_plain("bert", strategy, hooks, padded=True)
 
 
 def test_a_slice_of_a_fused_projection_has_an_adapter_of_its_own() -> None:
-    def attach(model: nn.Module, weights: Any) -> None:
+    def hooks(model: nn.Module, weights: Any) -> None:
         for index in range(2):
             name = f"transformer.h.{index}.attn.c_attn"
-            adapter = weights(f"{name}.adapters.value")
+            adapter = weights(f"{name}.deltas.value")
             behind(model.get_submodule(name), adapter, rows=slice(64, 96), activation="gelu")
 
-    compare_with_plain("gpt2", Houlsby(targets=["value"]), attach, padded=True)
+    compare_with_plain("gpt2", Houlsby(targets=["value"]), hooks, padded=True)
 
 
 def test_initialisation() -> None:
     """Zero: the backbone exactly. Normal: within two standard deviations of 0.01, so near it."""
     ids, mask = batch()
     before = tiny("bert")(ids, mask)
-    exact, near = tiny("bert"), tiny("bert")
-    apply(Houlsby(), exact, seed=0, train_head=False)
-    apply(Houlsby(init="normal", reduction_factor=1.0), near, seed=0, train_head=False)
-    assert torch.equal(exact(ids, mask), before)
+    exact = attach(tiny("bert"), Houlsby(), seed=0, train_head=False)
+    near = attach(tiny("bert"), Houlsby(init="normal", reduction_factor=1.0), seed=0, train_head=False)
+    assert torch.equal(exact.backbone(ids, mask), before)
     assert zero_parts(exact) == {"up", "up_bias", "down_bias"}
     assert zero_parts(near) == {"up_bias", "down_bias"}
-    for name, parameter in near.model.named_parameters():
+    for name, parameter in near.named_parameters():
         if name.endswith((".down", ".up")):
             assert parameter.abs().max() <= 0.02
             assert 0.008 < parameter.std() < 0.0095  # a normal distribution cut at two deviations has 0.88 of them
-    assert not torch.equal(near(ids, mask), before)
-    torch.testing.assert_close(near(ids, mask), before, atol=1e-3, rtol=0)
+    assert not torch.equal(near.backbone(ids, mask), before)
+    torch.testing.assert_close(near.backbone(ids, mask), before, atol=1e-3, rtol=0)
 
 
 def test_initialisation_depends_on_seed_and_place_alone() -> None:
     def down(seed: int, **fields: Any) -> list[torch.Tensor]:
         torch.manual_seed(int(torch.randint(1000, (1,))))  # whatever was drawn before
-        backbone = tiny("bert")
-        apply(Houlsby(**fields), backbone, seed=seed)
-        return [p for n, p in backbone.model.named_parameters() if n.endswith("output.dense.adapters.all.down")]
+        adapter = attach(tiny("bert"), Houlsby(**fields), seed=seed)
+        return [p for n, p in adapter.named_parameters() if n.endswith("output.dense.deltas.all.down")]
 
     first, again, other = down(0), down(0), down(1)
     alone = down(0, targets=["attention_output"])
@@ -119,22 +117,22 @@ def test_the_width() -> None:
 
 
 def test_dropout_acts_inside_the_adapter_only() -> None:
-    backbone = tiny("bert")
-    apply(Houlsby(dropout=0.5, reduction_factor=1.0), backbone, seed=0)
-    adapter = next(m for m in backbone.model.modules() if isinstance(m, Bottleneck)).train()
+    adapter = attach(tiny("bert"), Houlsby(dropout=0.5, reduction_factor=1.0), seed=0)
+    delta = adapter.deltas()[0].train()
+    assert isinstance(delta, Bottleneck)
     x = torch.randn(3, 32)
-    assert torch.equal(adapter(x), torch.zeros(3, 32)), "W_up is zero, so dropout shows nowhere"
+    assert torch.equal(delta.adapted(x), torch.zeros(3, 32)), "W_up is zero, so dropout shows nowhere"
     with torch.no_grad():
-        adapter.up.normal_()
-    assert not torch.equal(adapter(x), adapter(x))
-    adapter.eval()
-    assert torch.equal(adapter(x), adapter(x))
+        delta.up.normal_()
+    assert not torch.equal(delta.adapted(x), delta.adapted(x))
+    delta.eval()
+    assert torch.equal(delta.adapted(x), delta.adapted(x))
 
 
 @pytest.mark.parametrize("more", [{"quantize": "nf4"}, {"quantize": "int8"}, {"dtype": "bfloat16"}], ids=str)
 def test_on_other_weights_the_adapters_stay_fp32_and_train(more: dict[str, str]) -> None:
     backbone = tiny("bert", **more)
-    apply(Houlsby(init="normal"), backbone, seed=0, train_head=False)
+    attach(backbone, Houlsby(init="normal"), seed=0, train_head=False)
     backbone(*batch()).sum().backward()
     for parameter in backbone.parameters():
         if parameter.requires_grad:
@@ -147,17 +145,16 @@ def test_on_other_weights_the_adapters_stay_fp32_and_train(more: dict[str, str])
 
 
 def test_it_cannot_be_merged() -> None:
-    backbone, strategy = tiny("bert"), Houlsby()
-    apply(strategy, backbone, seed=0)
-    for call in (strategy.merge, strategy.unmerge):
+    adapter = attach(tiny("bert"), Houlsby(), seed=0)
+    for call in (adapter.merge, adapter.unmerge):
         with pytest.raises(PeftlabError, match=r"'houlsby' cannot be merged .* not linear \(gelu stands between"):
-            call(backbone)
+            call()
 
 
 def test_the_text_classifier_by_role() -> None:
     backbone = TextClassifierConfig().build(2, seed=0, train_texts=["a b c"])
     with pytest.raises(PeftlabError, match="'attention_output' is a role that text_classifier does not have"):
-        apply(Houlsby(), backbone, seed=0)
+        attach(backbone, Houlsby(), seed=0)
     strategy = Houlsby(targets=["hidden"], bottleneck=4, reduction_factor=None)
     assert strategy.closed_form(backbone) == 2 * 128 * 4 + 4 + 128
 
@@ -177,14 +174,14 @@ def test_impossible_fields(fields: dict[str, Any], said: str) -> None:
 
 def test_wrong_targets() -> None:
     with pytest.raises(PeftlabError, match="is an embedding"):
-        apply(Houlsby(targets=["embedding"]), tiny("bert"), seed=0)
+        attach(tiny("bert"), Houlsby(targets=["embedding"]), seed=0)
     with pytest.raises(PeftlabError, match="Did you mean 'ffn_down'"):
-        apply(Houlsby(targets=["ffn_dwon"]), tiny("bert"), seed=0)
+        attach(tiny("bert"), Houlsby(targets=["ffn_dwon"]), seed=0)
 
 
 def test_a_bottleneck_wider_than_its_place_is_refused() -> None:
     backbone = tiny("bert")
     with pytest.raises(PeftlabError, match=r"peft\.bottleneck=100000 .* at most 32\. Lower it"):
-        apply(Houlsby(bottleneck=100_000, reduction_factor=None), backbone, seed=0)
+        attach(backbone, Houlsby(bottleneck=100_000, reduction_factor=None), seed=0)
     with pytest.raises(PeftlabError, match=r"peft\.reduction_factor=0\.5 .* at most 32\. Raise it"):
         Houlsby(reduction_factor=0.5).closed_form(backbone)

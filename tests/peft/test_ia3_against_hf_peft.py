@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from peftlab.peft.base import apply
+from peftlab.peft.base import attach
 from peftlab.peft.ia3 import IA3
 from tests.peft.tiny import KINDS, batch, tiny
 
@@ -29,7 +29,7 @@ def test_logits_and_gradients(kind: str, padded: bool) -> None:
     backbone = tiny(kind)
     oracle_model = copy.deepcopy(backbone.model)
     targets = outputs if kind == "gpt2" else ["key", "value"]  # GPT-2: all of c_attn, which HF peft cannot slice
-    apply(IA3(targets=targets), backbone, seed=0, train_head=False)
+    adapter = attach(backbone, IA3(targets=targets), seed=0, train_head=False)
     modules = rf".*({narrowing}|{'|'.join(outputs)})"
     config = peft.IA3Config(target_modules=modules, feedforward_modules=f".*{narrowing}", fan_in_fan_out=kind == "gpt2")
     oracle = peft.get_peft_model(oracle_model, config).eval()
@@ -39,10 +39,10 @@ def test_logits_and_gradients(kind: str, padded: bool) -> None:
         if p.requires_grad
     }
     ours = {
-        n.replace(".output_scales.all", "").replace(".input_scale", ""): p
-        for n, p in backbone.model.named_parameters()
-        if p.requires_grad
+        n.removesuffix(".deltas.all.scale").removesuffix(".deltas.input.scale"): p
+        for n, p in adapter.named_parameters()
     }
+    assert len(ours) == sum(p.requires_grad for p in backbone.parameters())
     assert ours.keys() == theirs.keys()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():

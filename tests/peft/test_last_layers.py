@@ -6,7 +6,7 @@ import pytest
 
 from peftlab.backbones.text_classifier import TextClassifierConfig
 from peftlab.errors import PeftlabError
-from peftlab.peft.base import apply
+from peftlab.peft.base import attach
 from peftlab.peft.last_layers import LastLayers
 from tests.backbones.tiny_backbones import ARCHITECTURES
 from tests.peft.published import trainable
@@ -15,7 +15,7 @@ from tests.peft.tiny import tiny
 
 def trained(kind: str, **fields: object) -> list[str]:
     backbone = tiny(kind)
-    apply(LastLayers(**fields), backbone, seed=0, train_head=False)  # type: ignore[arg-type]
+    attach(backbone, LastLayers(**fields), seed=0, train_head=False)  # type: ignore[arg-type]
     return [name for name, p in backbone.model.named_parameters() if p.requires_grad]
 
 
@@ -59,7 +59,7 @@ def test_debertas_norm_of_relative_positions_is_not_a_final_norm() -> None:
     backbone = tiny("deberta-v2", architecture=architecture)
     assert backbone.model.deberta.encoder.LayerNorm is not None
     with pytest.raises(PeftlabError, match=r"'deberta\.encoder\.layer': LayerNorm"):
-        apply(LastLayers(layers=1, final_norm=True), backbone, seed=0)
+        attach(backbone, LastLayers(layers=1, final_norm=True), seed=0)
 
 
 def test_all_layers_are_allowed_and_one_more_is_not() -> None:
@@ -76,9 +76,9 @@ def test_shared_layers_are_refused() -> None:
 def test_a_model_without_blocks_is_refused() -> None:
     backbone = TextClassifierConfig().build(2, seed=0, train_texts=["a b c"])
     with pytest.raises(PeftlabError, match="text_classifier has no list of blocks"):
-        apply(LastLayers(), backbone, seed=0)
+        attach(backbone, LastLayers(), seed=0)
 
 
 def test_a_quantised_backbone_is_refused() -> None:
     with pytest.raises(PeftlabError, match=r"backbone\.quantize=nf4"):
-        apply(LastLayers(), tiny("bert", quantize="nf4"), seed=0)
+        attach(tiny("bert", quantize="nf4"), LastLayers(), seed=0)

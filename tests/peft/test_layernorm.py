@@ -6,7 +6,7 @@ import pytest
 
 from peftlab.backbones.text_classifier import TextClassifierConfig
 from peftlab.errors import PeftlabError
-from peftlab.peft.base import apply
+from peftlab.peft.base import attach
 from peftlab.peft.layernorm import LayerNormTuning
 from tests.peft.published import trainable
 from tests.peft.tiny import tiny
@@ -14,7 +14,7 @@ from tests.peft.tiny import tiny
 
 def trained(kind: str, **fields: object) -> list[str]:
     backbone = tiny(kind)
-    apply(LayerNormTuning(**fields), backbone, seed=0, train_head=False)  # type: ignore[arg-type]
+    attach(backbone, LayerNormTuning(**fields), seed=0, train_head=False)  # type: ignore[arg-type]
     return [name for name, p in backbone.model.named_parameters() if p.requires_grad]
 
 
@@ -59,13 +59,13 @@ def test_the_norm_of_a_head_is_the_heads() -> None:
 )
 def test_wrong_uses(fields: dict[str, object], said: str) -> None:
     with pytest.raises(PeftlabError, match=said):
-        apply(LayerNormTuning(**fields), tiny("bert"), seed=0)  # type: ignore[arg-type]
+        attach(tiny("bert"), LayerNormTuning(**fields), seed=0)  # type: ignore[arg-type]
 
 
 def test_a_model_without_norms_is_refused() -> None:
     backbone = TextClassifierConfig().build(2, seed=0, train_texts=["a b c"])
     with pytest.raises(PeftlabError, match="text_classifier has no normalisation layer"):
-        apply(LayerNormTuning(), backbone, seed=0)
+        attach(backbone, LayerNormTuning(), seed=0)
 
 
 def test_an_empty_list_is_refused() -> None:

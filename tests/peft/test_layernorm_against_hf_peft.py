@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from peftlab.peft.base import apply
+from peftlab.peft.base import attach
 from peftlab.peft.layernorm import LayerNormTuning
 from tests.peft.tiny import batch, tiny
 
@@ -27,7 +27,7 @@ NORMS = {
 def test_logits_and_gradients(kind: str, padded: bool) -> None:
     backbone = tiny(kind)
     oracle_model = copy.deepcopy(backbone.model)
-    apply(LayerNormTuning(), backbone, seed=0, train_head=False)
+    attach(backbone, LayerNormTuning(), seed=0, train_head=False)
     oracle = peft.get_peft_model(oracle_model, peft.LNTuningConfig(target_modules=NORMS[kind])).eval()
     theirs = {
         name.removeprefix("base_model.model.").replace(".ln_tuning_layers.default", ""): p

@@ -9,20 +9,21 @@ import torch
 
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.errors import PeftlabError
-from peftlab.peft.base import apply
-from peftlab.peft.lora import LoRA, LoRALayer
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import attach
+from peftlab.peft.delta import AdaptedLayer
+from peftlab.peft.lora import LoRA
+from peftlab.peft.low_rank import LowRank
 from peftlab.runs.assemble import count_parameters
+from tests.peft.randomised import randomised
 from tests.peft.tiny import KINDS, batch, tiny
 
 
-def randomised(backbone, seed: int = 5):  # type: ignore[no-untyped-def]
-    """Give every trainable tensor random values, so that the update is not zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(std=0.3, generator=generator)
-    return backbone
+def first_layer(adapter: Adapter) -> tuple[AdaptedLayer, LowRank]:
+    """The first layer that has been adapted, and what is on it."""
+    placed = adapter.placed()[0]
+    assert isinstance(placed.delta, LowRank)
+    return placed.layer, placed.delta
 
 
 def test_roberta_base_has_294_912_trainable_parameters() -> None:
@@ -34,9 +35,8 @@ def test_roberta_base_has_294_912_trainable_parameters() -> None:
         "type_vocab_size": 1,
     }
     backbone = TransformerConfig(architecture=architecture).build(2, seed=0, device="meta")
-    apply(LoRA(rank=8), backbone, seed=0)
-    counts = count_parameters(backbone)
-    assert counts["trainable_without_head"] == 294_912
+    counts = count_parameters(attach(backbone, LoRA(rank=8), seed=0))
+    assert counts["trainable_without_head"] == counts["added"] == 294_912
     assert counts["total"] - 294_912 == 124_647_170
 
 
@@ -45,67 +45,73 @@ def test_it_starts_as_the_backbone_and_freezes_it(kind: str) -> None:
     backbone = tiny(kind)
     ids, mask = batch()
     before = backbone(ids, mask)
-    apply(LoRA(targets=["query", "value", "ffn_up"]), backbone, seed=0)
+    adapter = attach(backbone, LoRA(targets=["query", "value", "ffn_up"]), seed=0)
     assert torch.equal(before, backbone(ids, mask))
-    trainable = {n for n, p in backbone.model.named_parameters() if p.requires_grad}
+    trainable = {n: p for n, p in backbone.model.named_parameters() if p.requires_grad}
     head = {n for n, _ in backbone.head_parameters()}
-    assert head <= trainable
-    assert all(".updates." in name for name in trainable - head)
+    assert head <= trainable.keys()
+    assert all(".deltas." in name for name in trainable.keys() - head)
+    own = dict(adapter.named_parameters())
+    assert all(name.endswith((".lora_A", ".lora_B")) for name in own)
+    assert own == {name: p for name, p in trainable.items() if name not in head}
 
 
 def test_the_query_slice_of_gpt2_changes_queries_only() -> None:
     backbone = tiny("gpt2")
     original = copy.deepcopy(backbone.model.transformer.h[0].attn.c_attn)
-    apply(LoRA(rank=3, targets=["query", "value"]), backbone, seed=0, train_head=False)
+    adapter = attach(backbone, LoRA(rank=3, targets=["query", "value"]), seed=0, train_head=False)
     randomised(backbone)
     layer = backbone.model.transformer.h[0].attn.c_attn
-    assert isinstance(layer, LoRALayer)
+    assert isinstance(layer, AdaptedLayer)
     x = torch.randn(2, 5, 32)
     difference = layer(x) - original(x)
     for position, role in ((0, "query"), (2, "value")):
-        update = layer.updates[role]
-        expected = x @ update.A.T @ update.B.T * (16.0 / 3)
+        delta = layer.deltas[role]
+        assert isinstance(delta, LowRank)
+        expected = x @ delta.lora_A.T @ delta.lora_B.T * (16.0 / 3)
         torch.testing.assert_close(difference[..., position * 32 : (position + 1) * 32], expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(difference[..., 32:64], torch.zeros(2, 5, 32)), "keys are not touched"
     # 2 layers · 2 roles · rank · (in + slice)
-    assert count_parameters(backbone)["trainable_without_head"] == 2 * 2 * 3 * (32 + 32)
+    assert count_parameters(adapter)["trainable_without_head"] == 2 * 2 * 3 * (32 + 32)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_equals_unmerged(kind: str) -> None:
     backbone = tiny(kind)
-    strategy = LoRA(rank=2, targets=["query", "value", "ffn_down", "embedding"])
-    apply(strategy, backbone, seed=0)
+    adapter = attach(backbone, LoRA(rank=2, targets=["query", "value", "ffn_down", "embedding"]), seed=0)
     randomised(backbone)
     ids, mask = batch()
     weights = {n: p.clone() for n, p in backbone.model.named_parameters()}
     with torch.no_grad():
         expected = backbone(ids, mask)
-        strategy.merge(backbone)
-        strategy.merge(backbone)  # twice is once
+        adapter.merge()
+        merged = {n: p.clone() for n, p in backbone.model.named_parameters()}
+        adapter.merge()  # twice is once
+        assert all(torch.equal(p, merged[n]) for n, p in backbone.model.named_parameters())
         torch.testing.assert_close(backbone(ids, mask), expected, atol=2e-4, rtol=1e-4)
         changed = [n for n, p in backbone.model.named_parameters() if not torch.equal(p, weights[n])]
         assert changed
-        strategy.unmerge(backbone)
-        torch.testing.assert_close(backbone(ids, mask), expected, atol=2e-4, rtol=1e-4)
+        adapter.unmerge()
+        assert torch.equal(backbone(ids, mask), expected)
+    for name, parameter in backbone.model.named_parameters():
+        assert torch.equal(parameter, weights[name]), name
 
 
 def test_an_embedding_update_is_a_lookup_of_the_dense_product() -> None:
     backbone = tiny("bert")
-    apply(LoRA(rank=2, alpha=4.0, targets=["embedding"]), backbone, seed=0, train_head=False)
-    layer = backbone.model.get_submodule("bert.embeddings.word_embeddings")
+    adapter = attach(backbone, LoRA(rank=2, alpha=4.0, targets=["embedding"]), seed=0, train_head=False)
+    layer, delta = first_layer(adapter)
+    assert layer is backbone.model.get_submodule("bert.embeddings.word_embeddings")
     ids = torch.tensor([[5, 9, 5]])
     assert torch.equal(layer(ids), layer.base(ids)), "A starts from zero"
     randomised(backbone)
-    update = layer.updates["all"]
-    dense = (update.B @ update.A).T * 2.0  # (vocabulary, dim)
+    dense = (delta.lora_B @ delta.lora_A).T * 2.0  # (vocabulary, dim)
     torch.testing.assert_close(layer(ids) - layer.base(ids), dense[ids], atol=1e-5, rtol=1e-5)
 
 
 def test_dropout_acts_on_the_low_rank_path_only() -> None:
     backbone = tiny("bert")
-    apply(LoRA(rank=2, dropout=0.5), backbone, seed=0)
-    layer = next(m for m in backbone.model.modules() if isinstance(m, LoRALayer))
+    layer, _ = first_layer(attach(backbone, LoRA(rank=2, dropout=0.5), seed=0))
     x = torch.randn(3, 32)
     layer.train()
     assert torch.equal(layer(x), layer.base(x)), "B is zero, so dropout shows nowhere"
@@ -118,38 +124,36 @@ def test_dropout_acts_on_the_low_rank_path_only() -> None:
 def test_initialisation_depends_on_seed_and_place_alone() -> None:
     def adapters(seed: int, **fields: object) -> dict[str, torch.Tensor]:
         torch.manual_seed(int(torch.randint(1000, (1,))))  # whatever was drawn before
-        backbone = tiny("bert")
-        apply(LoRA(**fields), backbone, seed=seed)  # type: ignore[arg-type]
-        return {n: p for n, p in backbone.model.named_parameters() if ".updates." in n}
+        return dict(attach(tiny("bert"), LoRA(**fields), seed=seed).named_parameters())  # type: ignore[arg-type]
 
     one, again, other = adapters(0), adapters(0), adapters(1)
     wider = adapters(0, targets=["key", "query", "value", "ffn_up"])
     for name, tensor in one.items():
         assert torch.equal(tensor, again[name])
         assert torch.equal(tensor, wider[name]), "further targets change nothing here"
-        if name.endswith(".A"):
+        if name.endswith(".lora_A"):
             assert not torch.equal(tensor, other[name])
-    a = [tensor for name, tensor in one.items() if name.endswith(".A")]
+    a = [tensor for name, tensor in one.items() if name.endswith(".lora_A")]
     assert not torch.equal(a[0], a[1]), "two places start differently"
 
 
 def test_adapters_stay_in_fp32_on_a_half_precision_backbone() -> None:
     backbone = tiny("bert", dtype="bfloat16")
-    apply(LoRA(), backbone, seed=0)
-    assert {p.dtype for n, p in backbone.model.named_parameters() if ".updates." in n} == {torch.float32}
+    adapter = attach(backbone, LoRA(), seed=0)
+    assert {p.dtype for p in adapter.parameters()} == {torch.float32}
     assert torch.isfinite(backbone(*batch())).all()
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_on_a_quantised_backbone_it_trains_and_refuses_to_merge(kind: str) -> None:
     backbone = tiny("bert", quantize=kind)
-    strategy = LoRA(rank=2)
-    apply(strategy, backbone, seed=0)
+    adapter = attach(backbone, LoRA(rank=2), seed=0)
     backbone(*batch()).sum().backward()
-    gradients = [p.grad for n, p in backbone.model.named_parameters() if n.endswith(".B")]
+    gradients = [p.grad for n, p in adapter.named_parameters() if n.endswith(".lora_B")]
+    assert len(gradients) == len(adapter.deltas()) == 4
     assert all(g is not None and g.abs().max() > 0 for g in gradients)
     with pytest.raises(PeftlabError, match=r"backbone\.quantize=null"):
-        strategy.merge(backbone)
+        adapter.merge()
 
 
 @pytest.mark.parametrize(
@@ -164,5 +168,5 @@ def test_on_a_quantised_backbone_it_trains_and_refuses_to_merge(kind: str) -> No
 )
 def test_wrong_uses(fields: dict[str, object], said: str) -> None:
     with pytest.raises(PeftlabError) as error:
-        apply(LoRA(**fields), tiny("bert"), seed=0)  # type: ignore[arg-type]
+        attach(tiny("bert"), LoRA(**fields), seed=0)  # type: ignore[arg-type]
     assert said in str(error.value)

@@ -9,7 +9,8 @@ import peft
 import pytest
 import torch
 
-from peftlab.peft.base import apply
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import attach
 from peftlab.peft.lora import LoRA
 from tests.peft.low_rank_oracle import ALL_KINDS, EMBEDDING, FFN, NAMES, compare, paired, randomise
 from tests.peft.tiny import batch, tiny
@@ -36,45 +37,45 @@ def variant(kind: str, which: str) -> tuple[Fields, Fields]:
     return ours, theirs
 
 
-def side_by_side(kind: str, ours: Fields, theirs: Fields) -> tuple[Any, Any]:
+def side_by_side(kind: str, ours: Fields, theirs: Fields) -> tuple[Adapter, Any]:
     backbone = tiny(kind)
     oracle_model = copy.deepcopy(backbone.model)
-    apply(LoRA(**ours), backbone, seed=1, train_head=False)
+    adapter = attach(backbone, LoRA(**ours), seed=1, train_head=False)
     oracle = peft.get_peft_model(
         oracle_model,
         peft.LoraConfig(**theirs, fan_in_fan_out=kind == "gpt2", lora_dropout=0.0),
     ).eval()
-    return backbone, oracle
+    return adapter, oracle
 
 
 @pytest.mark.parametrize("which", ["plain", "rslora", "patterns", "embedding"])
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_logits_and_gradients(kind: str, which: str) -> None:
-    backbone, oracle = side_by_side(kind, *variant(kind, which))
-    pairs = paired(backbone, oracle)
+    adapter, oracle = side_by_side(kind, *variant(kind, which))
+    pairs = paired(adapter, oracle)
     randomise(pairs)
-    compare(backbone, oracle, pairs)
+    compare(adapter, oracle, pairs)
 
 
 @pytest.mark.parametrize("which", ["bias=all", "bias=lora_only"])
 @pytest.mark.parametrize("kind", [kind for kind in ALL_KINDS if kind not in ("llama", "modernbert")])
 def test_the_same_biases_train(kind: str, which: str) -> None:
     """Llama and ModernBERT have none."""
-    backbone, oracle = side_by_side(kind, *variant(kind, which))
-    pairs = paired(backbone, oracle)
+    adapter, oracle = side_by_side(kind, *variant(kind, which))
+    pairs = paired(adapter, oracle)
     assert any(name.endswith("bias") for name, _, _ in pairs)
     randomise(pairs)
-    compare(backbone, oracle, pairs)
+    compare(adapter, oracle, pairs)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
 def test_pissa_is_the_same_model_with_another_bookkeeping(kind: str) -> None:
     """HF peft writes the residual into the weight, we subtract the start."""
     ours, theirs = variant(kind, "plain")
-    backbone, oracle = side_by_side(kind, {**ours, "init": "pissa"}, {**theirs, "init_lora_weights": "pissa"})
-    pairs = paired(backbone, oracle)
+    adapter, oracle = side_by_side(kind, {**ours, "init": "pissa"}, {**theirs, "init_lora_weights": "pissa"})
+    pairs = paired(adapter, oracle)
     ids, mask = batch()
-    torch.testing.assert_close(backbone(ids, mask), tiny(kind)(ids, mask), atol=0, rtol=0)
+    torch.testing.assert_close(adapter.backbone(ids, mask), tiny(kind)(ids, mask), atol=0, rtol=0)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, mine, other in pairs:
@@ -82,4 +83,4 @@ def test_pissa_is_the_same_model_with_another_bookkeeping(kind: str) -> None:
             torch.testing.assert_close(mine.abs(), other.abs(), atol=1e-4, rtol=1e-3, msg=name)
             mine.copy_(mine * torch.sign(mine * other) + 0.3 * torch.randn(mine.shape, generator=generator))
             other.copy_(mine)
-    compare(backbone, oracle, pairs)
+    compare(adapter, oracle, pairs)

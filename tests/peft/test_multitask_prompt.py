@@ -17,14 +17,14 @@ from torch.nn import functional as F
 
 from peftlab.composition import checked
 from peftlab.errors import ConfigError, PeftlabError
-from peftlab.peft.base import apply
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import attach
 from peftlab.peft.lora import LoRA
-from peftlab.peft.multitask_prompt import COLS, ROWS, SHARED, MultitaskPrompt
+from peftlab.peft.multitask_prompt import COLS, ROWS, SHARED, MultitaskPrompt, TaskPromptAdapter
 from peftlab.peft.prompt_tuning import PromptTuning
-from peftlab.peft.soft_prompt import prompt_module
 from peftlab.runs.adapter_file import backbone_fingerprint
 from peftlab.runs.assemble import reassemble
-from peftlab.runs.folder import finished_run
+from peftlab.runs.folder import RunFolder, finished_run
 from peftlab.runs.identity import run_key
 from tests.backbones.tiny_backbones import shake, tiny
 from tests.conftest import Peftlab
@@ -50,28 +50,29 @@ def large(module: torch.nn.Module, seed: int = 5) -> None:
             parameter.normal_(generator=generator)
 
 
-def prompted(kind: str, **fields: Any) -> Any:
-    backbone = tiny(kind)
+def prompted(backbone: Any, strategy: MultitaskPrompt, *, seed: int = 1, train_head: bool = True) -> TaskPromptAdapter:
+    adapter = attach(backbone, strategy, seed=seed, train_head=train_head)
+    assert isinstance(adapter, TaskPromptAdapter)
+    return adapter
+
+
+def large_in_shaken(kind: str, *, train_head: bool = True, pooling: Any = "model", **fields: Any) -> TaskPromptAdapter:
+    """Prompts that matter, in a backbone whose logits depend on the text."""
+    backbone = tiny(kind, pooling=pooling)
     shake(backbone)
-    apply(method(**fields), backbone, seed=1, train_head=False)
-    large(prompt_module(backbone))
-    return backbone
+    adapter = prompted(backbone, method(**fields), train_head=train_head)
+    large(adapter.vectors)
+    return adapter
 
 
 @pytest.mark.parametrize("pooling", ["model", "mean"])
 @pytest.mark.parametrize("position", ["before", "after_first"])
 def test_each_row_is_read_with_its_own_tasks_prompt(position: Any, pooling: Any) -> None:
-    backbone = tiny("bert", pooling=pooling)
-    shake(backbone)
-    apply(method(position=position), backbone, seed=1)
-    large(prompt_module(backbone))
+    backbone = large_in_shaken("bert", pooling=pooling, position=position).backbone
     ids, mask = batch()
     mixed = backbone(ids, mask, TASK_IDS)
     for task in range(3):
-        alone = tiny("bert", pooling=pooling)
-        shake(alone)
-        apply(method(position=position, task=task), alone, seed=1)
-        large(prompt_module(alone))
+        alone = large_in_shaken("bert", pooling=pooling, position=position, task=task).backbone
         rows = task == TASK_IDS
         torch.testing.assert_close(mixed[rows], alone(ids[rows], mask[rows]), atol=1e-5, rtol=0)
         assert (mixed[~rows] - alone(ids[~rows], mask[~rows])).abs().max() > 1e-2, "the task must matter"
@@ -80,18 +81,19 @@ def test_each_row_is_read_with_its_own_tasks_prompt(position: Any, pooling: Any)
 def test_prompts_of_one_task_are_for_all_rows() -> None:
     for strategy in (PromptTuning(length=4), method(num_tasks=1)):
         backbone = tiny("bert")
-        apply(strategy, backbone, seed=1)
+        attach(backbone, strategy, seed=1)
         assert torch.equal(backbone(*batch(), TASK_IDS), backbone(*batch()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mixed_batch_against_hf_peft(kind: str) -> None:
-    backbone = prompted(kind)
+    adapter = large_in_shaken(kind, train_head=False)
+    backbone = adapter.backbone
     config = peft.MultitaskPromptTuningConfig(task_type="SEQ_CLS", num_tasks=3, **SIZES)
     plain = tiny(kind)
     shake(plain)
     oracle = peft.get_peft_model(copy.deepcopy(plain.model), config).eval()
-    own, other = prompt_module(backbone), dict(oracle.prompt_encoder["default"].named_parameters())
+    own, other = adapter.vectors, dict(oracle.prompt_encoder["default"].named_parameters())
     assert len(other) == 3
     pairs = [(mine, other[THEIR_NAMES[name]]) for name, mine in own.named_parameters()]
     with torch.no_grad():
@@ -117,35 +119,34 @@ def test_a_mixed_batch_against_hf_peft(kind: str) -> None:
 
 def saved_source(folder: Path, *, tasks: bool = True, **fields: Any) -> dict[str, torch.Tensor]:
     """A run folder with a trained prompt of three tasks; returns P*, U and V."""
-    strategy = method(**fields)
     backbone = tiny("bert")
     fingerprint = backbone_fingerprint(backbone)
-    apply(strategy, backbone, seed=3)
-    large(prompt_module(backbone), seed=8)
-    write_source(folder, strategy, backbone, fingerprint, tasks=tasks)
-    return strategy.inference_prompt(backbone)
+    adapter = prompted(backbone, method(**fields), seed=3)
+    large(adapter.vectors, seed=8)
+    write_source(folder, adapter, fingerprint, tasks=tasks)
+    return adapter.inference_prompt()
 
 
-def write_source(folder: Path, strategy: Any, backbone: Any, fingerprint: str, *, tasks: bool = True) -> None:
+def write_source(folder: Path, adapter: Adapter, fingerprint: str, *, tasks: bool = True) -> None:
     folder.mkdir()
-    state = {name: tensor.contiguous() for name, tensor in strategy.adapter_state(backbone).items()}
+    state = {name: tensor.contiguous() for name, tensor in adapter.state_dict().items()}
     save_file(state, folder / "adapter.safetensors")
-    facts: dict[str, Any] = {"run": "k", "method": strategy.name, "backbone": {}, "backbone_fingerprint": fingerprint}
+    name = adapter.strategy.name
+    facts: dict[str, Any] = {"run": "k", "method": name, "backbone": {}, "backbone_fingerprint": fingerprint}
     if tasks:
         facts["tasks"] = [{"name": name, "classes": [2 * i, 2 * i + 2]} for i, name in enumerate(("a", "b", "c"))]
     (folder / "adapter.json").write_text(json.dumps(facts))
     (folder / "record.json").write_text("{}")
 
 
-def started(source: Path, **fields: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A backbone with a prompt that starts from ``source``, and the prompt as it is without."""
+def started(source: Path, **fields: Any) -> tuple[TaskPromptAdapter, dict[str, torch.Tensor]]:
+    """A prompt that starts from ``source``, and as it is without."""
     backbone = tiny("bert")
     fingerprint = backbone_fingerprint(backbone)
-    strategy = method(**{"num_tasks": 1, "source": str(source), **fields})
-    apply(strategy, backbone, seed=1)
-    fresh = strategy.inference_prompt(backbone)
-    strategy.load_source(backbone, fingerprint)
-    return backbone, fresh
+    adapter = prompted(backbone, method(**{"num_tasks": 1, "source": str(source), **fields}))
+    fresh = adapter.inference_prompt()
+    adapter.load_source(fingerprint)
+    return adapter, fresh
 
 
 @pytest.mark.parametrize(
@@ -171,24 +172,24 @@ def test_the_start_is_hf_pefts(tmp_path: Path, fields: dict[str, Any], theirs: d
         prompt_tuning_init_state_dict_path=str(tmp_path / "prompt.safetensors"),
     )  # fmt: skip
     oracle = peft.get_peft_model(tiny("bert").model, config).prompt_encoder["default"]
-    backbone, fresh = started(tmp_path / "source", **fields)
-    for name, mine in prompt_module(backbone).named_parameters():
+    adapter, fresh = started(tmp_path / "source", **fields)
+    for name, mine in adapter.vectors.named_parameters():
         if fields.get("source_init") == "shared" and name != SHARED:
             assert torch.equal(mine, fresh[name]), "the matrices start anew"
         else:
             assert torch.equal(mine, dict(oracle.named_parameters())[THEIR_NAMES[name]])
             assert not torch.equal(mine, fresh[name])
         assert mine.requires_grad
-    assert backbone.provenance["prompt_source"]["tasks"] == ["a", "b", "c"]
+    assert adapter.backbone.provenance["prompt_source"]["tasks"] == ["a", "b", "c"]
 
 
 def test_every_new_task_starts_the_same(tmp_path: Path) -> None:
     source = saved_source(tmp_path / "source", tasks=False)
-    backbone, _ = started(tmp_path / "source", num_tasks=2)
-    cols = prompt_module(backbone).prefix_task_cols
+    adapter, _ = started(tmp_path / "source", num_tasks=2)
+    cols = adapter.vectors.prefix_task_cols
     assert isinstance(cols, torch.Tensor)
     torch.testing.assert_close(cols.detach(), source[COLS].mean(dim=0).expand(2, -1, -1))
-    assert backbone.provenance["prompt_source"]["tasks"] == ["0", "1", "2"]
+    assert adapter.backbone.provenance["prompt_source"]["tasks"] == ["0", "1", "2"]
 
 
 def test_sources_that_do_not_fit(tmp_path: Path) -> None:
@@ -203,14 +204,12 @@ def test_sources_that_do_not_fit(tmp_path: Path) -> None:
         with pytest.raises(PeftlabError, match=said):
             started(folder, **fields)  # type: ignore[arg-type]
     started(folder, rank=1, source_init="shared")  # the shared prompt has no rank
-    backbone = tiny("bert", seed=9)
-    apply(method(num_tasks=1), backbone, seed=1)
+    elsewhere = prompted(tiny("bert", seed=9), method(num_tasks=1, source=str(folder)))
     with pytest.raises(PeftlabError, match="other weights than this run's backbone"):
-        method(num_tasks=1, source=str(folder)).load_source(backbone, backbone_fingerprint(tiny("bert", seed=9)))
-    lora, plain = LoRA(), tiny("bert")
+        elsewhere.load_source(backbone_fingerprint(tiny("bert", seed=9)))
+    plain = tiny("bert")
     fingerprint = backbone_fingerprint(plain)
-    apply(lora, plain, seed=0)
-    write_source(tmp_path / "lora", lora, plain, fingerprint)
+    write_source(tmp_path / "lora", attach(plain, LoRA(), seed=0), fingerprint)
     with pytest.raises(PeftlabError, match=r"peft=lora, which has no prompt that tasks share"):
         started(tmp_path / "lora")
     (folder / "adapter.safetensors").write_bytes(b"damaged")
@@ -268,6 +267,26 @@ def test_the_tasks_are_counted(scratch: Path, reviews: Path) -> None:
     assert compose.plain()["peft"]["methods"][0]["num_tasks"] == 2
 
 
+def reassembled(folder: RunFolder) -> TaskPromptAdapter:
+    adapter = reassemble(folder, finished_run(str(folder.path))[1])[0].adapter
+    assert isinstance(adapter, TaskPromptAdapter)
+    return adapter
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_what_one_task_needs_is_kept_of_several(kind: str) -> None:
+    ids, mask = batch()
+    for task in range(3):
+        adapter = large_in_shaken(kind, task=0)
+        expected = adapter.backbone(ids, mask, torch.full((len(ids),), task))
+        adapter.keep_task(task)
+        assert torch.equal(adapter.backbone(ids, mask), expected)
+        assert adapter.num_parameters() == N * 32 + RANK * (N + 32)
+        assert adapter.backbone.task_prompts == 1
+        adapter.keep_task(task)  # of a single prompt, all
+        assert torch.equal(adapter.backbone(ids, mask), expected)
+
+
 def test_transfer_from_run_to_run(peftlab: Peftlab, scratch: Path, reviews: Path) -> None:
     prompt = ["peft=multitask_prompt", "peft.length=4", "trainer.max_epochs=1"]
     assert peftlab("train", *overrides(reviews, write_topics(scratch)), *prompt, "name=source").status == 0
@@ -280,10 +299,7 @@ def test_transfer_from_run_to_run(peftlab: Peftlab, scratch: Path, reviews: Path
     target, config, facts = finished_run(str(record.parent))
     assert facts["backbone"]["prompt_source"]["run"] == source.name
     # With next to no learning rate it ends where it started: at the source's shared prompt and mean matrices.
-    theirs, ours = (
-        prompt_module(reassemble(folder, finished_run(str(folder.path))[1])[0].backbone).state_dict()
-        for folder in (finished_run(str(source))[0], target)
-    )
+    theirs, ours = (reassembled(folder).vectors.state_dict() for folder in (finished_run(str(source))[0], target))
     assert torch.equal(ours[SHARED], theirs[SHARED])
     for name in (COLS, ROWS):
         torch.testing.assert_close(ours[name], theirs[name].mean(dim=0, keepdim=True))

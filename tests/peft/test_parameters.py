@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from peftlab.errors import PeftlabError
-from peftlab.peft.base import apply
+from peftlab.peft.base import attach
 from peftlab.peft.bitfit import BitFit
 from peftlab.peft.parameters import NamedParameters
 from tests.backbones.tiny_backbones import ARCHITECTURES
@@ -15,8 +15,7 @@ from tests.peft.tiny import tiny
 def trained(kind: str, patterns: list[str] | None = None, **more: object) -> set[str]:
     backbone = tiny(kind, **more)
     strategy = NamedParameters() if patterns is None else NamedParameters(patterns=patterns)
-    apply(strategy, backbone, seed=0, train_head=False)
-    return set(strategy.adapter_tensors(backbone.model))
+    return set(attach(backbone, strategy, seed=0, train_head=False).tensors())
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -38,7 +37,7 @@ def test_patterns_are_whole_names_or_ends_of_names() -> None:
         "bert.pooler.dense.weight",
     }
     biases = tiny("roberta")
-    apply(BitFit(), biases, seed=0, train_head=False)
+    attach(biases, BitFit(), seed=0, train_head=False)
     assert trained("roberta", [".*bias"]) == {n for n, p in biases.model.named_parameters() if p.requires_grad}
 
 

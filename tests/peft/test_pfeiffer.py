@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from peftlab.peft.base import apply
+from peftlab.peft.base import attach
 from peftlab.peft.pfeiffer import Pfeiffer
 from tests.peft.published import trainable
 from tests.peft.tiny import tiny
@@ -34,8 +34,8 @@ def test_published_counts(name: str, bottleneck: int, fields: dict[str, Any], co
     [("bert", "layer.{}.output.dense"), ("gpt2", "h.{}.mlp.c_proj"), ("modernbert", "layers.{}.mlp.Wo")],
 )
 def test_one_adapter_a_layer_behind_the_feed_forward(kind: str, place: str) -> None:
-    backbone = tiny(kind)
-    apply(Pfeiffer(), backbone, seed=0, train_head=False)
-    names = {n.partition(".adapters.")[0] for n, p in backbone.model.named_parameters() if p.requires_grad}
-    assert len(names) == 2
+    adapter = attach(tiny(kind), Pfeiffer(), seed=0, train_head=False)
+    names = {name.partition(".deltas.")[0] for name, _ in adapter.named_parameters()}
+    assert names == {placed.name for placed in adapter.placed()}
+    assert len(names) == len(adapter.deltas()) == 2
     assert all(name.endswith(place.format(index)) for index, name in enumerate(sorted(names)))

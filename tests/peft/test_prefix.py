@@ -14,8 +14,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from peftlab.backbones.attention import attention_modules, key_value_shape
 from peftlab.backbones.text_classifier import TextClassifierConfig
 from peftlab.errors import BackboneError, PeftlabError
-from peftlab.peft.base import PEFTStrategy, apply
-from peftlab.peft.key_value_prefix import KeyValuePrefix, prefix_module
+from peftlab.peft.base import attach
+from peftlab.peft.key_value_prefix import KeyValuePrefix, PrefixAdapter
 from peftlab.peft.p_tuning_v2 import PTuningV2
 from peftlab.peft.prefix_tuning import PrefixTuning
 from peftlab.runs.assemble import count_parameters
@@ -30,13 +30,18 @@ METHODS: dict[str, Callable[..., KeyValuePrefix]] = {
 }
 
 
-def both(model_type: str, method: KeyValuePrefix, **more: Any) -> tuple[Any, Any]:
-    """A backbone with large weights, so that its logits depend on the text, and the same with ``method`` in it."""
+def prefixed(backbone: Any, method: KeyValuePrefix, *, seed: int = 0) -> PrefixAdapter:
+    """``method`` in ``backbone``."""
+    adapter = attach(backbone, method, seed=seed)
+    assert isinstance(adapter, PrefixAdapter)
+    return adapter
+
+
+def both(model_type: str, method: KeyValuePrefix, **more: Any) -> tuple[Any, PrefixAdapter]:
+    """A backbone with large weights, so that its logits depend on the text, and ``method`` in another of the same."""
     plain = tiny(model_type, **more)
     shake(plain)
-    backbone = copy.deepcopy(plain)
-    apply(method, backbone, seed=0)
-    return plain, backbone
+    return plain, prefixed(copy.deepcopy(plain), method)
 
 
 def attentions(model_type: str) -> tuple[str, ...]:
@@ -48,7 +53,8 @@ CASES = [(model_type, attention) for model_type in TAKES_PREFIX for attention in
 
 @pytest.mark.parametrize(("model_type", "attention"), CASES)
 def test_padding_changes_nothing_and_every_layers_prefix_matters(model_type: str, attention: str) -> None:
-    plain, backbone = both(model_type, PTuningV2(length=4), attention=attention)
+    plain, adapter = both(model_type, PTuningV2(length=4), attention=attention)
+    backbone = adapter.backbone
     ids, mask = batch(backbone, TEXTS)
     together = backbone(ids, mask)
     alone = torch.cat([backbone(*batch(backbone, [text])) for text in TEXTS])
@@ -56,7 +62,7 @@ def test_padding_changes_nothing_and_every_layers_prefix_matters(model_type: str
     assert (together[0] - together[1]).abs().max() > 1e-3, "the text must matter"
     assert (plain(ids, mask) - together).abs().max() > 1e-3, "the prefix must matter"
     F.cross_entropy(together, torch.tensor([0, 1, 2])).backward()
-    gradient = prefix_module(backbone).embedding.grad
+    gradient = adapter.prefix.embedding.grad
     assert gradient is not None
     assert (gradient.abs() > 0).all(), "every key and value of every layer must matter"
 
@@ -82,7 +88,8 @@ MASKS = {
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "mistral", "modernbert", "gpt_neox", "t5"])
 def test_attention_is_the_equation(model_type: str, attention: str, mask: str) -> None:
-    backbone = tiny_with(model_type, PTuningV2(length=3), attention=attention)
+    adapter = prefixed(tiny(model_type, attention=attention), PTuningV2(length=3))
+    backbone = adapter.backbone
     module = next(iter(attention_modules(backbone).values()))
     generator = torch.Generator().manual_seed(0)
     heads, size = key_value_shape(module)
@@ -100,7 +107,7 @@ def test_attention_is_the_equation(model_type: str, attention: str, mask: str) -
     causal = {"is_causal": False} if mask == "all" else {}
     found, _ = function(module, query, key, value, given, scaling=0.5, dropout=0.0, **rest, **causal)
 
-    part = prefix_module(backbone).part(0)
+    part = adapter.prefix.part(0)
     assert part is not None
     extra_key, extra_value = part
     groups = 4 // heads
@@ -118,12 +125,12 @@ def test_the_prefix_is_seen_from_beyond_a_window(model_type: str) -> None:
     config.architecture.update(window)
     backbone = config.build(3, seed=0).eval()
     shake(backbone)
-    apply(PTuningV2(length=2), backbone, seed=0)
+    adapter = prefixed(backbone, PTuningV2(length=2))
     outputs: dict[str, torch.Tensor] = {}
     first = next(iter(attention_modules(backbone).values()))
     first.register_forward_hook(lambda _, __, output: outputs.update(found=output[0]))
     backbone(torch.arange(10, 30).unsqueeze(0), torch.ones(1, 20, dtype=torch.long))
-    (gradient,) = torch.autograd.grad(outputs["found"][0, -1].sum(), prefix_module(backbone).embedding)
+    (gradient,) = torch.autograd.grad(outputs["found"][0, -1].sum(), adapter.prefix.embedding)
     assert (gradient[:, : gradient.shape[1] // 2].abs() > 0).all(), "the last query reads the first layer's prefix"
 
 
@@ -131,7 +138,7 @@ def test_the_prefix_is_seen_from_beyond_a_window(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", ["bert", "gpt2"])
 def test_a_text_as_long_as_the_positions_still_fits(model_type: str, length: int) -> None:
     method = PTuningV2(length=20)
-    _, backbone = both(model_type, method)
+    backbone = both(model_type, method)[1].backbone
     assert method.extra_tokens() == 0
     backbone.check_length(length, extra_tokens=method.extra_tokens())
     ids, mask = batch(backbone, ["x" * 100], length)
@@ -140,24 +147,24 @@ def test_a_text_as_long_as_the_positions_still_fits(model_type: str, length: int
 
 
 def test_debertas_attention_is_its_own_beside_the_prefixs_scores() -> None:
-    plain, backbone = both("deberta-v2", PTuningV2(length=2))
-    prefixed = next(iter(attention_modules(backbone).values()))
+    plain, adapter = both("deberta-v2", PTuningV2(length=2))
+    module = next(iter(attention_modules(adapter.backbone).values()))
     original = next(iter(attention_modules(plain).values()))
     x = torch.randn(2, T, 32, generator=torch.Generator().manual_seed(0))
     mask = MASKS["padding"]
-    relative = {"rel_embeddings": backbone.model.deberta.encoder.get_rel_embedding()}
-    context, weights = prefixed(x, mask, output_attentions=True, **relative)
+    relative = {"rel_embeddings": adapter.model.deberta.encoder.get_rel_embedding()}
+    context, weights = module(x, mask, output_attentions=True, **relative)
     plain_context, plain_weights = original(x, mask, output_attentions=True, **relative)
     on_prefix, on_text = weights[..., :2], weights[..., 2:]  # (B, H, T, ·)
     share = on_text.sum(dim=-1, keepdim=True)
     torch.testing.assert_close(on_text / share, plain_weights)
-    part = prefix_module(backbone).part(0)
+    part = adapter.prefix.part(0)
     assert part is not None
     keys, values = part  # (H, n, d_head)
-    query = prefixed.query_proj(x).unflatten(-1, (4, 8)).transpose(1, 2)
-    key = prefixed.key_proj(x).unflatten(-1, (4, 8)).transpose(1, 2)
+    query = module.query_proj(x).unflatten(-1, (4, 8)).transpose(1, 2)
+    key = module.key_proj(x).unflatten(-1, (4, 8)).transpose(1, 2)
     scale = (3 * 8) ** 0.5  # three kinds of scores
-    bias = prefixed.disentangled_attention_bias(
+    bias = module.disentangled_attention_bias(
         query.flatten(0, 1), key.flatten(0, 1), None, relative["rel_embeddings"], 3
     ).view(2, 4, T, T)
     score = query @ key.mT / scale + bias  # of the text, to which the prefix's scores are compared
@@ -186,16 +193,10 @@ def test_the_count_is_the_formulas(model_type: str, modules: int, dim: int, vari
     assert method.closed_form(tiny(model_type)) == expected
     for device in ("cpu", "meta"):
         backbone = tiny_config(model_type).build(3, seed=0, device=device)
-        apply(method, backbone, seed=0)
-        assert count_parameters(backbone)["trainable_without_head"] == expected
+        counted = count_parameters(prefixed(backbone, method))
+        assert counted["trainable_without_head"] == counted["added"] == expected
         assert {parameter.device.type for parameter in backbone.parameters()} == {device}
-    assert method.inference_prompt(tiny_with(model_type, method))["prompt_embeddings"].shape == (7, table)
-
-
-def tiny_with(model_type: str, method: PEFTStrategy, **more: Any) -> Any:
-    backbone = tiny(model_type, **more)
-    apply(method, backbone, seed=0)
-    return backbone
+    assert prefixed(tiny(model_type), method).inference_prompt()["prompt_embeddings"].shape == (7, table)
 
 
 @pytest.mark.parametrize("variant", METHODS)
@@ -203,9 +204,9 @@ def tiny_with(model_type: str, method: PEFTStrategy, **more: Any) -> Any:
 @pytest.mark.parametrize("model_type", ["bert", "llama", "gpt2", "t5", "deberta-v2"])
 def test_it_trains_and_keeps_the_rest_frozen(model_type: str, more: dict[str, Any], variant: str) -> None:
     backbone = tiny(model_type, **more)
-    apply(METHODS[variant](length=5), backbone, seed=0)
+    adapter = prefixed(backbone, METHODS[variant](length=5))
     frozen = {n: p.clone() for n, p in backbone.named_parameters() if not p.requires_grad}
-    own = dict(prefix_module(backbone).named_parameters())
+    own = dict(adapter.prefix.named_parameters())
     assert {p.dtype for p in own.values()} == {torch.float32}
     ids, mask = batch(backbone, TEXTS)
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1)
@@ -222,7 +223,7 @@ def test_it_trains_and_keeps_the_rest_frozen(model_type: str, more: dict[str, An
 
 @pytest.mark.parametrize("model_type", ["bert", "llama", "deberta-v2", "t5"])
 def test_under_autocast(model_type: str) -> None:
-    _, backbone = both(model_type, PrefixTuning(length=5, hidden=12))
+    backbone = both(model_type, PrefixTuning(length=5, hidden=12))[1].backbone
     ids, mask = batch(backbone, TEXTS)
     exact = backbone(ids, mask)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -233,40 +234,40 @@ def test_under_autocast(model_type: str) -> None:
 
 @pytest.mark.parametrize("variant", METHODS)
 def test_a_saved_prefix_trains_on_with_the_same_bits(variant: str) -> None:
-    def steps(backbone: Any, count: int) -> None:
+    def steps(adapter: PrefixAdapter, count: int) -> None:
         ids, mask = id_batch()
-        optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1)
+        optimizer = torch.optim.SGD(adapter.parameters(beside=True), lr=0.1)
         for step in range(count):
             torch.manual_seed(step)
             optimizer.zero_grad()
-            F.cross_entropy(backbone(ids, mask), torch.tensor([0, 1, 2, 0])).backward()
+            F.cross_entropy(adapter.backbone(ids, mask), torch.tensor([0, 1, 2, 0])).backward()
             optimizer.step()
 
     method = METHODS[variant](length=5, dropout=0.3)
-    first, second = tiny("bert").train(), tiny("bert").train()
-    apply(method, first, seed=0)
-    apply(method, second, seed=7)
+    first, second = (prefixed(tiny("bert").train(), method, seed=seed) for seed in (0, 7))
     steps(first, 2)
-    method.load_adapter_state(second, {k: v.clone() for k, v in method.adapter_state(first).items()})
+    second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
     steps(first, 2)
     steps(second, 2)
-    one, other = method.adapter_state(first), method.adapter_state(second)
+    one, other = first.state_dict(), second.state_dict()
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_dropout_acts_on_the_prefix_in_training_only() -> None:
-    _, backbone = both("bert", PTuningV2(length=5, dropout=0.5), dropout=0.0, attention_dropout=0.0)
+    _, adapter = both("bert", PTuningV2(length=5, dropout=0.5), dropout=0.0, attention_dropout=0.0)
+    backbone = adapter.backbone
     ids, mask = id_batch()
     assert torch.equal(backbone(ids, mask), backbone(ids, mask))
     backbone.train()
     assert not torch.equal(backbone(ids, mask), backbone(ids, mask))
-    assert len(prefix_module(backbone).parts()) == 4
+    assert len(adapter.prefix.parts()) == 4
 
 
 def test_the_models_attention_dropout_stays() -> None:
     for attention in ("sdpa", "eager"):
-        _, backbone = both("bert", PTuningV2(length=5), dropout=0.0, attention_dropout=0.5, attention=attention)
+        _, adapter = both("bert", PTuningV2(length=5), dropout=0.0, attention_dropout=0.5, attention=attention)
+        backbone = adapter.backbone
         ids, mask = id_batch()
         backbone.train()
         assert not torch.equal(backbone(ids, mask), backbone(ids, mask))
@@ -277,9 +278,9 @@ def test_the_start_depends_on_the_seed_alone(variant: str) -> None:
     def start(seed: int) -> list[torch.Tensor]:
         backbone = tiny("bert")
         state = torch.get_rng_state()
-        apply(METHODS[variant](length=5), backbone, seed=seed)
+        adapter = prefixed(backbone, METHODS[variant](length=5), seed=seed)
         assert torch.equal(state, torch.get_rng_state()), "the global generator must not be touched"
-        return list(prefix_module(backbone).parameters())
+        return list(adapter.prefix.parameters())
 
     one, again, other = start(0), start(0), start(1)
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
@@ -288,27 +289,26 @@ def test_the_start_depends_on_the_seed_alone(variant: str) -> None:
 
 def test_the_compact_prefix_works_without_its_network() -> None:
     ids, mask = id_batch()
-    method = PrefixTuning(length=6, hidden=12)
-    _, trained = both("llama", method)
-    compact = method.inference_prompt(trained)
-    direct = PrefixTuning(length=6, reparameterize=False)
-    _, plain = both("llama", direct)
-    direct.load_inference_prompt(plain, compact)
-    torch.testing.assert_close(plain(ids, mask)[0], trained(ids, mask)[0])
+    _, trained = both("llama", PrefixTuning(length=6, hidden=12))
+    compact = trained.inference_prompt()
+    _, direct = both("llama", PrefixTuning(length=6, reparameterize=False))
+    direct.load_inference_prompt(compact)
+    torch.testing.assert_close(direct.backbone(ids, mask)[0], trained.backbone(ids, mask)[0])
     with pytest.raises(PeftlabError, match=r"peft=prefix_tuning peft\.reparameterize=false"):
-        method.load_inference_prompt(trained, compact)
+        trained.load_inference_prompt(compact)
     with pytest.raises(PeftlabError, match=r"is \(3, 64\), and \(6, 64\)"):
-        direct.load_inference_prompt(plain, {"prompt_embeddings": torch.zeros(3, 64)})
+        direct.load_inference_prompt({"prompt_embeddings": torch.zeros(3, 64)})
 
 
 @pytest.mark.parametrize("model_type", ["bert", "deberta-v2", "t5"])
 def test_a_copy_of_the_backbone_is_its_own(model_type: str) -> None:
-    _, backbone = both(model_type, PTuningV2(length=4))
+    _, adapter = both(model_type, PTuningV2(length=4))
+    backbone = adapter.backbone
     ids, mask = batch(backbone, TEXTS)
     expected = backbone(ids, mask)
     twin = copy.deepcopy(backbone)
     with torch.no_grad():
-        prefix_module(backbone).embedding.add_(1.0)
+        adapter.prefix.embedding.add_(1.0)
     assert torch.equal(twin(ids, mask), expected)
     assert not torch.equal(backbone(ids, mask), expected)
 
@@ -316,13 +316,34 @@ def test_a_copy_of_the_backbone_is_its_own(model_type: str) -> None:
 @torch.no_grad()  # attention kernels differ with what needs a gradient, and that is frozen in one of the two
 @pytest.mark.parametrize(("model_type", "attention"), CASES)
 def test_switched_off_it_is_the_backbone(model_type: str, attention: str) -> None:
-    plain, backbone = both(model_type, PTuningV2(length=4), attention=attention)
+    plain, adapter = both(model_type, PTuningV2(length=4), attention=attention)
+    backbone = adapter.backbone
     ids, mask = batch(backbone, TEXTS)
     for given in ((ids, mask), (ids[1:2], mask[1:2])):  # without padding transformers leaves out the mask
         before = backbone(*given)
-        with PTuningV2().switched_off(backbone):
+        with adapter.disabled():
             assert torch.equal(backbone(*given), plain(*given))
         assert torch.equal(backbone(*given), before)
+
+
+@torch.no_grad()  # as above
+@pytest.mark.parametrize(
+    ("model_type", "attention", "shift"),
+    [
+        *((model_type, attention, False) for model_type, attention in CASES),
+        *((model_type, "sdpa", True) for model_type in ("bert", "roberta", "gpt2", "llama")),
+    ],
+)
+def test_taken_out_it_leaves_the_backbone(model_type: str, attention: str, shift: bool) -> None:
+    plain, adapter = both(model_type, PTuningV2(length=4, position_shift=shift), attention=attention)
+    backbone = adapter.backbone
+    ids, mask = batch(backbone, TEXTS)
+    assert not torch.equal(backbone(ids, mask), plain(ids, mask))
+    adapter.remove()
+    assert torch.equal(backbone(ids, mask), plain(ids, mask))
+    assert {n: type(m) for n, m in backbone.named_modules()} == {n: type(m) for n, m in plain.named_modules()}
+    assert backbone.model.config._attn_implementation == plain.model.config._attn_implementation
+    prefixed(backbone, PTuningV2(length=3))  # there is room for another one
 
 
 def test_other_backbones_are_left_alone() -> None:
@@ -338,21 +359,19 @@ def test_wrong_uses() -> None:
     with pytest.raises(ValueError, match=r"peft\.hidden=3 is the width of a network"):
         PTuningV2(hidden=3)
     with pytest.raises(BackboneError, match="takes no keys and values beside its own"):
-        apply(PTuningV2(), tiny("deberta"), seed=0)
+        attach(tiny("deberta"), PTuningV2(), seed=0)
     plain = TextClassifierConfig().build(2, seed=0, train_texts=["a b"])
     with pytest.raises(BackboneError, match=r"text_classifier has no attention .* \(peft=lora\)") as error:
-        apply(PTuningV2(), plain, seed=0)
+        attach(plain, PTuningV2(), seed=0)
     assert "prompt_tuning" not in str(error.value), "which needs a transformer as well"
     upcast = tiny_config("gpt2", attention="eager")
     assert upcast.architecture is not None
     upcast.architecture["reorder_and_upcast_attn"] = True
     with pytest.raises(BackboneError, match="reorder_and_upcast_attn"):
-        apply(PTuningV2(), upcast.build(3, seed=0), seed=0)
-    backbone = tiny_with("bert", PTuningV2())
+        attach(upcast.build(3, seed=0), PTuningV2(), seed=0)
+    direct, network = prefixed(tiny("bert"), PTuningV2()), prefixed(tiny("bert"), PrefixTuning())
     with pytest.raises(PeftlabError, match="has a prefix already"):
-        apply(PTuningV2(), backbone, seed=0)
-    for act in (PTuningV2().merge, PrefixTuning().unmerge):
+        attach(direct.backbone, PTuningV2(), seed=0)
+    for act in (direct.merge, direct.unmerge, network.merge, network.unmerge):
         with pytest.raises(PeftlabError, match="cannot be merged"):
-            act(backbone)
-    with pytest.raises(PeftlabError, match="inject the method first"):
-        PTuningV2().inference_prompt(tiny("bert"))
+            act()

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from peftlab.peft.base import apply
-from peftlab.peft.key_value_prefix import KeyValuePrefix, prefix_module
+from peftlab.peft.base import attach
+from peftlab.peft.key_value_prefix import KeyValuePrefix, PrefixAdapter
 from peftlab.peft.p_tuning_v2 import PTuningV2
 from peftlab.peft.prefix_tuning import PrefixTuning
 from tests.backbones.tiny_backbones import shake, tiny
@@ -35,8 +35,9 @@ def test_logits_and_gradients(kind: str, method: KeyValuePrefix, attention: str)
     shake(backbone)
     before = copy.deepcopy(backbone)
     oracle = _oracle(copy.deepcopy(backbone.model), method)
-    apply(method, backbone, seed=1, train_head=False)
-    pairs = _paired(prefix_module(backbone), oracle.prompt_encoder["default"])
+    adapter = attach(backbone, method, seed=1, train_head=False)
+    assert isinstance(adapter, PrefixAdapter)
+    pairs = _paired(adapter.prefix, oracle.prompt_encoder["default"])
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for mine, other in pairs:
@@ -104,11 +105,12 @@ def _paired(ours: torch.nn.Module, oracle: torch.nn.Module) -> list[tuple[torch.
 def test_the_compact_prefix_is_what_hf_peft_saves(kind: str, method: KeyValuePrefix) -> None:
     backbone = tiny(kind)
     oracle = _oracle(copy.deepcopy(backbone.model), method)
-    apply(method, backbone, seed=1)
+    adapter = attach(backbone, method, seed=1)
+    assert isinstance(adapter, PrefixAdapter)
     with torch.no_grad():
-        for mine, other in _paired(prefix_module(backbone), oracle.prompt_encoder["default"]):
+        for mine, other in _paired(adapter.prefix, oracle.prompt_encoder["default"]):
             other.copy_(mine)
     saved = peft.get_peft_model_state_dict(oracle)["prompt_embeddings"]
-    ours = method.inference_prompt(backbone)
+    ours = adapter.inference_prompt()
     assert ours.keys() == {"prompt_embeddings"}
     torch.testing.assert_close(ours["prompt_embeddings"], saved, atol=1e-6, rtol=0)

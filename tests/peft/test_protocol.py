@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from peftlab.errors import ConfigError, PeftlabError
-from peftlab.peft.base import PEFTStrategy, Supports, apply, methods
+from peftlab.peft.base import PEFTStrategy, Supports, attach, methods
 from peftlab.verbs.methods import markdown_table, summary, table
 from tests.conftest import REPOSITORY, TINY, Peftlab
 from tests.peft.tiny import batch, tiny
@@ -22,8 +22,8 @@ KNOWN = dict(methods())
 @pytest.mark.parametrize("name", [name for name in KNOWN if name != "import"])  # that one needs a folder: tests/interop
 def test_it_trains_saves_and_loads(name: str) -> None:
     """Frozen tensors keep their bits, trainable ones get gradients, and the saved state restores the logits."""
-    backbone, strategy = tiny("bert"), KNOWN[name]()
-    apply(strategy, backbone, seed=0)
+    backbone = tiny("bert")
+    adapter = attach(backbone, KNOWN[name](), seed=0)
     frozen = {n: p.clone() for n, p in backbone.named_parameters() if not p.requires_grad}
     ids, mask = batch()
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.5)
@@ -36,11 +36,11 @@ def test_it_trains_saves_and_loads(name: str) -> None:
             assert parameter.grad is not None, parameter_name
         else:
             assert torch.equal(parameter, frozen[parameter_name]), parameter_name
-    state = {key: tensor.clone() for key, tensor in strategy.adapter_state(backbone).items()}
+    state = {key: tensor.clone() for key, tensor in adapter.state_dict().items()}
     other = tiny("bert")
-    apply(KNOWN[name](), other, seed=99)
+    another = attach(other, KNOWN[name](), seed=99)
     assert not torch.equal(other(ids, mask), backbone(ids, mask))
-    strategy.load_adapter_state(other, state)
+    another.load_state_dict(state)
     assert torch.equal(other(ids, mask), backbone(ids, mask))
 
 
@@ -84,7 +84,10 @@ def test_long_names_of_hf_peft_are_broken_behind_underscores() -> None:
         supports = Supports(hf_peft="MULTITASK_PROMPT_TUNING", encoder=False)
         count = "n · d"
 
-        def inject(self, backbone, *, seed):  # type: ignore[no-untyped-def]
+        def select(self, backbone):  # type: ignore[no-untyped-def]
+            pass
+
+        def build(self, selection, *, seed, batches=None):  # type: ignore[no-untyped-def]
             pass
 
     shown = table({"long": Long}, 110)
@@ -107,35 +110,37 @@ def test_methods_explains_fields(peftlab: Peftlab) -> None:
 
 
 def test_load_refuses_what_does_not_fit() -> None:
-    backbone, strategy = tiny("bert"), KNOWN["lora"]()
-    apply(strategy, backbone, seed=0)
-    state = dict(strategy.adapter_state(backbone))
+    adapter = attach(tiny("bert"), KNOWN["lora"](), seed=0)
+    state = dict(adapter.state_dict())
     name = min(state)
     for wrong, said in (
         ({k: v for k, v in state.items() if k != name}, "is missing"),
-        (state | {"model.nonsense": torch.zeros(1)}, "is not of this model"),
+        (state | {"nonsense": torch.zeros(1)}, "is not of this model"),
         (state | {name: torch.zeros(7)}, "is (7,) in the file"),
     ):
         with pytest.raises(PeftlabError) as error:
-            strategy.load_adapter_state(backbone, wrong)
+            adapter.load_state_dict(wrong)
         assert said in str(error.value)
 
 
 def test_full_fine_tuning_of_a_quantised_backbone_is_refused() -> None:
     with pytest.raises(PeftlabError, match=r"backbone\.quantize=nf4"):
-        apply(KNOWN["full"](), tiny("bert", quantize="nf4"), seed=0)
+        attach(tiny("bert", quantize="nf4"), KNOWN["full"](), seed=0)
 
 
 def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(PeftlabError, match="leaves nothing to train"):
-        apply(KNOWN["head"](), tiny("bert"), seed=0, train_head=False)
+        attach(tiny("bert"), KNOWN["head"](), seed=0, train_head=False)
 
 
 def test_two_methods_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="two PEFT methods are called 'lora'"):
 
         class Another(PEFTStrategy, name="lora"):
-            def inject(self, backbone, *, seed):  # type: ignore[no-untyped-def]
+            def select(self, backbone):  # type: ignore[no-untyped-def]
+                pass
+
+            def build(self, selection, *, seed, batches=None):  # type: ignore[no-untyped-def]
                 pass
 
 
@@ -202,10 +207,10 @@ TRAIN_THE_BACKBONES_OWN = {"full", "head", "bitfit", "layernorm", "last_layers",
 @pytest.mark.parametrize("name", sorted(set(KNOWN) - {"import"}))
 def test_switched_off_the_backbone_is_as_it_was(name: str, kind: str) -> None:
     """However far its parameters are from their start; and on again, it computes what it computed before."""
-    backbone, plain, strategy = tiny(kind), tiny(kind), KNOWN[name]()
+    backbone, plain = tiny(kind), tiny(kind)
     if name == "bitfit" and kind == "llama":
         pytest.skip("Llama has no biases")
-    apply(strategy, backbone, seed=0, train_head=name == "head")
+    adapter = attach(backbone, KNOWN[name](), seed=0, train_head=name == "head")
     ids, mask = batch()
     ids = ids * mask  # the padding token where nothing is
     generator = torch.Generator().manual_seed(0)
@@ -216,9 +221,9 @@ def test_switched_off_the_backbone_is_as_it_was(name: str, kind: str) -> None:
         adapted = backbone(ids, mask)
         assert not torch.equal(adapted, plain(ids, mask))
         if name in TRAIN_THE_BACKBONES_OWN:
-            with pytest.raises(PeftlabError, match="no adapter to switch off"), strategy.switched_off(backbone):
+            with pytest.raises(PeftlabError, match="no adapter to switch off"), adapter.disabled():
                 pass
             return
-        with strategy.switched_off(backbone):
+        with adapter.disabled():
             torch.testing.assert_close(backbone(ids, mask), plain(ids, mask), atol=1e-6, rtol=0)
         assert torch.equal(backbone(ids, mask), adapted)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from peftlab.errors import PeftlabError
-from peftlab.peft.base import PEFTStrategy, apply
+from peftlab.peft.base import PEFTStrategy, attach
 from peftlab.peft.bitfit import BitFit
 from peftlab.peft.last_layers import LastLayers
 from peftlab.peft.layernorm import LayerNormTuning
@@ -32,9 +32,9 @@ def test_in_bfloat16_it_starts_as_the_backbone_and_small_steps_count(strategy: P
     backbone = tiny("bert", dtype="bfloat16")
     backbone.requires_grad_(False)
     before = backbone(*batch())
-    apply(strategy, backbone, seed=0, train_head=False)
+    adapter = attach(backbone, strategy, seed=0, train_head=False)
     assert torch.equal(before, backbone(*batch()))
-    tensors = strategy.adapter_tensors(backbone.model)
+    tensors = adapter.tensors()
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     start = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     train(backbone)
@@ -46,14 +46,14 @@ def test_in_bfloat16_it_starts_as_the_backbone_and_small_steps_count(strategy: P
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_saved_tensors_have_the_backbones_names_and_restore_it(strategy: PEFTStrategy, dtype: str) -> None:
     backbone, other = tiny("bert", dtype=dtype), tiny("bert", dtype=dtype)
-    names = {name for name, _ in backbone.named_parameters()}
-    apply(strategy, backbone, seed=0)
+    names = {name for name, _ in backbone.model.named_parameters()}
+    adapter = attach(backbone, strategy, seed=0)
     train(backbone, lr=0.01)
-    state = strategy.adapter_state(backbone)
+    state = adapter.state_dict()
     assert state.keys() <= names
-    apply(strategy, other, seed=99)
+    another = attach(other, strategy, seed=99)
     assert not torch.equal(backbone(*batch()), other(*batch()))
-    strategy.load_adapter_state(other, state)
+    another.load_state_dict(state)
     assert torch.equal(backbone(*batch()), other(*batch()))
     train(backbone)
     train(other)
@@ -66,7 +66,7 @@ def test_tied_weights_stay_tied() -> None:
     backbone = tiny("t5", dtype="bfloat16")
     ids, mask = texts_batch(backbone, ["a fine film", "dull"])
     before = backbone(ids, mask)
-    apply(strategy, backbone, seed=0, train_head=False)
+    attach(backbone, strategy, seed=0, train_head=False)
     (copy,) = [p for p in backbone.parameters() if p.requires_grad]
     with torch.no_grad():
         copy.mul_(1.5)
@@ -80,12 +80,11 @@ def test_tied_weights_stay_tied() -> None:
 def test_biases_of_quantised_layers_keep_their_type_under_autocast(kind: str) -> None:
     """bitsandbytes casts its biases in place to the activations' type: not those that train."""
     backbone = tiny("bert", quantize=kind)
-    strategy = BitFit()
-    apply(strategy, backbone, seed=0, train_head=False)
+    adapter = attach(backbone, BitFit(), seed=0, train_head=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = torch.nn.functional.cross_entropy(backbone(*batch()), LABELS)
     loss.backward()
-    for name, tensor in strategy.adapter_tensors(backbone.model).items():
+    for name, tensor in adapter.tensors().items():
         assert tensor.dtype == torch.float32, name
         assert tensor.grad is not None, name
         assert tensor.grad.dtype == torch.float32, name
@@ -93,8 +92,7 @@ def test_biases_of_quantised_layers_keep_their_type_under_autocast(kind: str) ->
 
 @pytest.mark.parametrize("strategy", METHODS, ids=lambda strategy: strategy.name)
 def test_there_is_nothing_to_merge(strategy: PEFTStrategy) -> None:
-    backbone = tiny("bert")
-    apply(strategy, backbone, seed=0)
-    for call in (strategy.merge, strategy.unmerge):
+    adapter = attach(tiny("bert"), strategy, seed=0)
+    for call in (adapter.merge, adapter.unmerge):
         with pytest.raises(PeftlabError, match="there is nothing to merge"):
-            call(backbone)
+            call()

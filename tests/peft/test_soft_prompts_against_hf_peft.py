@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from peftlab.peft.base import apply
+from peftlab.peft.base import attach
 from peftlab.peft.multitask_prompt import MultitaskPrompt
 from peftlab.peft.p_tuning import PTuning
 from peftlab.peft.prompt_tuning import PromptTuning
-from peftlab.peft.soft_prompt import SoftPrompt, prompt_module
+from peftlab.peft.soft_prompt import PromptAdapter, SoftPrompt
 from tests.backbones.tiny_backbones import shake
 from tests.peft.tiny import KINDS, batch, tiny
 
@@ -63,8 +63,9 @@ def test_logits_and_gradients(kind: str, variant: str) -> None:
     shake(backbone)
     before = copy.deepcopy(backbone)
     oracle = peft.get_peft_model(copy.deepcopy(backbone.model), config).eval()
-    apply(method, backbone, seed=1, train_head=False)
-    pairs = _paired(prompt_module(backbone), oracle.prompt_encoder["default"])
+    adapter = attach(backbone, method, seed=1, train_head=False)
+    assert isinstance(adapter, PromptAdapter)
+    pairs = _paired(adapter.vectors, oracle.prompt_encoder["default"])
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for mine, other in pairs:
@@ -105,12 +106,13 @@ def test_the_compact_prompt_is_what_hf_peft_saves(variant: str) -> None:
     method, config, _ = _variants()[variant]
     backbone = tiny("bert")
     oracle = peft.get_peft_model(copy.deepcopy(backbone.model), config).eval()
-    apply(method, backbone, seed=1)
+    adapter = attach(backbone, method, seed=1)
+    assert isinstance(adapter, PromptAdapter)
     with torch.no_grad():
-        for mine, other in _paired(prompt_module(backbone), oracle.prompt_encoder["default"]):
+        for mine, other in _paired(adapter.vectors, oracle.prompt_encoder["default"]):
             other.copy_(mine)
     saved = {k: v for k, v in peft.get_peft_model_state_dict(oracle).items() if "classifier" not in k}
-    ours = method.inference_prompt(backbone)
+    ours = adapter.inference_prompt()
     assert ours.keys() == saved.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, saved[name], atol=1e-6, rtol=0)

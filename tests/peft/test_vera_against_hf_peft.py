@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import peft
 import pytest
 import torch
 from torch.nn import functional as F
 
-from peftlab.peft.base import apply
+from peftlab.peft.base import attach
 from peftlab.peft.vera import VeRA
 from tests.peft.tiny import KINDS, batch, tiny
 
@@ -27,21 +28,22 @@ NAMES = {  # two projections, and a feed-forward layer of another shape
 def test_logits_and_gradients(kind: str, padded: bool) -> None:
     backbone = tiny(kind)
     oracle_model = copy.deepcopy(backbone.model)
-    apply(VeRA(rank=12, targets=NAMES[kind], d_initial=0.3), backbone, seed=0, train_head=False)
+    adapter = attach(backbone, VeRA(rank=12, targets=NAMES[kind], d_initial=0.3), seed=0, train_head=False)
     config = peft.VeraConfig(
         r=12, target_modules=NAMES[kind], d_initial=0.3, vera_dropout=0.0, fan_in_fan_out=kind == "gpt2"
     )
     oracle = peft.get_peft_model(oracle_model, config).eval()
-    projection = backbone.model.vera_projection
+    projection: Any = adapter.modules()["vera_projection"]
     shared_A, shared_B = oracle.base_model.vera_A["default"], oracle.base_model.vera_B["default"]
     assert projection.A.shape == shared_A.shape
     assert projection.B.shape == shared_B.shape
     theirs = {
-        n.removeprefix("base_model.model.").replace(".vera_lambda_", ".updates.all.").removesuffix(".default"): p
+        n.removeprefix("base_model.model.").replace(".vera_lambda_", ".deltas.all.").removesuffix(".default"): p
         for n, p in oracle.named_parameters()
         if p.requires_grad
     }
-    ours = {n: p for n, p in backbone.model.named_parameters() if p.requires_grad}
+    ours = dict(adapter.named_parameters())
+    assert len(ours) == sum(p.requires_grad for p in backbone.parameters())
     assert ours.keys() == theirs.keys()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():

@@ -79,10 +79,10 @@ def test_lora_forgets_nothing_with_the_adapter_off(peftlab: Peftlab, topics: Pat
     # The frozen weights are the earlier run's, to the bit.
     rebuilt, _ = reassemble(RunFolder(after), finished_run(str(after))[1])
     weights = load_file(before / "adapter.safetensors")
-    assert torch.equal(rebuilt.backbone.model.embedding.weight, weights["model.embedding.weight"])
-    assert torch.equal(rebuilt.backbone.model.hidden.base.weight, weights["model.hidden.weight"])
+    assert torch.equal(rebuilt.backbone.model.embedding.weight, weights["embedding.weight"])
+    assert torch.equal(rebuilt.backbone.model.hidden.base.weight, weights["hidden.weight"])
     assert set(load_file(after / "adapter.safetensors")) == {
-        "model.hidden.updates.all.A", "model.hidden.updates.all.B", "model.output.weight", "model.output.bias",
+        "hidden.deltas.all.lora_A", "hidden.deltas.all.lora_B", "output.weight", "output.bias",
     }  # fmt: skip
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from peftlab.peft.adalora import AdaLoRA
-from peftlab.peft.base import PEFTStrategy, apply
+from peftlab.peft.base import PEFTStrategy, attach
 from peftlab.peft.dora import DoRA
 from peftlab.peft.dynamic_dora import DynamicDoRA
 from peftlab.peft.ia3 import IA3
 from peftlab.peft.lora import LoRA
-from peftlab.peft.surgery import unwrap_merged, weight_matrix
+from peftlab.peft.surgery import weight_matrix
 from peftlab.peft.vera import VeRA
 from peftlab.peft.weight_update import WeightUpdate
 from peftlab.runs.inspection import measure, similarity
@@ -95,16 +95,16 @@ METHODS: list[tuple[PEFTStrategy, str]] = [
 def test_updates_are_what_merging_adds(strategy: PEFTStrategy, kind: str) -> None:
     backbone = tiny(kind)
     before = {name: parameter.detach().clone() for name, parameter in backbone.model.named_parameters()}
-    apply(strategy, backbone, seed=1)
+    adapter = attach(backbone, strategy, seed=1)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in backbone.model.parameters():
             if parameter.requires_grad:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    updates = list(strategy.weight_updates(backbone) or [])
+    updates = list(adapter.weight_updates() or [])
     assert updates
-    strategy.merge(backbone)
-    unwrap_merged(backbone.model)
+    adapter.merge()
+    adapter.remove()
     added: dict[str, torch.Tensor] = {}
     plain = tiny(kind).model
     for name, parameter in before.items():

@@ -66,12 +66,12 @@ def test_the_adapter_file_holds_what_trains_and_no_more(peftlab: Peftlab, review
     folder = train(peftlab, reviews)
     state = load_file(folder / "adapter.safetensors")
     names = {
-        f"model.bert.encoder.layer.{layer}.attention.self.{role}.updates.all.{letter}"
+        f"bert.encoder.layer.{layer}.attention.self.{role}.deltas.all.lora_{letter}"
         for layer in (0, 1) for role in ("query", "value") for letter in "AB"
     }  # fmt: skip
-    assert set(state) == names | {"model.classifier.weight", "model.classifier.bias"}
+    assert set(state) == names | {"classifier.weight", "classifier.bias"}
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
-    assert set(checkpoint["state_dict"]) == {f"backbone.{name}" for name in state}
+    assert set(checkpoint["state_dict"]) == set(state)
 
 
 def test_the_same_seed_gives_the_same_bits(peftlab: Peftlab, reviews: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from peftlab.runs.consistency import inconsistencies
@@ -176,9 +177,11 @@ def test_numbers_that_are_not_finite(peftlab: Peftlab, run: Path) -> None:
 
     file = run / "adapter.safetensors"
     state = load_file(file)
+    with safe_open(file, "pt") as opened:
+        header = opened.metadata()
     name = next(iter(sorted(state)))
     state[name].flatten()[0] = float("inf")
-    save_file(state, file, metadata={"format": "pt"})
+    save_file(state, file, metadata=header)
 
     def hashed(record: Any) -> None:
         record["files"]["adapter.safetensors"]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()

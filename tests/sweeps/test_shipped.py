@@ -14,7 +14,7 @@ import yaml
 
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.composition import checked
-from peftlab.peft.base import apply
+from peftlab.peft.base import attach
 from peftlab.peft.lora import LoRA
 from peftlab.runs.assemble import count_parameters
 from peftlab.sweeps.declaration import Sweep, read_sweep
@@ -148,8 +148,8 @@ def test_targets_have_one_budget() -> None:
         assert isinstance(peft, LoRA)
         assert peft.alpha / peft.rank == 2
         backbone = TransformerConfig(architecture=architecture).build(2, seed=0, device="meta")
-        apply(peft, backbone, seed=0)
-        assert count_parameters(backbone)["trainable_without_head"] == 6 * 8 * (384 + 384), variant.cell.id
+        adapter = attach(backbone, peft, seed=0)
+        assert count_parameters(adapter)["trainable_without_head"] == 6 * 8 * (384 + 384), variant.cell.id
 
 
 def test_the_scales_in_the_notes_of_scaling_rule_are_those_of_its_cells() -> None:

@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 from torch.nn import functional as F
 
 from peftlab.data.base import Task
-from peftlab.peft.base import apply
+from peftlab.peft.base import attach
 from peftlab.peft.full import FullFineTuning
 from peftlab.training.config import ScheduleConfig
 from peftlab.training.module import ClassificationModule
@@ -58,12 +58,9 @@ def test_the_loss_is_each_tasks_own_cross_entropy(smoothing: float) -> None:
 def module_on(kind: str) -> ClassificationModule:
     backbone = tiny(kind, num_labels=9)
     shake(backbone)
-    strategy = FullFineTuning()
-    apply(strategy, backbone, seed=0)
+    adapter = attach(backbone, FullFineTuning(), seed=0)
     schedule: Any = ScheduleConfig
-    return ClassificationModule(
-        backbone, strategy, SGD(lr=0.1), schedule, num_labels=9, seed=0, tasks=TASKS
-    ).eval()  # fmt: skip
+    return ClassificationModule(adapter, SGD(lr=0.1), schedule, num_labels=9, seed=0, tasks=TASKS).eval()
 
 
 @pytest.mark.parametrize(

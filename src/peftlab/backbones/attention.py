@@ -14,9 +14,10 @@ the extra keys take part in content-to-content scores only.
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -98,6 +99,24 @@ def attach(backbone: Backbone, sources: dict[str, KeysAndValues]) -> None:
             module.__class__ = PrefixedDisentangledAttention  # keeps the names of all weights
     if any(_uses_registry(model.get_submodule(name)) for name in sources):
         model.set_attn_implementation(_NAMES[model.config._attn_implementation])
+
+
+def detach(backbone: Backbone, names: Iterable[str]) -> None:
+    """Undo :func:`attach` for the attention modules of these names."""
+    model: Any = backbone.model
+    for name in names:
+        module = model.get_submodule(name)
+        delattr(module, _SLOT)
+        if isinstance(module, PrefixedDisentangledAttention):
+            module.__class__ = DisentangledSelfAttention  # type: ignore[assignment]
+    plain = {prefixed: name for name, prefixed in _NAMES.items()}
+    if model.config._attn_implementation in plain:
+        model.set_attn_implementation(plain[model.config._attn_implementation])
+
+
+def takes_a_cache(trunk: nn.Module) -> bool:
+    """Whether the trunk can be given keys and values, and positions: only then HF peft can give it a prefix."""
+    return {"past_key_values", "position_ids"} <= set(inspect.signature(trunk.forward).parameters)
 
 
 def _sdpa(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any) -> Any:

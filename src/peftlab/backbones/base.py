@@ -144,6 +144,11 @@ class Backbone(nn.Module, ABC):
         self.token_embedding()
         raise NotImplementedError(f"{type(self).__name__} has token embeddings, but no without_soft_prompt")
 
+    def remove_soft_prompt(self) -> None:
+        """Undo :meth:`add_soft_prompt`."""
+        self.token_embedding()
+        raise NotImplementedError(f"{type(self).__name__} has token embeddings, but no remove_soft_prompt")
+
     def files(self) -> dict[str, str]:
         """Small text files a run must keep to be rebuilt (a vocabulary): file name to content."""
         return {}

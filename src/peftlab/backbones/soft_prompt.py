@@ -102,19 +102,26 @@ class PromptedEmbedding(nn.Module):
         return int(self.weight.shape[1])
 
 
-def wrap_token_embedding(model: Any, vectors: nn.Module) -> int:
-    """Wrap the token embedding of a ``transformers`` model; return the id of the first vector.
+Holder = tuple[nn.Module, str, nn.Module]
+"""A module, the name of its child that is the token embedding, and that child."""
+
+
+def wrap_token_embedding(model: Any, vectors: nn.Module) -> tuple[int, list[Holder]]:
+    """Wrap the token embedding of a ``transformers`` model.
 
     Every place with this embedding is changed: T5's encoder and decoder have modules of their own with one weight.
+
+    Returns:
+        the id of the first vector, and what stood in each place.
     """
     base: nn.Module = model.get_input_embeddings()
     holders = [
-        (parent, name)
+        (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         if child is base or (isinstance(child, nn.Embedding) and child.weight is base.weight)
     ]
     wrapped = PromptedEmbedding(base, vectors)
-    for parent, name in holders:
+    for parent, name, _ in holders:
         setattr(parent, name, wrapped)
-    return wrapped.num_embeddings
+    return wrapped.num_embeddings, holders

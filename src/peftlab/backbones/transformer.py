@@ -24,7 +24,7 @@ from peftlab.backbones.networks import (
 from peftlab.backbones.quantize import quantize
 from peftlab.backbones.quiet import quiet_transformers
 from peftlab.backbones.settings import position_limit, set_dropout
-from peftlab.backbones.soft_prompt import PromptPlacement, wrap_token_embedding
+from peftlab.backbones.soft_prompt import Holder, PromptPlacement, wrap_token_embedding
 from peftlab.backbones.sources import (
     Source,
     check_sha256,
@@ -249,6 +249,7 @@ class TransformerBackbone(Backbone):
         self._head = head
         self._limit = position_limit(model)
         self._prompt: PromptPlacement | None = None
+        self._embeddings: list[Holder] = []  # where the token embedding stood before a prompt was added
         self._mean_head = self._linear_head() if pooling == "mean" else None
         self._separator = _segment_separator(model, tokenizer)
 
@@ -298,7 +299,7 @@ class TransformerBackbone(Backbone):
             raise BackboneError("this backbone has a soft prompt already; build it anew for another one.")
         if position == "auto":
             position = "after_first" if self._reads_first_token() else "before"
-        first_id = wrap_token_embedding(self.model, vectors)
+        first_id, self._embeddings = wrap_token_embedding(self.model, vectors)
         self._prompt = PromptPlacement(first_id, length, position, task)
         self.task_prompts = tasks
 
@@ -310,6 +311,12 @@ class TransformerBackbone(Backbone):
             yield
         finally:
             self._prompt = prompt
+
+    def remove_soft_prompt(self) -> None:
+        """See :meth:`Backbone.remove_soft_prompt`."""
+        for parent, name, embedding in self._embeddings:
+            setattr(parent, name, embedding)
+        self._prompt, self._embeddings, self.task_prompts = None, [], 1
 
     def _reads_first_token(self) -> bool:
         """Whether the model classifies from its first token, as encoders do."""

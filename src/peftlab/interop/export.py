@@ -15,8 +15,6 @@ from peftlab.backbones.base import Backbone
 from peftlab.config import RunConfig
 from peftlab.errors import PeftlabError
 from peftlab.interop.card import CARD_FILE, TITLES, base_name, card
-from peftlab.interop.hf_files import CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE
-from peftlab.interop.hf_format import MODEL, PROMPT_MODEL, HFAdapter, plain_float
 from peftlab.interop.hf_model import (
     merged_backbone,
     require_pooling,
@@ -24,11 +22,14 @@ from peftlab.interop.hf_model import (
     transformer_of,
     untouched_backbone,
 )
-from peftlab.interop.hf_prompt import require_in_window
 from peftlab.interop.loading import how_to_load
 from peftlab.interop.one_task import narrow_to_task, record_of_task
 from peftlab.interop.whole_folder import require_free, whole_folder
-from peftlab.peft.base import PEFTStrategy
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.hf.codec import written
+from peftlab.peft.hf.files import CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE
+from peftlab.peft.hf.format import MODEL, PROMPT_MODEL, HFAdapter, plain_float
+from peftlab.peft.hf.prefix import require_in_window
 from peftlab.runs.assemble import Assembled, reassemble
 from peftlab.runs.folder import RunFolder
 
@@ -71,8 +72,7 @@ def export_adapter(
     assembled, facts, record = _reassembled(folder, config, record, task)
     named = base_name(backbone_config, base)
     adapter, files = adapter_files(
-        assembled.backbone,
-        assembled.strategy,
+        assembled.adapter,
         base=named,
         revision=None if base is not None else backbone_config.revision,
         trunk_only=trunk_only,
@@ -104,19 +104,17 @@ def export_adapter(
 
 
 def adapter_files(
-    backbone: Backbone,
-    strategy: PEFTStrategy,
+    own: Adapter,
     *,
     base: str | None = None,
     revision: str | None = None,
     trunk_only: bool = False,
     longest: int = 0,
 ) -> tuple[HFAdapter, dict[str, bytes]]:
-    """The adapter in ``backbone``, and the content of each file that says it, by the file's name.
+    """The adapter ``own`` in the format, and the content of each file that says it, by the file's name.
 
     Args:
-        backbone: with the adapter in it.
-        strategy: its method.
+        own: with the model that it stands in.
         base: what the adapter names as its base.
         revision: of the base, on the hub.
         trunk_only: for ``AutoModel``, with the head in a file of its own.
@@ -125,7 +123,7 @@ def adapter_files(
     Raises:
         PeftlabError: if the format cannot say it.
     """
-    adapter = strategy.to_hf(backbone)
+    backbone, adapter = own.backbone, written(own)
     if adapter.config["peft_type"] == "PREFIX_TUNING":
         require_in_window(backbone, adapter.config["num_virtual_tokens"], longest, "this run has")
     config = adapter.config | {

@@ -37,7 +37,7 @@ def narrow_to_task(assembled: Assembled, facts: dict[str, Any], name: str) -> di
     model: Any = assembled.backbone.model
     if hasattr(model, "config"):
         model.config.num_labels = model.num_labels = len(task.classes)
-    assembled.strategy = assembled.strategy.keep_task(assembled.backbone, number)
+    assembled.adapter.keep_task(number)
     labels = [label.removeprefix(f"{name}/") for label in facts["label_names"][task.first : task.stop]]
     peft = facts["peft"] | ({"num_tasks": 1} if "num_tasks" in facts["peft"] else {})
     return {key: value for key, value in facts.items() if key != "tasks"} | {"label_names": labels, "peft": peft}

@@ -15,8 +15,8 @@ The importance of a weight θ is its sensitivity, smoothed, times its uncertaint
 and that of the triplet (column i of P, λ_i, row i of Q) is s(λ_i) + mean s(P_·i) + mean s(Q_i·) (eq. 7). The triplets
 of the lowest importance lose their λ by the schedule of :mod:`peftlab.peft.rank_budget` (eq. 12).
 
-P, Λ and Q are called B, diagonal and A here, as in the other methods. As in the authors' code θ is taken after the
-optimizer step, with the gradient from before it. Steps whose gradients are not finite, which a loss scaler
+P, Λ and Q are called lora_B, diagonal and lora_A here, as in the other methods. As in the authors' code θ is taken
+after the optimizer step, with the gradient from before it. Steps whose gradients are not finite, which a loss scaler
 skips, are not observed. Departures: the phases are shares of the run's steps; ties are broken by order, so that
 the budget is met to the component. Embeddings can be adapted too (rows of Q are then looked up).
 
@@ -33,16 +33,15 @@ import torch
 from torch import Tensor, nn
 
 from peftlab.fields import NonNegativeFloat, Probability
-from peftlab.interop.hf_adalora import adalora_adapter, adalora_fields, load_triplets
-from peftlab.interop.hf_format import HFAdapter, HFFolder
+from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import Supports
-from peftlab.peft.low_rank import Place
-from peftlab.peft.rank_budget import PrunableUpdate, RankBudgetStrategy
+from peftlab.peft.rank_budget import Prunable, RankBudgetStrategy, prunable
 
 if TYPE_CHECKING:
-    from peftlab.backbones.base import Backbone
+    from peftlab.backbones.base import Target
 
-_FACTORS = ("A", "diagonal", "B")
+_FACTORS = {"A": "lora_A", "diagonal": "diagonal", "B": "lora_B"}
+"""What a statistic is called after → the parameter that it is of."""
 
 
 @dataclass(kw_only=True)
@@ -63,60 +62,41 @@ class AdaLoRA(RankBudgetStrategy, name="adalora"):
     orthogonality: NonNegativeFloat = 0.5
     """Weight γ of the term that keeps P and Q orthogonal."""
 
-    def new_update(self, place: Place, generator: torch.Generator, **common: Any) -> SVDUpdate:
-        """P Λ Q for one place."""
-        return SVDUpdate(place.in_features, place.out_features, self.initial_rank, generator=generator, **common)
+    def new_delta(self, target: Target, generator: torch.Generator, **common: Any) -> SVDDelta:
+        """P Λ Q for one target."""
+        return SVDDelta(target, self.initial_rank, generator=generator, **common)
 
-    def observe(self, update: PrunableUpdate) -> None:
-        """Smooth the sensitivity and uncertainty of every weight of ``update``."""
-        assert isinstance(update, SVDUpdate)
-        update.observe(self.beta1, self.beta2)
+    def observe(self, delta: Prunable) -> None:
+        """Smooth the sensitivity and uncertainty of every weight of ``delta``."""
+        assert isinstance(delta, SVDDelta)
+        delta.observe(self.beta1, self.beta2)
 
-    def regularization(self, backbone: Backbone) -> Tensor | None:
+    def regularization(self, adapter: Adapter, step: int, total: int) -> Tensor | None:
         """γ · the mean distance of P and Q from orthogonality."""
         if self.orthogonality == 0:
             return None
-        distances = [
-            distance
-            for update in self.updates(backbone).values()
-            if isinstance(update, SVDUpdate)
-            for distance in update.distances_from_orthogonal()
-        ]
+        deltas = [delta for delta in prunable(adapter) if isinstance(delta, SVDDelta)]
+        distances = [distance for delta in deltas for distance in delta.distances_from_orthogonal()]
         return self.orthogonality * torch.stack(distances).mean()
 
-    def to_hf(self, backbone: Backbone) -> HFAdapter:
-        """All triplets of every layer, with λ = 0 for the pruned ones."""
-        return adalora_adapter(backbone, self)
 
-    @classmethod
-    def from_hf(cls, folder: HFFolder) -> dict[str, Any] | None:
-        """ADALORA; its schedule in steps is not taken over, as a new one in shares of the run begins."""
-        return adalora_fields(folder)
-
-    def load_hf(self, backbone: Backbone, folder: HFFolder) -> None:
-        """P, Λ and Q of every layer."""
-        load_triplets(backbone, folder)
-
-
-class SVDUpdate(PrunableUpdate):
+class SVDDelta(Prunable):
     """s · P Λ Q with the running importance of every weight in it."""
 
-    def __init__(
-        self, in_features: int, out_features: int, rank: int, *, generator: torch.Generator, **common: Any
-    ) -> None:
-        super().__init__(in_features, out_features, rank, diagonal=0.0, generator=generator, **common)
-        for factor in (self.A, self.B):
+    def __init__(self, target: Target, rank: int, *, generator: torch.Generator, **common: Any) -> None:
+        super().__init__(target, rank, diagonal=0.0, generator=generator, **common)
+        for factor in (self.lora_A, self.lora_B):
             nn.init.normal_(factor, std=0.02, generator=generator)
-        for name in _FACTORS:
-            weight = self.get_parameter(name)
-            self.register_buffer(f"sensitivity_{name}", torch.zeros_like(weight), persistent=False)
-            self.register_buffer(f"uncertainty_{name}", torch.zeros_like(weight), persistent=False)
+        for name, parameter in _FACTORS.items():
+            weight = self.get_parameter(parameter)
+            self.register_buffer(f"sensitivity_{name}", torch.zeros_like(weight))
+            self.register_buffer(f"uncertainty_{name}", torch.zeros_like(weight))
 
     @torch.no_grad()
     def observe(self, beta1: float, beta2: float) -> None:
         """Take the present weights and gradients into the smoothed sensitivity and uncertainty."""
-        for name in _FACTORS:
-            weight = self.get_parameter(name)
+        for name, parameter in _FACTORS.items():
+            weight = self.get_parameter(parameter)
             if weight.grad is None:
                 continue
             now = (weight * weight.grad).abs()
@@ -140,9 +120,10 @@ class SVDUpdate(PrunableUpdate):
 
     def distances_from_orthogonal(self) -> tuple[Tensor, Tensor]:
         """‖PᵀP − I‖_F and ‖Q Qᵀ − I‖_F, in float32."""
-        with torch.autocast(self.A.device.type, enabled=False):
-            eye = torch.eye(self.rank, device=self.A.device)
-            return torch.linalg.norm(self.B.T @ self.B - eye), torch.linalg.norm(self.A @ self.A.T - eye)
+        Q, P = self.lora_A, self.lora_B
+        with torch.autocast(P.device.type, enabled=False):
+            eye = torch.eye(self.rank, device=P.device)
+            return torch.linalg.norm(P.T @ P - eye), torch.linalg.norm(Q @ Q.T - eye)
 
     def _statistics(self, name: str) -> tuple[Tensor, Tensor]:
         return self.get_buffer(f"sensitivity_{name}"), self.get_buffer(f"uncertainty_{name}")

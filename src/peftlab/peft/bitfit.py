@@ -43,7 +43,7 @@ class BitFit(SelectiveTuning, name="bitfit"):
                 "peft.targets is empty: null trains all biases, [query, ffn_up] the paper's small variant."
             )
 
-    def select(self, backbone: Backbone) -> list[str]:
+    def chosen(self, backbone: Backbone) -> list[str]:
         """All biases outside the head, or those of the targets."""
         biases = [name for name in own_parameters(backbone) if name.endswith("bias")]
         if not biases:

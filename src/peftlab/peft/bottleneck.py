@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,13 @@ from torch.nn import functional as F
 from peftlab.backbones.roles import find_targets
 from peftlab.errors import PeftlabError
 from peftlab.fields import PositiveFloat, PositiveInt, Probability
-from peftlab.peft.base import PEFTStrategy
-from peftlab.peft.surgery import adapter_generator
-from peftlab.peft.wrapping import WrappedLayer, add_to_rows, part_name, target_features, wrap
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import PEFTStrategy, Selection
+from peftlab.peft.delta import Delta, NotMergeable
+from peftlab.peft.surgery import adapter_generator, require_linear, target_features
 
 if TYPE_CHECKING:
-    from peftlab.backbones.base import Backbone, Target
+    from peftlab.backbones.base import Backbone
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
@@ -91,74 +92,48 @@ class BottleneckMethod(PEFTStrategy):
                 + ("Lower it." if key == "bottleneck" else "Raise it.")
             )
 
-    def make(
-        self, in_features: int, out_features: int, *, place: str, seed: int, device: torch.device, scale: float = 1.0
-    ) -> Bottleneck:
-        """An adapter for ``place``, drawn from ``seed`` and that name, on ``device``."""
-        adapter = Bottleneck(
-            in_features,
-            out_features,
-            self.width(in_features, out_features),
-            activation=self.activation,
-            bias=self.bias,
-            layer_norm=self.layer_norm,
-            dropout=self.dropout,
-            zero=self.init == "zero",
-            scale=scale,
-            generator=adapter_generator(seed, place),
-        )
-        return adapter.to(device)
-
-    def merge(self, backbone: Backbone) -> None:
-        """Not possible."""
-        raise PeftlabError(self._not_mergeable())
-
-    def unmerge(self, backbone: Backbone) -> None:
-        """Not possible."""
-        raise PeftlabError(self._not_mergeable())
-
-    def _not_mergeable(self) -> str:
-        return (
-            f"'{self.name}' cannot be merged into the backbone's weights: its adapters are not linear "
-            f"({self.activation} stands between their projections). Methods that merge: peft=lora, peft=ia3, peft=vera."
-        )
+    def options(self, seed: int, place: str) -> dict[str, Any]:
+        """Arguments of the adapter at ``place``, which is drawn from ``seed`` and that name."""
+        return {
+            "activation": self.activation,
+            "bias": self.bias,
+            "layer_norm": self.layer_norm,
+            "dropout": self.dropout,
+            "zero": self.init == "zero",
+            "generator": adapter_generator(seed, place),
+        }
 
 
 @dataclass(kw_only=True)
 class SeriesAdapters(BottleneckMethod):
     """Adapters behind linear layers, each reading what its layer returns:  h ← h + a(h)."""
 
-    def inject(self, backbone: Backbone, *, seed: int) -> None:
-        """Put an adapter behind every target."""
+    def select(self, backbone: Backbone) -> Selection:
+        """The targets; raises PeftlabError for one that is narrower than the bottleneck."""
         targets = find_targets(backbone, self.targets)
-        self._outputs(targets)
+        require_linear(targets)
         for target in targets:
-            _, out_features = target_features(target)
-            layer = wrap(backbone, target, SeriesLayer)
-            assert isinstance(layer, SeriesLayer)
-            layer.rows[part_name(target)] = target.output_slice
-            layer.adapters[part_name(target)] = self.make(
-                out_features,
-                out_features,
-                place=f"{target.name}/{target.role or ''}",
-                seed=seed,
-                device=layer.weight.device,
-            )
+            _, features = target_features(target)
+            self.require_width(features, features, target.name)
+        return Selection(backbone, targets=targets)
+
+    def build(self, selection: Selection, *, seed: int, batches: Any = None) -> Adapter:
+        """Put an adapter behind every target."""
+        adapter = Adapter(self, selection.backbone)
+        for target in selection.targets:
+            _, features = target_features(target)
+            options = self.options(seed, f"{target.name}/{target.role or ''}")
+            adapter.put(target, SeriesDelta(features, features, self.width(features, features), **options))
+        return adapter
 
     def closed_form(self, backbone: Backbone) -> int:
         """The size of an adapter for each target."""
-        return sum(self.size(features, features) for features in self._outputs(find_targets(backbone, self.targets)))
-
-    def _outputs(self, targets: list[Target]) -> list[int]:
-        """What each target returns; raises PeftlabError for one that is narrower than the bottleneck."""
-        outputs = [target_features(target)[1] for target in targets]
-        for target, features in zip(targets, outputs, strict=True):
-            self.require_width(features, features, target.name)
-        return outputs
+        outputs = [target_features(target)[1] for target in self.select(backbone).targets]
+        return sum(self.size(features, features) for features in outputs)
 
 
-class Bottleneck(nn.Module):
-    """a(x) = s · (W_up f(W_down x + b_down) + b_up)."""
+class Bottleneck(Delta):
+    """a(x) = s · (W_up f(W_down x + b_down) + b_up); subclasses say what x is."""
 
     def __init__(
         self,
@@ -171,7 +146,7 @@ class Bottleneck(nn.Module):
         layer_norm: bool,
         dropout: float,
         zero: bool,
-        scale: float,
+        scale: float = 1.0,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
@@ -197,13 +172,20 @@ class Bottleneck(nn.Module):
         del self.scale
         self.scale = nn.Parameter(torch.tensor(value, device=self.down.device))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, in) → (…, out), in float32 outside autocast."""
+    def adapted(self, x: Tensor) -> Tensor:
+        """a(x), (…, in) → (…, out), in float32 outside autocast."""
         x = x.to(self.down.dtype)
         if self.norm is not None:
             x = self.norm(x)
         low = _ACTIVATIONS[self.activation](F.linear(x, self.down, self.down_bias))  # (…, width)
         return F.linear(self.dropout(low), self.up, self.up_bias) * self.scale
+
+    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Not possible."""
+        raise NotMergeable(
+            f"its adapters are not linear ({self.activation} stands between their projections). Methods that merge: "
+            "peft=lora, peft=ia3, peft=vera."
+        )
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
@@ -212,18 +194,9 @@ class Bottleneck(nn.Module):
         return f"{in_features} → {width} → {len(self.up)}, {self.activation}, scale={scale}"
 
 
-class SeriesLayer(WrappedLayer):
-    """A frozen layer with an adapter behind its whole output, or one behind each slice."""
+class SeriesDelta(Bottleneck):
+    """h ← h + a(h), for all outputs of a layer or a slice of them."""
 
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__(base)
-        self.adapters = nn.ModuleDict()
-        self.rows: dict[str, slice | None] = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, in) → (…, out)."""
-        out: Tensor = self.base(x)
-        for part, adapter in self.adapters.items():
-            rows = self.rows[part]
-            out = add_to_rows(out, adapter(out if rows is None else out[..., rows]), rows)
-        return out
+    def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
+        """``out`` (…, out) and what the adapter makes of it."""
+        return out + self.adapted(out).to(out.dtype)

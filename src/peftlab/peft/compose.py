@@ -6,11 +6,12 @@ method i trains and Δ_i what it changes,
 
     h = backbone with Δ_1(θ_1), …, Δ_k(θ_k)        θ_i ∩ θ_j = ∅, and no place changed by two of them
 
-Every method is injected as it would be alone: it sees the untouched backbone, its targets are found by the same
-names, and it starts from the same numbers for the same seed. What cannot be told apart is refused: two methods
-that wrap the same layer, train the same tensor, or one that trains a weight which the other takes as
-frozen. The methods' own hooks are then called one by one, each on a view of the model that hides
-what belongs to the others (:mod:`peftlab.peft.shared_model`), so AdaLoRA's budget knows AdaLoRA's ranks alone.
+Every method selects its places on the untouched backbone, as if it were alone, and then builds there, from the same
+numbers as alone for the same seed. What cannot be told apart is refused before anything is changed: two methods that
+change the same outputs of a layer (the query third and the value third of a fused projection are two places), that
+train the same tensor, of which one trains a weight that the other takes as frozen (biases may train), or that need the
+one place of a kind that a model has. The result is an adapter of adapters (:class:`~peftlab.peft.adapter.Adapters`):
+each method's hooks are called with its own, so AdaLoRA's budget knows AdaLoRA's ranks alone.
 
 Departures from the paper's MAM: prefix tuning and parallel adapter with the defaults of their own files.
 
@@ -22,22 +23,24 @@ This file imports no torch, and is imported itself when a config is checked.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftlab.class_names import stable_name
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
-from peftlab.peft.base import PEFTStrategy, Supports
+from peftlab.peft.base import PEFTStrategy, Selection, Supports
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from peftlab.backbones.base import Backbone
-    from peftlab.peft.weight_update import WeightUpdate
+    from peftlab.backbones.base import Backbone, Target
+    from peftlab.peft.adapter import Adapter
 
 
 class _SupportsOfParts:
@@ -92,15 +95,43 @@ class Compose(PEFTStrategy, name="compose"):
             assert isinstance(entry, dict), "__post_init__ made mappings of them"
             yield f"peft.methods[{index}]", entry
 
-    def inject(self, backbone: Backbone, *, seed: int) -> None:
-        """Inject every method as if it were alone.
+    def select(self, backbone: Backbone) -> ComposedSelection:
+        """What every method selects, as if it were alone.
 
         Raises:
             PeftlabError: if two of them cannot be had together, or one of them refuses the backbone.
         """
-        from peftlab.peft.shared_model import inject_all
+        selections = []
+        for key, part in self._named_parts():
+            with errors_at(key, part):
+                selections.append(part.select(backbone))
+        for (first, a), (second, b) in combinations(zip(self._named_parts(), selections, strict=True), 2):
+            _refuse_conflict(first, second, a, b)
+            _refuse_conflict(second, first, b, a)
+        return ComposedSelection(
+            backbone,
+            targets=[target for one in selections for target in one.targets],
+            trains=[name for one in selections for name in one.trains],
+            slots=[slot for one in selections for slot in one.slots],
+            parts=selections,
+        )
 
-        inject_all(self._named_parts(), backbone, seed=seed)
+    def build(self, selection: Selection, *, seed: int, batches: Any = None) -> Adapter:
+        """Build every method in its own places.
+
+        One that lets others' code choose its places needs the layers as they were, and goes first; one that reads what
+        a layer is given goes behind those that may adapt the layer. The numbers do not depend on it.
+        """
+        from peftlab.peft.adapters import Adapters
+
+        assert isinstance(selection, ComposedSelection)
+        order = {"before others": 0, "": 1, "behind others": 2}
+        adapters: dict[int, Adapter] = {}
+        for index in sorted(range(len(self.parts)), key=lambda index: order[selection.parts[index].when]):
+            key, part = self._named_parts()[index]
+            with errors_at(key, part):
+                adapters[index] = part.build(selection.parts[index], seed=seed, batches=batches)
+        return Adapters(self, selection.backbone, [adapters[index] for index in range(len(self.parts))])
 
     def _named_parts(self) -> list[tuple[str, PEFTStrategy]]:
         return [(key, part) for (key, _), part in zip(self._entries(), self.parts, strict=True)]
@@ -135,108 +166,98 @@ class Compose(PEFTStrategy, name="compose"):
             fields = {name: value for name, value in entry.items() if name not in ("name", "_target_")}
             yield key, entry, validate(fields, config_class(target, f"{key}._target_"), key)
 
-    def load_source(self, backbone: Backbone, fingerprint: str) -> None:
-        """Let each method load what it starts from."""
-        keys = {id(part): key for key, part in self._named_parts()}
-        for part, view in self._each(backbone, "load_source"):
-            with view(), errors_at(keys[id(part)], part):
-                part.load_source(backbone, fingerprint)
-
     def extra_tokens(self) -> int:
         """The sum of what the methods take."""
         return sum(part.extra_tokens() for part in self.parts)
 
-    def param_groups(self, module: nn.Module, lr: float) -> list[dict[str, Any]]:
+    def param_groups(self, adapter: Adapter, lr: float) -> list[dict[str, Any]]:
         """The groups of each method over its own parameters, then one with the head."""
-        groups: list[dict[str, Any]] = []
-        for part, view in self._each(module):
-            with view():
-                groups += part.param_groups(module, lr)
+        groups = [group for part in _parts_of(adapter) for group in part.param_groups(lr)]
         known = {id(parameter) for group in groups for parameter in group["params"]}
-        rest = [p for p in module.parameters() if p.requires_grad and id(p) not in known]
+        rest = [p for p in adapter.parameters(beside=True) if id(p) not in known]
         return [group for group in [*groups, {"params": rest, "lr": lr}] if group["params"]]
 
-    def adapter_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        """The tensors of each method, and those of the head."""
-        tensors: dict[str, Tensor] = {}
-        for part, view in self._each(module):
-            with view():
-                tensors |= part.adapter_tensors(module)
-        known = set(map(id, tensors.values()))
-        return tensors | {n: p for n, p in module.named_parameters() if p.requires_grad and id(p) not in known}
-
-    def regularization(self, backbone: Backbone) -> Tensor | None:
+    def regularization(self, adapter: Adapter, step: int, total: int) -> Tensor | None:
         """The sum of the methods' terms."""
-        terms: list[Tensor] = []
-        for part, view in self._each(backbone, "regularization"):
-            with view():
-                term = part.regularization(backbone)
-            terms += [] if term is None else [term]
+        terms = [term for part in _parts_of(adapter) if (term := part.regularization(step, total)) is not None]
         return None if not terms else sum(terms[1:], start=terms[0])
 
-    def on_train_step(self, backbone: Backbone, step: int, total_steps: int) -> None:
+    def on_step(self, adapter: Adapter, step: int, total: int) -> None:
         """Let each method act."""
-        for part, view in self._each(backbone, "on_train_step"):
-            with view():
-                part.on_train_step(backbone, step, total_steps)
+        for part in _parts_of(adapter):
+            part.on_step(step, total)
 
-    def merge(self, backbone: Backbone) -> None:
-        """Merge the methods that add something, the last one first; all of them or, if one refuses, none."""
-        merged: list[tuple[PEFTStrategy, Any]] = []
-        for part, view in reversed(self._each_to_merge(backbone)):
-            try:
-                with view():
-                    part.merge(backbone)
-            except PeftlabError:
-                for done, view_of_done in reversed(merged):
-                    with view_of_done():
-                        done.unmerge(backbone)
-                raise
-            merged.append((part, view))
 
-    def unmerge(self, backbone: Backbone) -> None:
-        """Undo :meth:`merge`."""
-        for part, view in self._each_to_merge(backbone):
-            with view():
-                part.unmerge(backbone)
+@dataclass(frozen=True)
+class ComposedSelection(Selection):
+    """What several methods have selected, together and each by itself."""
 
-    def _each_to_merge(self, backbone: Backbone) -> list[tuple[PEFTStrategy, Callable[[], Any]]]:
-        """The methods that add something, each with its view; raises PeftlabError if they cannot be merged."""
-        if fixed := _unmergeable(self.parts):
-            raise PeftlabError(
-                f"'compose' cannot be merged, as '{fixed[0]}' cannot: it is no change of the backbone's weights "
-                "alone. Use the model with its adapter."
-            )
-        if self.supports.adds_nothing:
-            raise PeftlabError(self._why_not_merged())
-        return [(part, view) for part, view in self._each(backbone) if not part.supports.adds_nothing]
+    parts: list[Selection] = field(default_factory=list)
 
-    def weight_updates(self, backbone: Backbone) -> list[WeightUpdate] | None:
-        """What the methods say of their own; None if none of them says anything."""
-        said: list[WeightUpdate] = []
-        for part, view in self._each(backbone, "weight_updates"):
-            with view():
-                said += part.weight_updates(backbone) or []
-        return said or None
 
-    @contextmanager
-    def switched_off(self, backbone: Backbone) -> Iterator[None]:
-        """All methods off; see :meth:`PEFTStrategy.switched_off`."""
-        with ExitStack() as off:
-            for part, view in self._each(backbone):
-                context = part.switched_off(backbone)
-                with view():
-                    context.__enter__()
-                off.callback(_leave, context, view)
-            yield
+def _parts_of(adapter: Adapter) -> list[Adapter]:
+    from peftlab.peft.adapters import Adapters
 
-    def _each(self, module: nn.Module, hook: str = "") -> Iterator[tuple[PEFTStrategy, Callable[[], Any]]]:
-        """The methods that have a ``hook`` of their own, each with the context that shows it its part of ``module``."""
-        from peftlab.peft.shared_model import seen_by
+    assert isinstance(adapter, Adapters)
+    return adapter.parts
 
-        for index, part in enumerate(self.parts):
-            if not hook or getattr(type(part), hook) is not getattr(PEFTStrategy, hook):
-                yield part, lambda index=index: seen_by(index, module)  # type: ignore[misc]
+
+def _refuse_conflict(
+    first: tuple[str, PEFTStrategy], second: tuple[str, PEFTStrategy], a: Selection, b: Selection
+) -> None:
+    """Raise PeftlabError if the method of selection ``a`` gets in the way of that of ``b``."""
+    both = f"{first[0]} ({first[1].name}) and {second[0]} ({second[1].name})"
+    keys = [key for key in map(_targets_key, (first, second)) if key]
+    if clash := {one.name for one in a.targets if any(_overlap(one, other) for other in b.targets)}:
+        advice = "Give them different targets" if len(keys) == 2 else _take_out(clash, keys)
+        raise PeftlabError(f"{both} both change {_names(clash)}. {advice}.")
+    if clash := {*a.trains} & {*b.trains}:
+        raise PeftlabError(f"{both} both train {_names(clash)}. Let one of them do it.")
+    if clash := {*a.slots} & {*b.slots}:
+        raise PeftlabError(
+            f"{both} both add {_names(clash)} to the model, which has one place for it. Keep one of them."
+        )
+    # A bias may train beside an adapter; a weight that an adapter measures, or is merged into, may not.
+    adapted = {target.name for target in b.targets}
+    if clash := {name for name in a.trains if not name.endswith("bias") and _owner(name) in adapted}:
+        own = _targets_key(second)
+        all_of_it = {_owner(name) for name in clash} >= adapted
+        raise PeftlabError(
+            f"{first[0]} ({first[1].name}) trains {_names(clash)}, which {second[0]} ({second[1].name}) adapts as a "
+            f"frozen weight. {_take_out(clash, [own] if own and not all_of_it else [])}."
+        )
+
+
+def _overlap(one: Target, other: Target) -> bool:
+    """Whether two targets have outputs in common."""
+    if one.name != other.name:
+        return False
+    if one.output_slice is None or other.output_slice is None:
+        return True
+    a, b = one.output_slice, other.output_slice
+    return bool(a.start < b.stop and b.start < a.stop)
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _targets_key(keyed: tuple[str, PEFTStrategy]) -> str | None:
+    """The key that says where the method works; None if it has no such choice."""
+    key, part = keyed
+    if isinstance(getattr(part, "targets", None), list):
+        return f"{key}.targets"
+    return f"{key}.options.target_modules" if "target_modules" in getattr(part, "options", ()) else None
+
+
+def _take_out(names: set[str], keys: list[str]) -> str:
+    what = "it" if len(names) == 1 else "them"
+    return f"Take {what} out of {keys[0]}, or keep one of the two methods" if keys else "Keep one of the two methods"
+
+
+def _names(names: set[str]) -> str:
+    rest = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return f"'{min(names)}'{rest}"
 
 
 def _unmergeable(parts: Iterable[PEFTStrategy]) -> list[str]:
@@ -258,11 +279,6 @@ def errors_at(key: str, method: Any) -> Iterator[None]:
         raise (ConfigError if isinstance(error, ConfigError) else PeftlabError)(message) from error
 
 
-def _leave(context: AbstractContextManager[None], view: Callable[[], Any]) -> None:
-    with view():
-        context.__exit__(None, None, None)
-
-
 def _checked(entry: str | dict[str, Any], key: str) -> dict[str, Any]:
     """One entry with all fields of its method, checked without importing torch."""
     from peftlab.schema import config_class, validate
@@ -275,6 +291,8 @@ def _checked(entry: str | dict[str, Any], key: str) -> dict[str, Any]:
     if getattr(cls, "name", None) == "compose":
         raise ConfigError(f"{key}: a composition cannot hold another one. List all methods in peft.methods.")
     chosen = {name: given.pop(name) for name in ("name", "_target_") if name in given}
+    if "_target_" in chosen:  # what enters the key
+        chosen["_target_"] = stable_name(chosen["_target_"])
     instance: Any = validate(preset | given, cls, key)
     return chosen | dataclasses.asdict(instance)
 

@@ -37,14 +37,12 @@ import torch
 from torch import Tensor
 
 from peftlab.fields import NonNegativeFloat, Probability
-from peftlab.interop.hf_format import HFAdapter
-from peftlab.interop.hf_low_rank import lora_adapter
+from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import Supports
-from peftlab.peft.low_rank import Place
-from peftlab.peft.rank_budget import PrunableUpdate, RankBudgetStrategy
+from peftlab.peft.rank_budget import Prunable, RankBudgetStrategy, prunable
 
 if TYPE_CHECKING:
-    from peftlab.backbones.base import Backbone
+    from peftlab.backbones.base import Target
 
 
 @dataclass(kw_only=True)
@@ -63,39 +61,33 @@ class DynamicDoRA(RankBudgetStrategy, name="dynamic_dora"):
     equilibrium: NonNegativeFloat = 0.1
     """Weight η of the term that punishes a high variance of the entries of A_i and B_i."""
 
-    def new_update(self, place: Place, generator: torch.Generator, **common: Any) -> ComponentUpdate:
-        """Σ c_i B_i A_i for one place."""
-        return ComponentUpdate(place.in_features, place.out_features, self.initial_rank, generator=generator, **common)
+    def new_delta(self, target: Target, generator: torch.Generator, **common: Any) -> ComponentsDelta:
+        """Σ c_i B_i A_i for one target."""
+        return ComponentsDelta(target, self.initial_rank, generator=generator, **common)
 
-    def observe(self, update: PrunableUpdate) -> None:
-        """Smooth the shares of the components of ``update``."""
-        assert isinstance(update, ComponentUpdate)
-        update.observe(self.beta)
+    def observe(self, delta: Prunable) -> None:
+        """Smooth the shares of the components of ``delta``."""
+        assert isinstance(delta, ComponentsDelta)
+        delta.observe(self.beta)
 
-    def regularization(self, backbone: Backbone) -> Tensor | None:
+    def regularization(self, adapter: Adapter, step: int, total: int) -> Tensor | None:
         """η · the mean variance of the kept components' vectors."""
         if self.equilibrium == 0:
             return None
-        updates = [update for update in self.updates(backbone).values() if isinstance(update, ComponentUpdate)]
-        kept = torch.cat([update.kept for update in updates]).float()
-        variances = torch.cat([update.variances() for update in updates])
+        deltas = [delta for delta in prunable(adapter) if isinstance(delta, ComponentsDelta)]
+        kept = torch.cat([delta.kept for delta in deltas]).float()
+        variances = torch.cat([delta.variances() for delta in deltas])
         return self.equilibrium * (variances * kept).sum() / kept.sum()
 
-    def to_hf(self, backbone: Backbone) -> HFAdapter:
-        """Plain LoRA of the initial rank, which it computes: Σ c_i B_i A_i = (B diag(c)) A."""
-        adapter = lora_adapter(backbone, dropout=self.dropout)
-        adapter.notes.append("The components' weights are multiplied into B: peft knows it as plain LoRA.")
-        return adapter
 
-
-class ComponentUpdate(PrunableUpdate):
+class ComponentsDelta(Prunable):
     """s · Σ c_i B_i A_i with the running importance of every component."""
 
     importance: Tensor
 
-    def __init__(self, in_features: int, out_features: int, rank: int, **common: Any) -> None:
-        super().__init__(in_features, out_features, rank, diagonal=1.0, **common)
-        self.register_buffer("importance", torch.zeros(rank), persistent=False)
+    def __init__(self, target: Target, rank: int, **common: Any) -> None:
+        super().__init__(target, rank, diagonal=1.0, **common)
+        self.register_buffer("importance", torch.zeros(rank))
 
     @torch.no_grad()
     def observe(self, beta: float) -> None:
@@ -104,9 +96,9 @@ class ComponentUpdate(PrunableUpdate):
 
     def shares(self) -> Tensor:
         """‖c_i B_i A_i‖_F / ‖Σ_j c_j B_j A_j‖_F (r,), without forming a matrix of the weight's size."""
-        B = self.B * self.diagonal  # (out, r)
-        own: Tensor = torch.linalg.vector_norm(B, dim=0) * torch.linalg.vector_norm(self.A, dim=1)  # (r,)
-        whole: Tensor = ((B.T @ B) * (self.A @ self.A.T)).sum().clamp_min(0).sqrt()
+        B = self.lora_B * self.diagonal  # (out, r)
+        own: Tensor = torch.linalg.vector_norm(B, dim=0) * torch.linalg.vector_norm(self.lora_A, dim=1)  # (r,)
+        whole: Tensor = ((B.T @ B) * (self.lora_A @ self.lora_A.T)).sum().clamp_min(0).sqrt()
         return own / whole.clamp_min(torch.finfo(whole.dtype).tiny)
 
     def scores(self) -> Tensor:
@@ -119,4 +111,4 @@ class ComponentUpdate(PrunableUpdate):
 
     def variances(self) -> Tensor:
         """Var(A_i) + Var(B_i) over the entries of each component's vectors (r,)."""
-        return self.A.var(dim=1, correction=0) + self.B.var(dim=0, correction=0)
+        return self.lora_A.var(dim=1, correction=0) + self.lora_B.var(dim=0, correction=0)

@@ -7,9 +7,11 @@ Every parameter of the backbone trains, except those that the backbone keeps fro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from peftlab.peft.base import PEFTStrategy, Supports
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import PEFTStrategy, Selection, Supports
+from peftlab.peft.selective import own_parameters
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone
@@ -22,13 +24,16 @@ class FullFineTuning(PEFTStrategy, name="full"):
     supports = Supports(quantized=False, adds_nothing=True)
     count = "all"
 
-    def inject(self, backbone: Backbone, *, seed: int) -> None:
-        """Let every parameter train that the backbone does not keep frozen."""
-        kept_frozen = set(backbone.always_frozen())
-        for name, parameter in backbone.model.named_parameters():
-            parameter.requires_grad_(name not in kept_frozen)
+    def select(self, backbone: Backbone) -> Selection:
+        """Every parameter outside the head that the backbone does not keep frozen."""
+        return Selection(backbone, trains=list(own_parameters(backbone)))
+
+    def build(self, selection: Selection, *, seed: int, batches: Any = None) -> Adapter:
+        """Let them train in the types that they are stored in; ``seed`` decides nothing."""
+        adapter = Adapter(self, selection.backbone)
+        adapter.train_own(selection.trains, in_float32=False)
+        return adapter
 
     def closed_form(self, backbone: Backbone) -> int:
         """Every parameter outside the head, without those always frozen."""
-        left_out = {*backbone.always_frozen(), *(name for name, _ in backbone.head_parameters())}
-        return sum(p.numel() for name, p in backbone.model.named_parameters() if name not in left_out)
+        return sum(parameter.numel() for parameter in own_parameters(backbone).values())

@@ -6,9 +6,10 @@ The floor that every PEFT method has to beat. Trainable besides the head: nothin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from peftlab.peft.base import PEFTStrategy, Supports
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import PEFTStrategy, Selection, Supports
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone
@@ -21,8 +22,13 @@ class HeadOnly(PEFTStrategy, name="head"):
     supports = Supports(adds_nothing=True)
     count = "0"
 
-    def inject(self, backbone: Backbone, *, seed: int) -> None:
-        """Add nothing: the head is set trainable for every method alike (``backbone.train_head``)."""
+    def select(self, backbone: Backbone) -> Selection:
+        """Nothing."""
+        return Selection(backbone)
+
+    def build(self, selection: Selection, *, seed: int, batches: Any = None) -> Adapter:
+        """Nothing: the head is set trainable for every method alike (``backbone.train_head``)."""
+        return Adapter(self, selection.backbone)
 
     def closed_form(self, backbone: Backbone) -> int:
         """Nothing beside the head."""

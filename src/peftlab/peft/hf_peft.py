@@ -23,27 +23,24 @@ This file imports neither torch nor peft, and is imported itself when a config i
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
-from peftlab.peft.base import PEFTStrategy, Supports
+from peftlab.peft.base import PEFTStrategy, Selection, Supports
 from peftlab.peft.hf_options import hf_types, option_fits, option_types, package_folder
 from peftlab.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from peftlab.backbones.base import Backbone
-    from peftlab.interop.hf_format import HFAdapter
-    from peftlab.peft.weight_update import WeightUpdate
+    from peftlab.peft.adapter import Adapter
 
 NATIVE: Mapping[str, str] = MappingProxyType(
     {
@@ -126,33 +123,80 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
                     f"{way_out} It has: {listed(allowed)}."
                 )
 
-    def inject(self, backbone: Backbone, *, seed: int) -> None:
+    def select(self, backbone: Backbone) -> Selection:
+        """Where HF peft puts its layers in a skeleton of the backbone: it decides its own places."""
+        from peftlab.backbones.base import Target
+        from peftlab.peft.skeleton import skeleton
+
+        try:
+            names, trains = self._tried(skeleton(backbone))
+        except PeftlabError as error:
+            if not isinstance(error.__cause__, RuntimeError):  # of which NotImplementedError is one
+                raise
+            # Some starts (SHIRA's, PiSSA's) are computed from the weights.
+            names, trains = self._tried(copy.deepcopy(backbone, {id(backbone.tokenizer): backbone.tokenizer}))
+        if foreign := set(names) - {name for name, _ in backbone.model.named_modules()}:
+            raise PeftlabError(
+                f"peft.options: HF peft would put a layer at '{min(foreign)}', which this {backbone.architecture} does "
+                "not have (layer_replication does so): a method adapts the layers that there are. Leave that out."
+            )
+        targets = [Target(name, backbone.model.get_submodule(name), role=None) for name in names]
+        return Selection(backbone, targets=targets, trains=trains, when="before others")
+
+    def _tried(self, twin: Backbone) -> tuple[list[str], list[str]]:
+        """Let HF peft change ``twin``; names, in the clean model, of the layers it adapts and of the tensors it lets
+        train."""
+        from peftlab.peft.names import clean_name
+
+        for parameter in twin.parameters():
+            parameter.requires_grad_(False)
+        head = {name for name, _ in twin.head_parameters()}  # HF peft's bias="all" means the head's bias as well
+        own = {id(parameter): name for name, parameter in twin.model.named_parameters() if name not in head}
+        layers = self._injected(twin, seed=0)
+        trains = [own[id(p)] for p in twin.model.parameters() if p.requires_grad and id(p) in own]
+        return [clean_name(twin.model, name) for name in layers], trains
+
+    def build(self, selection: Selection, *, seed: int, batches: Any = None) -> Adapter:
         """Let HF peft put its layers in place."""
         import torch
 
+        from peftlab.peft.hf_layers import HFPeftAdapter, adapter_in_float32, in_type_of_autocast
+
+        backbone = selection.backbone
+        layers = self._injected(backbone, seed=seed)
+        adapter = HFPeftAdapter(self, backbone, layers)
+        adapter.train_own(selection.trains, in_float32=False)  # HF peft leaves biases frozen where it was before
+        for layer in layers.values():
+            adapter_in_float32(layer)
+            if not isinstance(layer.base_layer, torch.nn.Embedding):
+                adapter.hold(layer.register_forward_hook(in_type_of_autocast))
+        return adapter
+
+    def _injected(self, backbone: Backbone, *, seed: int) -> dict[str, Any]:
+        """Let HF peft put its layers into ``backbone``; return those that are new, by name, checked."""
+        import torch
+
         from peftlab.backbones.quiet import quiet_bitsandbytes
+        from peftlab.peft.hf_layers import tuner_layers
 
         quiet_bitsandbytes()
         import peft
 
         config = self._config(backbone)
+        before = {id(layer) for layer in tuner_layers(backbone.model).values()}
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # Only the CPU's generator: torch.manual_seed would reseed the accelerators' as well.
             torch.default_generator.manual_seed(derive_seed(seed, "adapter", "hf_peft"))
             warnings.filterwarnings("ignore", "Invalid `")  # and changes what was asked for; _check refuses that
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of another part of a composition
             warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # and is then set to what it must be
             try:
                 peft.inject_adapter_in_model(config, backbone.model)
             except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
                 raise self._refused(error) from error
-        layers = dict(tuner_layers(backbone.model))
+        layers = {name: layer for name, layer in tuner_layers(backbone.model).items() if id(layer) not in before}
         self._check(backbone, layers)
-        for layer in layers.values():
-            # Not registered as a submodule, which it is already: peftlab's tools know a wrapper by its `base`.
-            object.__setattr__(layer, "base", layer.base_layer)
-            _adapter_in_float32(layer)
-            if not isinstance(layer.base_layer, torch.nn.Embedding):
-                layer.register_forward_hook(_in_type_of_autocast)
+        return layers
 
     def _config(self, backbone: Backbone) -> Any:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
@@ -188,6 +232,7 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
 
     def _check(self, backbone: Backbone, layers: Mapping[str, Any]) -> None:
         """Raise for what HF peft lets pass without a word."""
+        from peftlab.peft.hf_layers import reads_packed
         from peftlab.peft.surgery import is_quantized
 
         if not layers:
@@ -201,7 +246,7 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
                 )
         for layer in layers.values():
             # Other layers would read packed weights as if they were a matrix.
-            if is_quantized(layer.base_layer) and not _reads_packed(layer):
+            if is_quantized(layer.base_layer) and not reads_packed(layer):
                 raise PeftlabError(
                     f"peft.peft_type={self.peft_type}: HF peft has no layers of this type for weights in "
                     f"{backbone.provenance.get('quantize')}. Set backbone.quantize=null, or choose another type "
@@ -260,119 +305,6 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
             case "FOURIERFT":
                 return int(self.options.get("n_frequency", 1000)) * len(shapes)
         return None
-
-    def adapter_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        """What trains, and what else HF peft's layers save (frozen random matrices, indices)."""
-        tensors = super().adapter_tensors(module)
-        for name, layer in tuner_layers(module):
-            for inner, tensor in layer.state_dict(keep_vars=True).items():
-                if not inner.startswith("base_layer."):
-                    tensors[f"{name}.{inner}"] = tensor
-        return tensors
-
-    def to_hf(self, backbone: Backbone) -> HFAdapter:
-        """HF peft's own config and tensors."""
-        from peftlab.interop.hf_any import any_adapter
-
-        return any_adapter(backbone, self.peft_type, self.options, dict(tuner_layers(backbone.model)))
-
-    def merge(self, backbone: Backbone) -> None:
-        """Let every layer fold its update into the weight; nothing where that is done already.
-
-        Raises:
-            PeftlabError: if the type cannot, or a weight is in 4 or 8 bits; then nothing is changed.
-        """
-        layers = [(name, layer) for name, layer in tuner_layers(backbone.model) if not layer.merged]
-        for name, layer in layers:
-            if _reads_packed(layer):
-                raise PeftlabError(
-                    f"'{name}' is HF peft's layer for weights in 4 or 8 bits: it would round the merged weight to that "
-                    "grid again and lose most of the change. Use the model with its adapter, or build it with "
-                    "backbone.quantize=null."
-                )
-        for index, (_, layer) in enumerate(layers):
-            # Kept to the bit: not every type can be undone exactly, and some not at all.
-            before = {key: tensor.detach().clone() for key, tensor in layer.base_layer.state_dict().items()}
-            object.__setattr__(layer, "weights_before_merge", before)
-            try:
-                layer.merge()
-            except (NotImplementedError, AttributeError, ValueError, TypeError) as error:
-                for _, done in layers[:index]:
-                    _restore(done)
-                raise PeftlabError(
-                    f"'{self.name}' with peft.peft_type={self.peft_type} cannot be merged into the backbone's weights: "
-                    f"{str(error) or 'HF peft has no code for it'}."
-                ) from error
-
-    def unmerge(self, backbone: Backbone) -> None:
-        """Put the very weights back that were there before; nothing where nothing was merged."""
-        for _, layer in tuner_layers(backbone.model):
-            if layer.merged:
-                _restore(layer)
-
-    def weight_updates(self, backbone: Backbone) -> Iterator[WeightUpdate]:
-        """What each layer makes of unit vectors beside what its weight makes of them, in floats on any backbone."""
-        from peftlab.peft.hf_updates import weight_updates
-
-        return weight_updates(self.peft_type, tuner_layers(backbone.model))
-
-    @contextmanager
-    def switched_off(self, backbone: Backbone) -> Iterator[None]:
-        """Inside, every layer computes what its base alone computes."""
-        layers = [layer for _, layer in tuner_layers(backbone.model)]
-        trainable = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
-        for layer in layers:
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.enable_adapters(True)
-            for parameter in trainable:  # HF peft freezes what it switches off
-                parameter.requires_grad_(True)
-
-
-def _reads_packed(layer: Any) -> bool:
-    return type(layer).__module__.endswith(".bnb") or bool(getattr(layer, "quantization_backend", None))
-
-
-def tuner_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Name and module of HF peft's layers in ``model``."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            yield name, module
-
-
-def _adapter_in_float32(layer: Any) -> None:
-    """Cast what HF peft has made in the backbone's 16 bits."""
-    for name, child in layer.named_children():
-        if name != "base_layer":
-            child.float()
-    for parameter in layer.parameters(recurse=False):
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.float()
-
-
-def _in_type_of_autocast(_layer: nn.Module, _inputs: Any, out: Tensor) -> Tensor:
-    """Give back what a linear layer gives back under autocast; HF peft casts to the type of the input."""
-    import torch
-
-    device = out.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        return out.to(torch.get_autocast_dtype(device))
-    return out
-
-
-def _restore(layer: Any) -> None:
-    import torch
-
-    layer.merged_adapters.clear()
-    with torch.no_grad():
-        for key, tensor in layer.base_layer.state_dict(keep_vars=True).items():
-            tensor.copy_(layer.weights_before_merge[key])
-    object.__delattr__(layer, "weights_before_merge")
 
 
 def _excluded(given: Any, backbone: Backbone) -> str:

@@ -1,7 +1,7 @@
 """An adapter in the checkpoint format of HF peft, as the start of training or for evaluation.
 
 ``peft=import peft.path=FOLDER`` reads the folder's two files, finds the method here that computes what they say
-(LoRA, DoRA, AdaLoRA, (IA)³, VeRA, LN-tuning, prompt tuning, prefix tuning, multitask prompts), injects it and
+(LoRA, DoRA, AdaLoRA, (IA)³, VeRA, LN-tuning, prompt tuning, prefix tuning, multitask prompts), builds it and
 loads the tensors, the classification head's too. From there on it is that method: it trains, merges, is saved and
 exported as if it had been trained here. Of P-tuning the folder holds only the vectors that its encoder returned;
 they go on as prompt tuning. Soft prompts stand in front of the text, and a prefix moves the text's positions, as
@@ -16,8 +16,7 @@ Trainable: as the method that the folder says.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,14 +24,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from peftlab.errors import PeftlabError, listed
-from peftlab.peft.base import PEFTStrategy, Supports, methods
+from peftlab.peft.base import PEFTStrategy, Selection, Supports, methods
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from peftlab.backbones.base import Backbone
-    from peftlab.interop.hf_format import HFAdapter, HFFolder
-    from peftlab.peft.weight_update import WeightUpdate
+    from peftlab.peft.adapter import Adapter
+    from peftlab.peft.hf.format import HFFolder
 
 _HF_NAMES: Mapping[str, str] = MappingProxyType(
     {
@@ -72,14 +69,14 @@ class ImportedAdapter(PEFTStrategy, name="import"):
 
     def files(self) -> list[Path]:
         """The folder's two files."""
-        from peftlab.interop.hf_files import adapter_files
+        from peftlab.peft.hf.files import adapter_files
 
         return adapter_files(self.path)
 
     @cached_property
     def folder(self) -> HFFolder:
         """The folder, read."""
-        from peftlab.interop.hf_format import HFFolder
+        from peftlab.peft.hf.format import HFFolder
 
         return HFFolder(self.files()[0].parent)
 
@@ -90,30 +87,32 @@ class ImportedAdapter(PEFTStrategy, name="import"):
         Raises:
             PeftlabError: if there is none, or the folder says something that it has not.
         """
+        from peftlab.peft.hf.codec import read
         from peftlab.schema import validate
 
-        for _, cls in methods():
-            fields = cls.from_hf(self.folder)
-            if fields is None:
-                continue
-            self.folder.require_understood()
-            if said := (set(self.changes or {}) & set(fields)) - {"dropout"}:
-                raise PeftlabError(
-                    f"peft.changes.{min(said)}: the adapter in {self.path} says {min(said)} itself, and its weights "
-                    f"belong to that. Its method ({cls.name}) can be changed in other fields, and in dropout."
-                )
-            native = self._as_the_folder_says(fields, cls)
-            if not self.changes:
-                return native
-            try:
-                return validate(fields | self.changes, cls, "peft.changes")
-            except PeftlabError as error:
-                raise PeftlabError(f"{error} (peft={cls.name}, as the adapter in {self.path} says)") from error
-        known = {kind for _, cls in methods() if (kind := cls.supports.hf_peft) and kind.isupper()}
-        raise PeftlabError(
-            f"peft.path={self.path} holds an adapter of type {self.folder.peft_type}, which has no counterpart here. "
-            f"Types that have one: {listed(known)}."
-        )
+        known = dict(methods())
+        found = read(self.folder)
+        if found is None:
+            kinds = {kind for cls in known.values() if (kind := cls.supports.hf_peft) and kind.isupper()}
+            raise PeftlabError(
+                f"peft.path={self.path} holds an adapter of type {self.folder.peft_type}, which has no counterpart "
+                f"here. Types that have one: {listed(kinds)}."
+            )
+        name, fields = found
+        cls = known[name]
+        self.folder.require_understood()
+        if said := (set(self.changes or {}) & set(fields)) - {"dropout"}:
+            raise PeftlabError(
+                f"peft.changes.{min(said)}: the adapter in {self.path} says {min(said)} itself, and its weights "
+                f"belong to that. Its method ({cls.name}) can be changed in other fields, and in dropout."
+            )
+        native = self._as_the_folder_says(fields, cls)
+        if not self.changes:
+            return native
+        try:
+            return validate(fields | self.changes, cls, "peft.changes")
+        except PeftlabError as error:
+            raise PeftlabError(f"{error} (peft={cls.name}, as the adapter in {self.path} says)") from error
 
     def _as_the_folder_says(self, fields: dict[str, Any], cls: type[PEFTStrategy]) -> PEFTStrategy:
         """The method without changes; what is wrong with it is the folder's fault, in the folder's words."""
@@ -128,24 +127,40 @@ class ImportedAdapter(PEFTStrategy, name="import"):
                 f"peft.path: {self.folder.path / 'adapter_config.json'}: {said} (peft={cls.name} computes what it says)"
             ) from error
 
-    def inject(self, backbone: Backbone, *, seed: int) -> None:
-        """Inject the method and load the folder's tensors.
+    def select(self, backbone: Backbone) -> ImportSelection:
+        """Where the method works.
 
         Raises:
-            PeftlabError: if the folder was made for another backbone, or something of it would be left out.
+            PeftlabError: if the folder was made for another backbone.
         """
-        native = self.native
+        native = self.native  # finding it names the folder's modules
         if self.folder.move_into_trunk(backbone):
             del self.native  # its targets have other names now
             native = self.native
         self.folder.require_fits(backbone)
         if self.folder.peft_type == "PREFIX_TUNING":
-            from peftlab.interop.hf_prompt import prompt_length, require_in_window
+            from peftlab.peft.hf.prefix import require_in_window
+            from peftlab.peft.hf.prompt import prompt_length
 
             given = f"peft.path={self.path} and this run have"
             require_in_window(backbone, prompt_length(self.folder), backbone.longest_text or 0, given)
-        native.inject(backbone, seed=seed)
-        native.load_hf(backbone, self.folder)
+        selected = native.select(backbone)
+        return ImportSelection(
+            backbone, selected.targets, selected.trains, selected.slots, when=selected.when, native=selected
+        )
+
+    def build(self, selection: Selection, *, seed: int, batches: Any = None) -> Adapter:
+        """Build the method and load the folder's tensors; the adapter is the method's own from here on.
+
+        Raises:
+            PeftlabError: if something of the folder would be left out.
+        """
+        from peftlab.peft.hf.codec import codec_of
+
+        assert isinstance(selection, ImportSelection)
+        backbone, native = selection.backbone, self.native
+        adapter = native.build(selection.native, seed=seed, batches=batches)
+        codec_of(native.name).load(adapter, self.folder)
         taken = self.head == "saved" and self.folder.load_head(backbone)
         self.folder.require_all_used(backbone)
         backbone.provenance["imported_adapter"] = {
@@ -156,54 +171,19 @@ class ImportedAdapter(PEFTStrategy, name="import"):
             "made_for": self.folder.config.get("base_model_name_or_path"),
             "head": "taken over" if taken else "new",
         }
+        return adapter
 
     def closed_form(self, backbone: Backbone) -> int | None:
         """The method's formula."""
         return self.native.closed_form(backbone)
 
-    def keep_task(self, backbone: Backbone, task: int) -> PEFTStrategy:
-        """As the method."""
-        self.native = self.native.keep_task(backbone, task)
-        return self
-
     def extra_tokens(self) -> int:
         """What the method takes."""
         return self.native.extra_tokens()
 
-    def param_groups(self, module: nn.Module, lr: float) -> list[dict[str, Any]]:
-        """The method's groups."""
-        return self.native.param_groups(module, lr)
 
-    def adapter_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        """The method's tensors."""
-        return self.native.adapter_tensors(module)
+@dataclass(frozen=True, kw_only=True)
+class ImportSelection(Selection):
+    """What the method has selected."""
 
-    def merge(self, backbone: Backbone) -> None:
-        """As the method."""
-        self.native.merge(backbone)
-
-    def unmerge(self, backbone: Backbone) -> None:
-        """As the method."""
-        self.native.unmerge(backbone)
-
-    @contextmanager
-    def switched_off(self, backbone: Backbone) -> Iterator[None]:
-        """As the method."""
-        with self.native.switched_off(backbone):
-            yield
-
-    def weight_updates(self, backbone: Backbone) -> Iterable[WeightUpdate] | None:
-        """As the method."""
-        return self.native.weight_updates(backbone)
-
-    def to_hf(self, backbone: Backbone) -> HFAdapter:
-        """As the method."""
-        return self.native.to_hf(backbone)
-
-    def regularization(self, backbone: Backbone) -> Tensor | None:
-        """The method's term."""
-        return self.native.regularization(backbone)
-
-    def on_train_step(self, backbone: Backbone, step: int, total_steps: int) -> None:
-        """The method's schedule."""
-        self.native.on_train_step(backbone, step, total_steps)
+    native: Selection

@@ -27,19 +27,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from peftlab.errors import PeftlabError
 from peftlab.fields import PositiveInt, Probability
-from peftlab.interop.hf_format import HFAdapter, HFFolder
-from peftlab.interop.hf_prompt import load_prompt, prefix_adapter, takes_a_cache
-from peftlab.peft.base import PEFTStrategy, Supports
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import PEFTStrategy, Selection, Supports
 from peftlab.peft.soft_prompt import copy_tensors, fresh_linear
 from peftlab.peft.surgery import adapter_generator
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone
 
-_CHILD = "key_value_prefix"
+CHILD = "key_value_prefix"
 """The model's child that holds the prefix."""
 _DEFAULT_HIDDEN = 512
 
@@ -69,35 +69,41 @@ class KeyValuePrefix(PEFTStrategy):
                 "peft.hidden=null, or peft.reparameterize=true."
             )
 
-    def inject(self, backbone: Backbone, *, seed: int) -> None:
+    def select(self, backbone: Backbone) -> Selection:
+        """The one place for a prefix; raises PeftlabError if the model has no attention that takes one."""
+        _shapes(backbone)
+        if self.position_shift:
+            _require_positions(backbone)
+        return Selection(backbone, slots=[CHILD])
+
+    def build(self, selection: Selection, *, seed: int, batches: Any = None) -> PrefixAdapter:
         """Put the prefix into the model and attach its parts to the attention modules."""
         from peftlab.backbones.attention import attach
 
-        if hasattr(backbone.model, _CHILD):
+        backbone = selection.backbone
+        if hasattr(backbone.model, CHILD):
             raise PeftlabError("this backbone has a prefix already; build it anew for another one.")
         shapes = _shapes(backbone)
         hidden = (self.hidden or _DEFAULT_HIDDEN) if self.reparameterize else None
-        prefix = Prefix(list(shapes.values()), self.length, hidden, self.dropout, adapter_generator(seed, _CHILD))
-        device = next(backbone.model.parameters()).device
+        prefix = Prefix(list(shapes.values()), self.length, hidden, self.dropout, adapter_generator(seed, CHILD))
+        adapter = PrefixAdapter(self, backbone, prefix, list(shapes))
         trunk: nn.Module = backbone.model.base_model  # type: ignore[assignment]
         if self.position_shift:
-            self._shift_positions(backbone, trunk, prefix)
+            adapter.hold(self._shift_positions(trunk, prefix))
         attach(backbone, {name: partial(prefix.part, index) for index, name in enumerate(shapes)})
         # The table is computed once for all layers, and let go of when the trunk is through.
-        trunk.register_forward_pre_hook(partial(_compute, prefix))
-        trunk.register_forward_hook(partial(_release, prefix), always_call=True)
-        backbone.model.add_module(_CHILD, prefix.to(device).train(backbone.model.training))
+        adapter.hold(
+            trunk.register_forward_pre_hook(partial(_compute, prefix)),
+            trunk.register_forward_hook(partial(_release, prefix), always_call=True),
+        )
+        adapter.add(CHILD, prefix.to(next(backbone.model.parameters()).device))
+        return adapter
 
     def extra_tokens(self) -> int:
         """Positions that the text cannot have: none, or the prefix's length."""
         return self.length if self.position_shift else 0
 
-    def _shift_positions(self, backbone: Backbone, trunk: nn.Module, prefix: Prefix) -> None:
-        if not takes_a_cache(trunk):
-            raise PeftlabError(
-                f"peft.position_shift=true: {backbone.architecture} takes neither positions nor a cache, so HF peft "
-                "cannot run a prefix in it either. Set peft.position_shift=false."
-            )
+    def _shift_positions(self, trunk: nn.Module, prefix: Prefix) -> RemovableHandle:
         # RoBERTa and kin count positions from behind the padding id.
         paddings = [
             int(padding)
@@ -105,7 +111,7 @@ class KeyValuePrefix(PEFTStrategy):
             if name.endswith("position_embeddings") and (padding := getattr(module, "padding_idx", None)) is not None
         ]
         first = self.length + (paddings[0] + 1 if paddings else 0)
-        trunk.register_forward_pre_hook(partial(_positions_from, first, prefix), with_kwargs=True)
+        return trunk.register_forward_pre_hook(partial(_positions_from, first, prefix), with_kwargs=True)
 
     def closed_form(self, backbone: Backbone) -> int:
         """Trainable parameters without the head, by the formulas of the method's file."""
@@ -116,54 +122,54 @@ class KeyValuePrefix(PEFTStrategy):
         hidden = self.hidden or _DEFAULT_HIDDEN
         return self.length * sizes[0] + (sizes[0] + 1) * hidden + (hidden + 1) * table
 
-    def inference_prompt(self, backbone: Backbone) -> dict[str, Tensor]:
+
+class PrefixAdapter(Adapter):
+    """A prefix in a model."""
+
+    def __init__(self, strategy: KeyValuePrefix, backbone: Backbone, prefix: Prefix, attention: list[str]) -> None:
+        super().__init__(strategy, backbone)
+        self.prefix = prefix
+        self._attention = attention
+
+    def inference_prompt(self) -> dict[str, Tensor]:
         """The table, which is all that is needed after training: ``prompt_embeddings`` (n, 2 · Σ H_kv · d_head)."""
         with torch.no_grad():
-            return {"prompt_embeddings": prefix_module(backbone).table().clone()}
+            return {"prompt_embeddings": self.prefix.table().clone()}
 
-    def load_inference_prompt(self, backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
+    def load_inference_prompt(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`inference_prompt` returned.
 
         Raises:
             PeftlabError: if it does not fit, or this prefix comes out of a network.
         """
-        if self.reparameterize:
+        if self.prefix.network is not None:
             raise PeftlabError(
                 "the network of a prefix cannot be found from the keys and values that it made. Use them, and train "
-                f"them on, with peft={self.name} peft.reparameterize=false."
+                f"them on, with peft={self.strategy.name} peft.reparameterize=false."
             )
-        copy_tensors({"prompt_embeddings": prefix_module(backbone).embedding}, tensors)
+        copy_tensors({"prompt_embeddings": self.prefix.embedding}, tensors)
 
-    def to_hf(self, backbone: Backbone) -> HFAdapter:
-        """The table; its keys are turned on by n positions where the model's positions are rotary and not shifted."""
-        prefix = prefix_module(backbone)
-        table = self.inference_prompt(backbone)["prompt_embeddings"]
-        return prefix_adapter(backbone, table, prefix.shapes, shifted=self.position_shift)
-
-    def load_hf(self, backbone: Backbone, folder: HFFolder) -> None:
-        """The table, which is trained on as it is."""
-        load_prompt(backbone, folder, {"prompt_embeddings": prefix_module(backbone).embedding})
+    def _require_mergeable(self) -> None:
+        raise PeftlabError(
+            f"'{self.strategy.name}' cannot be merged: attention reads its keys and values beside the text's own, and "
+            "no weight of the backbone stands for them. Use the model with its adapter."
+        )
 
     @contextmanager
-    def switched_off(self, backbone: Backbone) -> Iterator[None]:
+    def disabled(self) -> Iterator[None]:
         """Inside, attention reads the text's keys and values alone."""
-        prefix = prefix_module(backbone)
-        prefix.active = False
+        self.prefix.active = False
         try:
             yield
         finally:
-            prefix.active = True
+            self.prefix.active = True
 
-    def merge(self, backbone: Backbone) -> None:
-        """Refused: no weight stands for the prefix."""
-        raise PeftlabError(
-            f"'{self.name}' cannot be merged: attention reads its keys and values beside the text's own, and no weight "
-            "of the backbone stands for them. Use the model with its adapter."
-        )
+    def remove(self) -> None:
+        """Take the prefix out of the model; its attention computes what it computed before."""
+        from peftlab.backbones.attention import detach
 
-    def unmerge(self, backbone: Backbone) -> None:
-        """Refused, as :meth:`merge`."""
-        self.merge(backbone)
+        detach(self.backbone, self._attention)
+        super().remove()
 
 
 class Prefix(nn.Module):
@@ -214,12 +220,14 @@ class Prefix(nn.Module):
         return parts[2 * index], parts[2 * index + 1]
 
 
-def prefix_module(backbone: Backbone) -> Prefix:
-    """The prefix inside ``backbone``."""
-    prefix = getattr(backbone.model, _CHILD, None)
-    if not isinstance(prefix, Prefix):
-        raise PeftlabError("this backbone has no prefix: inject the method first.")
-    return prefix
+def _require_positions(backbone: Backbone) -> None:
+    from peftlab.backbones.attention import takes_a_cache
+
+    if not takes_a_cache(backbone.model.base_model):  # type: ignore[arg-type]
+        raise PeftlabError(
+            f"peft.position_shift=true: {backbone.architecture} takes neither positions nor a cache, so HF peft "
+            "cannot run a prefix in it either. Set peft.position_shift=false."
+        )
 
 
 def _shapes(backbone: Backbone) -> dict[str, tuple[int, int]]:

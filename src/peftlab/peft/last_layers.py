@@ -44,7 +44,7 @@ class LastLayers(SelectiveTuning, name="last_layers"):
     final_norm: bool = False
     """Train the normalisation after the last block as well (decoders, ModernBERT, T5)."""
 
-    def select(self, backbone: Backbone) -> list[str]:
+    def chosen(self, backbone: Backbone) -> list[str]:
         """The parameters of the last ``layers`` blocks."""
         place, blocks = _blocks(backbone)
         if self.layers > len(blocks):

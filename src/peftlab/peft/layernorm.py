@@ -17,18 +17,14 @@ Trainable: 2 · width a LayerNorm, width an RMSNorm.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from peftlab.errors import PeftlabError
-from peftlab.interop.hf_format import MODEL, HFAdapter, HFFolder, module_names, plain_float
 from peftlab.peft.base import Supports
 from peftlab.peft.selective import SelectiveTuning, is_norm, matching, own_parameters
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from peftlab.backbones.base import Backbone
 
 
@@ -49,7 +45,7 @@ class LayerNormTuning(SelectiveTuning, name="layernorm"):
         if self.targets is not None and not self.targets:
             raise ValueError("peft.targets is empty: null trains all normalisation layers.")
 
-    def select(self, backbone: Backbone) -> list[str]:
+    def chosen(self, backbone: Backbone) -> list[str]:
         """Weights, and biases, of the normalisation layers outside the head."""
         own = own_parameters(backbone)
         norms = {
@@ -69,34 +65,3 @@ class LayerNormTuning(SelectiveTuning, name="layernorm"):
             chosen = {name for entry in self.targets for name in matching("peft.targets", entry, norms, kind)}
         tensors = [tensor for name in norms if name in chosen for tensor in norms[name]]
         return [name for name in tensors if self.biases or not name.endswith("bias")]
-
-    def to_hf(self, backbone: Backbone) -> HFAdapter:
-        """γ and β of every trained layer; a β that does not train as it is."""
-        live = self._live(backbone)
-        names = list(dict.fromkeys(name.rpartition(".")[0] for name in live))
-        tensors: dict[str, Tensor] = {}
-        for name in names:
-            for leaf in ("weight", "bias"):
-                tensor = live.get(f"{name}.{leaf}", getattr(backbone.model.get_submodule(name), leaf, None))
-                if tensor is not None:
-                    tensors[f"{MODEL}{name}.ln_tuning_layers.{leaf}"] = plain_float(tensor)
-        return HFAdapter({"peft_type": "LN_TUNING", "target_modules": module_names(backbone, names)}, tensors)
-
-    @classmethod
-    def from_hf(cls, folder: HFFolder) -> dict[str, Any] | None:
-        """LN_TUNING."""
-        if folder.peft_type != "LN_TUNING":
-            return None
-        folder.understands("target_modules", "exclude_modules")
-        return {"targets": [re.escape(name) for name in folder.modules_with("ln_tuning_layers.weight")]}
-
-    def load_hf(self, backbone: Backbone, folder: HFFolder) -> None:
-        """γ and β of every layer."""
-        for name, tensor in self._live(backbone).items():
-            layer, _, leaf = name.rpartition(".")
-            folder.copy(f"{MODEL}{layer}.ln_tuning_layers.{leaf}", tensor, backbone)
-
-    def _live(self, backbone: Backbone) -> dict[str, Tensor]:
-        """What trains of an injected backbone, the head apart."""
-        head = {name for name, _ in backbone.head_parameters()}
-        return {name: t for name, t in self.adapter_tensors(backbone.model).items() if name not in head}

@@ -30,10 +30,8 @@ from torch import Tensor, nn
 
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
 from peftlab.fields import NonNegativeInt, PositiveInt, run_folder
-from peftlab.interop.hf_format import HFAdapter, HFFolder
-from peftlab.interop.hf_prompt import prompt_length
 from peftlab.peft.base import Supports
-from peftlab.peft.soft_prompt import InitialisedSoftPrompt, prompt_module
+from peftlab.peft.soft_prompt import InitialisedSoftPrompt, PromptAdapter
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone
@@ -142,109 +140,99 @@ class MultitaskPrompt(InitialisedSoftPrompt, name="multitask_prompt"):
         """P* and the matrices of the tasks."""
         return TaskPrompts(self.initial_vectors(backbone, generator), self.task_count(), self.rank, generator)
 
-    def load_source(self, backbone: Backbone, fingerprint: str) -> None:
-        """Start from ``source`` as ``source_init`` says; note it in ``backbone.provenance["prompt_source"]``.
-
-        Raises:
-            PeftlabError: if the run in ``source`` has another method or backbone, or its prompt has other sizes.
-        """
-        if self.source is None:
-            return
-        facts, tensors = _read_source(self.source)
-        if facts["backbone_fingerprint"] != fingerprint:
-            raise PeftlabError(
-                f"peft.source={self.source}: its prompt was trained in other weights than this run's backbone "
-                f"({facts['backbone'].get('_target_')}). Choose the backbone of that run."
-            )
-        start = {SHARED: tensors[SHARED]}
-        tasks = [task["name"] for task in facts.get("tasks", [])] or list(map(str, range(len(tensors[COLS]))))
-        if self.source_init == "shared_and_average":
-            start |= {name: tensors[name].mean(dim=0, keepdim=True) for name in (COLS, ROWS)}
-        elif self.source_init == "exact":
-            number = self._number_of_source_task(tasks)
-            start |= {name: tensors[name][number : number + 1] for name in (COLS, ROWS)}
-        own = dict(prompt_module(backbone).named_parameters())
-        for name, tensor in start.items():
-            if name != SHARED:
-                start[name] = tensor.expand(len(own[name]), -1, -1)
-            if start[name].shape != own[name].shape:
-                raise PeftlabError(self._about_sizes(tensors, own))
-        with torch.no_grad():
-            for name, tensor in start.items():
-                own[name].copy_(tensor)
-        backbone.provenance["prompt_source"] = {
-            "path": self.source,
-            "run": facts["run"],
-            "tasks": tasks,
-            "init": self.source_init,
-            "task": self.source_task,
-        }
-
-    def keep_task(self, backbone: Backbone, task: int) -> MultitaskPrompt:
-        """Leave the matrices of ``task``; of a single prompt, all."""
-        if backbone.task_prompts == 1:
-            return self
-        prompts = prompt_module(backbone)
-        for name in (COLS, ROWS):
-            kept = getattr(prompts, name).detach()[task : task + 1].clone()
-            setattr(prompts, name, nn.Parameter(kept))
-        backbone.task_prompts = 1
-        return replace(self, num_tasks=1, task=0)
-
-    def _number_of_source_task(self, tasks: list[str]) -> int:
-        wanted = self.source_task
-        if isinstance(wanted, int) and wanted < len(tasks):
-            return wanted
-        if wanted in tasks:
-            return tasks.index(str(wanted))
-        raise PeftlabError(
-            f"peft.source_task={wanted}: the run in peft.source={self.source} has no such task."
-            f"{nearest(str(wanted), tasks)} It has: {listed(tasks)}."
-        )
-
-    def _about_sizes(self, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-        def sizes(tensors: Mapping[str, Tensor]) -> str:
-            (length, width), rank = tensors[SHARED].shape, tensors[COLS].shape[2]
-            return f"length {length}, rank {rank}, {width} dimensions"
-
-        return (
-            f"peft.source={self.source} has a prompt of {sizes(theirs)}, and this run one of {sizes(own)}. Set "
-            "peft.length and peft.rank as there (with peft.source_init=shared the rank may differ)."
-        )
+    def adapter(self, backbone: Backbone, vectors: nn.Module) -> TaskPromptAdapter:
+        """The adapter of the prompts of all tasks."""
+        return TaskPromptAdapter(self, backbone, vectors)
 
     def trainable(self, dim: int) -> int:
         """The shared prompt and the tasks' matrices."""
         return self.length * dim + self.task_count() * self.rank * (self.length + dim)
 
-    def inference_prompt(self, backbone: Backbone) -> dict[str, Tensor]:
+    def inference_prompt(self, vectors: nn.Module) -> dict[str, Tensor]:
         """All three parts, which together are compact already."""
-        return {name: tensor.detach().clone() for name, tensor in prompt_module(backbone).named_parameters()}
+        return {name: tensor.detach().clone() for name, tensor in vectors.named_parameters()}
 
-    def to_hf(self, backbone: Backbone) -> HFAdapter:
-        """All three parts; the task is an argument of peft's models."""
-        adapter = super().to_hf(backbone)
-        adapter.notes.append(
-            f"Give the model `task_ids` with every batch: this run's texts are task {self.task} of {self.task_count()} "
-            f"(`task_ids=torch.full((len(input_ids),), {self.task})`)."
-        )
-        return adapter
 
-    def hf_options(self, backbone: Backbone) -> dict[str, Any]:
-        """The tasks and their rank."""
-        return {"num_tasks": self.task_count(), "num_ranks": self.rank, "prompt_tuning_init": "RANDOM"}
+class TaskPromptAdapter(PromptAdapter):
+    """The prompts of several tasks in a model."""
 
-    @classmethod
-    def from_hf(cls, folder: HFFolder) -> dict[str, Any] | None:
-        """MULTITASK_PROMPT_TUNING, with its first task."""
-        if folder.peft_type != "MULTITASK_PROMPT_TUNING":
-            return None
-        return {
-            "length": prompt_length(folder),
-            "position": "before",
-            "init": "random",
-            "num_tasks": folder.option("num_tasks", 1),
-            "rank": folder.option("num_ranks", 1),
+    @property
+    def method(self) -> MultitaskPrompt:
+        """The method, with its fields."""
+        assert isinstance(self.strategy, MultitaskPrompt)
+        return self.strategy
+
+    def load_source(self, fingerprint: str) -> None:
+        """Start from ``peft.source`` as ``source_init`` says; note it in ``backbone.provenance["prompt_source"]``.
+
+        Raises:
+            PeftlabError: if the run in ``source`` has another method or backbone, or its prompt has other sizes.
+        """
+        method = self.method
+        if method.source is None:
+            return
+        facts, tensors = _read_source(method.source)
+        if facts["backbone_fingerprint"] != fingerprint:
+            raise PeftlabError(
+                f"peft.source={method.source}: its prompt was trained in other weights than this run's backbone "
+                f"({facts['backbone'].get('_target_')}). Choose the backbone of that run."
+            )
+        start = {SHARED: tensors[SHARED]}
+        tasks = [task["name"] for task in facts.get("tasks", [])] or list(map(str, range(len(tensors[COLS]))))
+        if method.source_init == "shared_and_average":
+            start |= {name: tensors[name].mean(dim=0, keepdim=True) for name in (COLS, ROWS)}
+        elif method.source_init == "exact":
+            number = _number_of_source_task(method, tasks)
+            start |= {name: tensors[name][number : number + 1] for name in (COLS, ROWS)}
+        own = dict(self.vectors.named_parameters())
+        for name, tensor in start.items():
+            if name != SHARED:
+                start[name] = tensor.expand(len(own[name]), -1, -1)
+            if start[name].shape != own[name].shape:
+                raise PeftlabError(_about_sizes(str(method.source), tensors, own))
+        with torch.no_grad():
+            for name, tensor in start.items():
+                own[name].copy_(tensor)
+        self.backbone.provenance["prompt_source"] = {
+            "path": method.source,
+            "run": facts["run"],
+            "tasks": tasks,
+            "init": method.source_init,
+            "task": method.source_task,
         }
+
+    def keep_task(self, task: int) -> None:
+        """Leave the matrices of ``task``; of a single prompt, all."""
+        if self.backbone.task_prompts == 1:
+            return
+        for name in (COLS, ROWS):
+            kept = getattr(self.vectors, name).detach()[task : task + 1].clone()
+            setattr(self.vectors, name, nn.Parameter(kept))
+        self.backbone.task_prompts = 1
+        self.strategy = replace(self.method, num_tasks=1, task=0)
+
+
+def _number_of_source_task(method: MultitaskPrompt, tasks: list[str]) -> int:
+    wanted = method.source_task
+    if isinstance(wanted, int) and wanted < len(tasks):
+        return wanted
+    if wanted in tasks:
+        return tasks.index(str(wanted))
+    raise PeftlabError(
+        f"peft.source_task={wanted}: the run in peft.source={method.source} has no such task."
+        f"{nearest(str(wanted), tasks)} It has: {listed(tasks)}."
+    )
+
+
+def _about_sizes(source: str, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    def sizes(tensors: Mapping[str, Tensor]) -> str:
+        (length, width), rank = tensors[SHARED].shape, tensors[COLS].shape[2]
+        return f"length {length}, rank {rank}, {width} dimensions"
+
+    return (
+        f"peft.source={source} has a prompt of {sizes(theirs)}, and this run one of {sizes(own)}. Set peft.length and "
+        "peft.rank as there (with peft.source_init=shared the rank may differ)."
+    )
 
 
 def _read_source(given: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -80,17 +80,7 @@ class PTuning(SoftPrompt, name="p_tuning"):
         lstm = 8 * h * (dim + h + 2) + ((self.layers or 2) - 1) * 8 * h * (3 * h + 2)
         return self.length * dim + lstm + (2 * h + 1) * 2 * h + (2 * h + 1) * dim
 
-    def hf_options(self, backbone: Backbone) -> dict[str, Any]:
-        """The encoder, which peft makes anew to train and leaves out to use the prompt."""
-        dim = embedding_weight(backbone).shape[1]
-        return {
-            "encoder_reparameterization_type": self.encoder.upper(),
-            "encoder_hidden_size": self.hidden or dim,
-            "encoder_num_layers": self.layers or 2,
-            "encoder_dropout": self.dropout,
-        }
-
-    def load_inference_prompt(self, backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
+    def load_inference_prompt(self, vectors: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Refused: the network cannot be found from what it returned."""
         raise PeftlabError(
             "the vectors that a P-tuning encoder returned do not say what the encoder was. Use them, and train them "

@@ -19,21 +19,31 @@ Trainable: bottleneck · (in + out) + biases a place. LLaMA-7B, ffn_up and ffn_d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
+from peftlab.backbones.base import Target
 from peftlab.backbones.role_table import ROLES, Place, Refusal
 from peftlab.backbones.roles import find_targets
 from peftlab.errors import PeftlabError
 from peftlab.fields import PositiveFloat
-from peftlab.peft.base import Supports
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import Selection, Supports
 from peftlab.peft.bottleneck import Bottleneck, BottleneckMethod
-from peftlab.peft.wrapping import WrappedLayer, add_to_rows, part_name, target_features, wrap
+from peftlab.peft.delta import AdaptedLayer
+from peftlab.peft.surgery import require_linear, target_features
 
 if TYPE_CHECKING:
-    from peftlab.backbones.base import Backbone, Target
+    from peftlab.backbones.base import Backbone
+
+SUB_LAYER = "sub_layer"
+"""Key of the delta that adapts a whole sub-layer, in the sub-layer's last layer."""
+
+D = TypeVar("D", bound=Bottleneck)
 
 _SUB_LAYERS = {"ffn": ("ffn_up", "ffn_down"), "attention": ("query", "attention_output")}
 """Sub-layer -> the role that reads its input, the role that returns its output."""
@@ -53,44 +63,60 @@ class ParallelAdapter(BottleneckMethod, name="parallel_adapter"):
     learned_scale: bool = False
     """Train s, starting from ``scale``."""
 
-    def inject(self, backbone: Backbone, *, seed: int) -> None:
-        """Put an adapter beside every place."""
-        sub_layers, linears = self._places(backbone)
-        for first, last in sub_layers:
-            layer = _layer(backbone, last)
-            layer.sub_layer_input = SubLayerInput()
-            # The first layer may be wrapped itself: its input is the same inside and outside.
-            backbone.model.get_submodule(first.name).register_forward_pre_hook(layer.sub_layer_input)
-            layer.around = self._make(_across(first, last), f"{last.name}/sub_layer", layer, seed)
-        for target in linears:
-            layer = _layer(backbone, target)
-            adapter = self._make(target_features(target), f"{target.name}/{target.role or ''}", layer, seed)
-            layer.adapters[part_name(target)] = adapter
-            layer.rows[part_name(target)] = target.output_slice
-
-    def _make(self, features: tuple[int, int], place: str, layer: ParallelLayer, seed: int) -> Bottleneck:
-        adapter = self.make(*features, place=place, seed=seed, device=layer.weight.device, scale=self.scale)
-        if self.learned_scale:
-            adapter.learn_scale()
-        return adapter
-
-    def closed_form(self, backbone: Backbone) -> int:
-        """The size of an adapter for each place, and its scale if that trains."""
-        sub_layers, linears = self._places(backbone)
-        features = [_across(first, last) for first, last in sub_layers] + [target_features(t) for t in linears]
-        return sum(self.size(*inner) + int(self.learned_scale) for inner in features)
-
-    def _places(self, backbone: Backbone) -> tuple[list[tuple[Target, Target]], list[Target]]:
-        """(first, last) linear layer of each sub-layer, and the single linear layers; their adapters fit."""
+    def select(self, backbone: Backbone) -> ParallelSelection:
+        """First and last linear layer of each sub-layer, and the single linear layers; their adapters fit."""
         names = [entry for entry in dict.fromkeys(self.targets) if entry in _SUB_LAYERS]
         others = [entry for entry in self.targets if entry not in _SUB_LAYERS]
         sub_layers = [pair for name in names for pair in _sub_layers(backbone, name)]
         linears = find_targets(backbone, others) if others else []
+        require_linear([*(target for pair in sub_layers for target in pair), *linears])
         for first, last in sub_layers:
             self.require_width(*_across(first, last), last.name)
         for target in linears:
             self.require_width(*target_features(target), target.name)
-        return sub_layers, linears
+        targets = [*linears, *(last for _, last in sub_layers)]
+        return ParallelSelection(
+            backbone, targets=targets, when="behind others", sub_layers=sub_layers, linears=linears
+        )
+
+    def build(self, selection: Selection, *, seed: int, batches: Any = None) -> Adapter:
+        """Put an adapter beside every place."""
+        assert isinstance(selection, ParallelSelection)
+        adapter = Adapter(self, selection.backbone)
+        for target in selection.linears:
+            options = self.options(seed, f"{target.name}/{target.role or ''}")
+            adapter.put(target, self._scaled(ParallelDelta, target_features(target), options))
+        for first, last in selection.sub_layers:
+            delta = self._scaled(SubLayerDelta, _across(first, last), self.options(seed, f"{last.name}/sub_layer"))
+            layer = adapter.put(last, delta, key=SUB_LAYER)
+            # Where another method has adapted the first layer, this is the input of both together.
+            adapter.hold(
+                adapter.model.get_submodule(first.name).register_forward_pre_hook(partial(_keep_input, layer, delta))
+            )
+        return adapter
+
+    def _scaled(self, kind: type[D], features: tuple[int, int], options: dict[str, Any]) -> D:
+        delta = kind(*features, self.width(*features), scale=self.scale, **options)
+        if self.learned_scale:
+            delta.learn_scale()
+        return delta
+
+    def closed_form(self, backbone: Backbone) -> int:
+        """The size of an adapter for each place, and its scale if that trains."""
+        selection = self.select(backbone)
+        features = [_across(first, last) for first, last in selection.sub_layers]
+        features += [target_features(target) for target in selection.linears]
+        return sum(self.size(*inner) + int(self.learned_scale) for inner in features)
+
+
+@dataclass(frozen=True)
+class ParallelSelection(Selection):
+    """Which of the targets end a sub-layer."""
+
+    sub_layers: Sequence[tuple[Target, Target]] = ()
+    """First and last linear layer of each."""
+    linears: Sequence[Target] = ()
+    """Layers with an adapter beside them alone."""
 
 
 def _sub_layers(backbone: Backbone, name: str) -> list[tuple[Target, Target]]:
@@ -111,49 +137,36 @@ def _sub_layers(backbone: Backbone, name: str) -> list[tuple[Target, Target]]:
     return list(zip(first, last, strict=True))
 
 
+def _keep_input(last: AdaptedLayer, delta: SubLayerDelta, _first: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """The forward pre-hook of a sub-layer's first linear layer."""
+    if last.acts(SUB_LAYER):
+        delta.keep(inputs[0])
+
+
 def _across(first: Target, last: Target) -> tuple[int, int]:
     """What a sub-layer reads and returns."""
     return target_features(first)[0], target_features(last)[1]
 
 
-def _layer(backbone: Backbone, target: Target) -> ParallelLayer:
-    layer = wrap(backbone, target, ParallelLayer)
-    assert isinstance(layer, ParallelLayer)
-    return layer
+class ParallelDelta(Bottleneck):
+    """h ← W x + a(x), for all outputs of a layer or a slice of them."""
+
+    def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
+        """``out`` (…, out) and what the adapter makes of ``x`` (…, in)."""
+        return out + self.adapted(x).to(out.dtype)
 
 
-class SubLayerInput:
-    """Keeps what a sub-layer was given until its last layer has taken it."""
+class SubLayerDelta(Bottleneck):
+    """F(x) + a(x) on the last layer of a sub-layer F, whose input it keeps from when its first layer ran."""
 
-    def __init__(self) -> None:
-        self._value: Tensor | None = None
+    _input: Tensor | None = None
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """The forward pre-hook of the sub-layer's first linear layer."""
-        self._value = inputs[0]
+    def keep(self, x: Tensor) -> None:
+        """Keep the sub-layer's input ``x`` (…, in) for when its last layer runs."""
+        self._input = x
 
-    def take(self) -> Tensor:
-        """The input (…, in), which is then forgotten."""
-        value, self._value = self._value, None
-        assert value is not None, "the sub-layer's last layer ran before its first"
-        return value
-
-
-class ParallelLayer(WrappedLayer):
-    """A frozen layer, adapters beside it, and one beside the sub-layer that it ends."""
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__(base)
-        self.adapters = nn.ModuleDict()
-        self.rows: dict[str, slice | None] = {}
-        self.around: Bottleneck | None = None
-        self.sub_layer_input: SubLayerInput | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, in) → (…, out)."""
-        out: Tensor = self.base(x)
-        for part, adapter in self.adapters.items():
-            out = add_to_rows(out, adapter(x), self.rows[part])
-        if self.around is not None and self.sub_layer_input is not None:
-            out = add_to_rows(out, self.around(self.sub_layer_input.take()), None)
-        return out
+    def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
+        """``out`` (…, out) and what the adapter makes of the sub-layer's input, which is then forgotten."""
+        given, self._input = self._input, None
+        assert given is not None, "the sub-layer's last layer ran before its first"
+        return out + self.adapted(given).to(out.dtype)

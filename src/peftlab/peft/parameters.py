@@ -40,7 +40,7 @@ class NamedParameters(SelectiveTuning, name="parameters"):
         if not self.patterns:
             raise ValueError("peft.patterns is empty: name at least one, for example ['.*bias'].")
 
-    def select(self, backbone: Backbone) -> list[str]:
+    def chosen(self, backbone: Backbone) -> list[str]:
         """The matching parameters outside the head."""
         own = own_parameters(backbone)
         chosen = {

@@ -20,10 +20,7 @@ n·d + (d+1)·h + (h+1)·2·L·d, of which n·2·L·d remain after training; wit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from peftlab.interop.hf_format import HFFolder
-from peftlab.interop.hf_prompt import prompt_length
 from peftlab.peft.base import Supports
 from peftlab.peft.key_value_prefix import KeyValuePrefix
 
@@ -37,10 +34,3 @@ class PrefixTuning(KeyValuePrefix, name="prefix_tuning"):
 
     reparameterize: bool = True
     """Let a network of two linear layers make the keys and values, which trains more smoothly."""
-
-    @classmethod
-    def from_hf(cls, folder: HFFolder) -> dict[str, Any] | None:
-        """PREFIX_TUNING: the keys and values themselves, with the text's positions behind them."""
-        if folder.peft_type != "PREFIX_TUNING":
-            return None
-        return {"length": prompt_length(folder), "reparameterize": False, "position_shift": True}

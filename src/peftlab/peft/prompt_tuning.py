@@ -17,10 +17,8 @@ Trainable: n · d, d the dimension of the token embeddings (T5-XXL with 5 tokens
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from peftlab.interop.hf_format import HFFolder
-from peftlab.interop.hf_prompt import prompt_length
 from peftlab.peft.base import Supports
 from peftlab.peft.soft_prompt import InitialisedSoftPrompt, PromptVectors
 
@@ -44,14 +42,3 @@ class PromptTuning(InitialisedSoftPrompt, name="prompt_tuning"):
     def trainable(self, dim: int) -> int:
         """The paper's n · d."""
         return self.length * dim
-
-    def hf_options(self, backbone: Backbone) -> dict[str, Any]:
-        """How peft would start the prompt, which has no effect on one that is loaded."""
-        return {"prompt_tuning_init": "RANDOM"}
-
-    @classmethod
-    def from_hf(cls, folder: HFFolder) -> dict[str, Any] | None:
-        """PROMPT_TUNING; and P_TUNING, of which only the vectors are saved that its encoder returned."""
-        if folder.peft_type not in ("PROMPT_TUNING", "P_TUNING"):
-            return None
-        return {"length": prompt_length(folder), "position": "before", "init": "random"}

@@ -12,7 +12,7 @@ With T optimizer steps, t_i = warmup_fraction · T and t_f = final_fraction · T
 for n targets (AdaLoRA, eq. 12). Every ``interval`` steps the b(t) components of the highest scores are kept and
 d_i of the others is set to zero; up to the last allocation at T − t_f a component that trains back can be kept
 again. From there on the choice stands, and the pruned d_i are set to zero after every step. All of it happens in
-``on_train_step``: a run needs no further call. Statistics and choice are saved, so a resumed run goes on to the bit.
+``on_step``: a run needs no further call. Statistics and choice are saved, so a resumed run goes on to the bit.
 
 ``trainer.select=best`` may choose an epoch from before the last allocation; such an adapter holds more components
 than the final budget. ``trainer.select=last`` keeps the budget.
@@ -29,11 +29,13 @@ import torch
 from torch import Tensor, nn
 
 from peftlab.fields import Fraction, PositiveFloat, PositiveInt, Probability
-from peftlab.peft.low_rank import LowRankLayer, LowRankStrategy, LowRankUpdate, Place, attach
-from peftlab.peft.surgery import adapter_generator
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import Selection
+from peftlab.peft.low_rank import LowRank, LowRankStrategy, require_rank
+from peftlab.peft.surgery import adapter_generator, random_stream, target_features
 
 if TYPE_CHECKING:
-    from peftlab.backbones.base import Backbone
+    from peftlab.backbones.base import Backbone, Target
 
 
 @dataclass(kw_only=True)
@@ -68,36 +70,32 @@ class RankBudgetStrategy(LowRankStrategy):
             )
 
     @abstractmethod
-    def new_update(self, place: Place, generator: torch.Generator, **common: Any) -> PrunableUpdate:
-        """The update of one place, with ``initial_rank`` components; ``common``: arguments of every update."""
+    def new_delta(self, target: Target, generator: torch.Generator, **common: Any) -> Prunable:
+        """The update of one target, with ``initial_rank`` components; ``common``: arguments of every update."""
 
     @abstractmethod
-    def observe(self, update: PrunableUpdate) -> None:
-        """Take one step into the statistics that ``update`` is scored by."""
+    def observe(self, delta: Prunable) -> None:
+        """Take one step into the statistics that ``delta`` is scored by."""
 
-    def inject(self, backbone: Backbone, *, seed: int) -> None:
-        """Wrap every target in its update."""
-        for place in self.places(backbone):
-            update = self.new_update(
-                place,
-                adapter_generator(seed, place.random_stream),
-                scale=self.alpha / self.initial_rank,
-                dropout=self.dropout,
-                output_slice=place.target.output_slice,
-                embedding=place.embedding,
-            )
-            attach(backbone, place, update, LowRankLayer)
-
-    def places(self, backbone: Backbone) -> list[Place]:
+    def select(self, backbone: Backbone) -> Selection:
         """As always; raises PeftlabError for a rank that cannot be."""
-        places = super().places(backbone)
-        for place in places:
-            place.require_rank(self.initial_rank, "initial_rank")
-        return places
+        selection = super().select(backbone)
+        for target in selection.targets:
+            require_rank(target, self.initial_rank, "initial_rank")
+        return selection
+
+    def build(self, selection: Selection, *, seed: int, batches: Any = None) -> Adapter:
+        """Put an update on every target."""
+        adapter = Adapter(self, selection.backbone)
+        for target in selection.targets:
+            generator = adapter_generator(seed, random_stream(target))
+            delta = self.new_delta(target, generator, scale=self.alpha / self.initial_rank, dropout=self.dropout)
+            adapter.put(target, delta)
+        return adapter
 
     def closed_form(self, backbone: Backbone) -> int:
         """Σ initial_rank · (in + out + 1): pruned components still have their places."""
-        return sum(self.initial_rank * (place.in_features + place.out_features + 1) for place in self.places(backbone))
+        return sum(self.initial_rank * (sum(target_features(t)) + 1) for t in self.select(backbone).targets)
 
     def phases(self, total_steps: int) -> tuple[int, int]:
         """Last step of the warmup, and the step of the last allocation (which is before the last step of all)."""
@@ -114,42 +112,48 @@ class RankBudgetStrategy(LowRankStrategy):
             return start
         return int(end + (start - end) * (1 - (step - warm) / (last - warm)) ** 3)
 
-    def on_train_step(self, backbone: Backbone, step: int, total_steps: int) -> None:
+    def on_step(self, adapter: Adapter, step: int, total: int) -> None:
         """Observe, and prune when it is time to; a first step of 0 or of 1 ends with the same budget."""
-        updates = self.updates(backbone)
-        warm, last = self.phases(total_steps)
-        budget = self.budget(step, total_steps, len(updates))
+        deltas = prunable(adapter)
+        warm, last = self.phases(total)
+        budget = self.budget(step, total, len(deltas))
         if step < last:
-            for update in updates.values():
-                self.observe(update)
+            for delta in deltas:
+                self.observe(delta)
             if step > warm and step % self.interval == 0:
-                allocate(list(updates.values()), budget)
-        elif step == last or int(torch.cat([update.kept for update in updates.values()]).sum()) > budget:
-            allocate(list(updates.values()), budget)
-            for update in updates.values():
-                update.forget()
+                allocate(deltas, budget)
+        elif step == last or int(torch.cat([delta.kept for delta in deltas]).sum()) > budget:
+            allocate(deltas, budget)
+            for delta in deltas:
+                delta.forget()
         else:
-            for update in updates.values():
-                update.prune()
-
-    def updates(self, backbone: Backbone) -> dict[str, PrunableUpdate]:
-        """All updates, by their names in the model."""
-        return {name: module for name, module in backbone.model.named_modules() if isinstance(module, PrunableUpdate)}
-
-    def ranks(self, backbone: Backbone) -> dict[str, int]:
-        """Components that each update keeps, by its name."""
-        return {name: int(update.kept.sum()) for name, update in self.updates(backbone).items()}
+            for delta in deltas:
+                delta.prune()
 
 
-class PrunableUpdate(LowRankUpdate):
-    """s · B diag(d) A, whose components can be pruned one by one."""
+def prunable(adapter: Adapter) -> list[Prunable]:
+    """The updates of ``adapter``, in the order of their targets."""
+    return [delta for delta in adapter.deltas() if isinstance(delta, Prunable)]
+
+
+def ranks(adapter: Adapter) -> dict[str, int]:
+    """Components that each update keeps, by the name of its layer and its key there."""
+    return {
+        f"{placed.name}.{placed.key}": int(placed.delta.kept.sum())
+        for placed in adapter.placed()
+        if isinstance(placed.delta, Prunable)
+    }
+
+
+class Prunable(LowRank):
+    """h = W x + s · B diag(d) A x, whose components can be pruned one by one."""
 
     kept: Tensor
 
-    def __init__(self, in_features: int, out_features: int, rank: int, *, diagonal: float, **factors: Any) -> None:
-        super().__init__(in_features, out_features, rank, **factors)
+    def __init__(self, target: Target, rank: int, *, diagonal: float, **factors: Any) -> None:
+        super().__init__(target, rank, **factors)
         self.diagonal = nn.Parameter(torch.full((rank,), diagonal))  # d (r,)
-        self.register_buffer("kept", torch.ones(rank, dtype=torch.bool), persistent=False)
+        self.register_buffer("kept", torch.ones(rank, dtype=torch.bool))
 
     def expand(self, low: Tensor) -> Tensor:
         """The way up, (…, r) → (…, out)."""
@@ -157,11 +161,11 @@ class PrunableUpdate(LowRankUpdate):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (r, in) and B diag(d) (out, r)."""
-        return self.A, self.B * self.diagonal
+        return self.lora_A, self.lora_B * self.diagonal
 
     def dense(self) -> Tensor:
         """s · B diag(d) A as one matrix (out, in)."""
-        return ((self.B * self.diagonal) @ self.A) * self.scale
+        return ((self.lora_B * self.diagonal) @ self.lora_A) * self.scale
 
     @abstractmethod
     def scores(self) -> Tensor:
@@ -178,20 +182,16 @@ class PrunableUpdate(LowRankUpdate):
             self.kept.copy_(kept)
         self.diagonal.masked_fill_(~self.kept, 0.0)
 
-    def further_state(self) -> dict[str, Tensor]:
-        """The choice and the statistics: everything that is not trained."""
-        return super().further_state() | dict(self.named_buffers(recurse=False))
-
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
         kept = "?" if self.kept.device.type == "meta" else int(self.kept.sum())
         return f"{super().extra_repr()}, kept={kept}"
 
 
-def allocate(updates: Sequence[PrunableUpdate], budget: int) -> None:
-    """Keep the ``budget`` components of the highest scores among all ``updates``; of equal ones the first."""
-    scores = torch.cat([update.scores().float() for update in updates])
+def allocate(deltas: Sequence[Prunable], budget: int) -> None:
+    """Keep the ``budget`` components of the highest scores among all ``deltas``; of equal ones the first."""
+    scores = torch.cat([delta.scores().float() for delta in deltas])
     kept = torch.zeros_like(scores, dtype=torch.bool)
     kept[torch.argsort(scores, descending=True, stable=True)[:budget]] = True
-    for update, choice in zip(updates, torch.split(kept, [update.rank for update in updates]), strict=True):
-        update.prune(choice)
+    for delta, choice in zip(deltas, torch.split(kept, [delta.rank for delta in deltas]), strict=True):
+        delta.prune(choice)

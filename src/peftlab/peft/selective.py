@@ -1,8 +1,7 @@
 """What the methods share that train some of the backbone's own tensors (BitFit, LN-tuning, LoRA's biases, ...).
 
-A tensor stored in 16 bits, or beside a weight in 4 or 8 bits, is trained as a float32 copy of itself, and the
-layer sees it in the stored type. Without that a LayerNorm weight of 1 in bfloat16 would never move: its
-neighbours are 2⁻⁷ away, and a step of an optimizer is a tenth of that.
+A tensor stored in 16 bits, or beside a weight in 4 or 8 bits, is trained as a float32 copy of itself
+(:func:`peftlab.peft.adapter.let_train`).
 """
 
 from __future__ import annotations
@@ -11,15 +10,13 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
 from peftlab.errors import PeftlabError, listed, nearest
-from peftlab.peft.base import PEFTStrategy
-from peftlab.peft.surgery import is_quantized
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import PEFTStrategy, Selection
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone
@@ -30,16 +27,16 @@ class SelectiveTuning(PEFTStrategy):
     """Trains tensors that the backbone has, and adds none; a method says which."""
 
     @abstractmethod
-    def select(self, backbone: Backbone) -> list[str]:
+    def chosen(self, backbone: Backbone) -> list[str]:
         """Names, inside ``backbone.model``, of the parameters that train; never empty.
 
         Raises:
             PeftlabError: if there is nothing to train, listing what there is.
         """
 
-    def inject(self, backbone: Backbone, *, seed: int) -> None:
-        """Let the selected tensors train."""
-        names = self.select(backbone)
+    def select(self, backbone: Backbone) -> Selection:
+        """The tensors that train; raises PeftlabError if one is stored in 4 or 8 bits."""
+        names = self.chosen(backbone)
         for name in names:
             if not backbone.model.get_parameter(name).is_floating_point():
                 raise PeftlabError(
@@ -47,17 +44,18 @@ class SelectiveTuning(PEFTStrategy):
                     "trained; biases and normalisation layers stay in float. Select those only, or set "
                     "backbone.quantize=null."
                 )
-        for name in names:
-            let_train(backbone.model, name)
+        return Selection(backbone, trains=names)
+
+    def build(self, selection: Selection, *, seed: int, batches: Any = None) -> Adapter:
+        """Let the selected tensors train; ``seed`` decides nothing."""
+        adapter = Adapter(self, selection.backbone)
+        adapter.train_own(selection.trains)
+        return adapter
 
     def closed_form(self, backbone: Backbone) -> int:
         """Elements of the selected tensors."""
         own = own_parameters(backbone)
-        return sum(own[name].numel() for name in self.select(backbone))
-
-    def adapter_tensors(self, module: nn.Module) -> dict[str, Tensor]:
-        """What trains, under the backbone's own names also where a float32 copy stands in."""
-        return {stored_name(name): tensor for name, tensor in super().adapter_tensors(module).items()}
+        return sum(own[name].numel() for name in self.chosen(backbone))
 
 
 def own_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
@@ -96,37 +94,3 @@ def compressed(names: Iterable[str]) -> list[str]:
 def is_norm(module: nn.Module) -> bool:
     """Whether ``module`` normalises: LayerNorm, or one of the many RMSNorm classes of transformers."""
     return type(module).__name__.endswith("Norm")
-
-
-def stored_name(name: str) -> str:
-    """The backbone's name of a tensor that trains as a float32 copy of itself; other names as they are."""
-    return re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", name)
-
-
-def let_train(model: nn.Module, name: str) -> None:
-    """Let the tensor ``name`` of ``model`` train, as a float32 copy of itself if it is stored in another type."""
-    parameter = model.get_parameter(name)
-    owner = model.get_submodule(name.rpartition(".")[0])
-    # bitsandbytes casts the bias of its layers in place to the type of the activations, and would so
-    # change a trained tensor under the optimizer.
-    if parameter.dtype == torch.float32 and not is_quantized(owner):
-        parameter.requires_grad_(True)
-        return
-    copy = nn.Parameter(parameter.detach().to(torch.float32, copy=True))
-    for module in list(model.modules()):  # tied weights have several owners
-        for leaf in [leaf for leaf, p in module.named_parameters(recurse=False) if p is parameter]:
-            parametrize.register_parametrization(module, leaf, _InType(parameter.dtype), unsafe=True)
-            stored = module.get_submodule(f"parametrizations.{leaf}")
-            stored.original = copy
-
-
-class _InType(nn.Module):
-    """A float32 tensor as the layer that owns it wants to see it."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, tensor: Tensor) -> Tensor:
-        """The tensor in the layer's type, always as a tensor of its own."""
-        return tensor.view_as(tensor) if tensor.dtype == self.dtype else tensor.to(self.dtype)

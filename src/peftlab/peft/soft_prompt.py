@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from peftlab.backbones.base import Target
 from peftlab.errors import PeftlabError
 from peftlab.fields import PositiveInt
-from peftlab.interop.hf_format import HFAdapter, HFFolder
-from peftlab.interop.hf_prompt import load_prompt, prompt_adapter
-from peftlab.peft.base import PEFTStrategy, Supports
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import PEFTStrategy, Selection, Supports
 from peftlab.peft.surgery import adapter_generator
 
 if TYPE_CHECKING:
@@ -53,14 +53,26 @@ class SoftPrompt(PEFTStrategy):
     def vectors(self, backbone: Backbone, generator: torch.Generator) -> nn.Module:
         """The trainable module that returns the prompt's vectors (rows, d), drawn from ``generator`` on the CPU."""
 
-    def inject(self, backbone: Backbone, *, seed: int) -> None:
+    def select(self, backbone: Backbone) -> Selection:
+        """The token embedding, which answers the prompt's ids with its vectors."""
+        embedding = backbone.token_embedding()  # refuses a backbone that reads no sequence
+        name = next(name for name, module in backbone.model.named_modules() if module is embedding)
+        return Selection(backbone, targets=[Target(name, embedding, role=None)])
+
+    def build(self, selection: Selection, *, seed: int, batches: Any = None) -> PromptAdapter:
         """Make the vectors and let every text be read with them."""
-        weight = embedding_weight(backbone)  # refuses a backbone that reads no sequence
+        backbone = selection.backbone
+        weight = embedding_weight(backbone)
         vectors = self.vectors(backbone, adapter_generator(seed, PLACE)).to(weight.device)
         vectors.train(backbone.model.training)
         backbone.add_soft_prompt(
             vectors, length=self.length, position=self.position, task=self.chosen_task(), tasks=self.task_count()
         )
+        return self.adapter(backbone, vectors)
+
+    def adapter(self, backbone: Backbone, vectors: nn.Module) -> PromptAdapter:
+        """The adapter of ``vectors``, which stand in the model."""
+        return PromptAdapter(self, backbone, vectors)
 
     def extra_tokens(self) -> int:
         """The prompt's length."""
@@ -82,55 +94,59 @@ class SoftPrompt(PEFTStrategy):
     def trainable(self, dim: int) -> int:
         """Trainable parameters without the head, for word vectors of ``dim`` dimensions."""
 
-    def inference_prompt(self, backbone: Backbone) -> dict[str, Tensor]:
+    def inference_prompt(self, vectors: nn.Module) -> dict[str, Tensor]:
         """What is needed to use the trained prompt, without what trained it: ``prompt_embeddings`` (n, d)."""
-        module = prompt_module(backbone)
-        was_training = module.training
-        module.eval()  # no dropout inside an encoder of the prompt
+        was_training = vectors.training
+        vectors.eval()  # no dropout inside an encoder of the prompt
         try:
             with torch.no_grad():
-                return {"prompt_embeddings": module()}
+                return {"prompt_embeddings": vectors()}
         finally:
-            module.train(was_training)
+            vectors.train(was_training)
 
-    def load_inference_prompt(self, backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
+    def load_inference_prompt(self, vectors: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`inference_prompt` returned.
 
         Raises:
             PeftlabError: if a tensor is missing or misshapen.
         """
-        copy_tensors(dict(prompt_module(backbone).named_parameters()), tensors)
+        copy_tensors(dict(vectors.named_parameters()), tensors)
 
-    def to_hf(self, backbone: Backbone) -> HFAdapter:
-        """What is needed to use the prompt."""
-        tensors = self.inference_prompt(backbone)
-        peft_type = str(self.supports.hf_peft)
-        return prompt_adapter(backbone, peft_type, tensors, length=self.length, **self.hf_options(backbone))
 
-    def hf_options(self, backbone: Backbone) -> dict[str, Any]:
-        """Options of HF peft's config beside the sizes that all prompts have."""
-        return {}
+class PromptAdapter(Adapter):
+    """A soft prompt in a model."""
 
-    def load_hf(self, backbone: Backbone, folder: HFFolder) -> None:
-        """The prompt, which is trained on as it is."""
-        load_prompt(backbone, folder, dict(prompt_module(backbone).named_parameters()))
+    def __init__(self, strategy: SoftPrompt, backbone: Backbone, vectors: nn.Module) -> None:
+        super().__init__(strategy, backbone)
+        self.vectors = vectors
+        self.own_module(next(name for name, module in self.model.named_modules() if module is vectors), vectors)
 
-    @contextmanager
-    def switched_off(self, backbone: Backbone) -> Iterator[None]:
-        """Inside, texts are read without the prompt."""
-        with backbone.without_soft_prompt():
-            yield
+    def inference_prompt(self) -> dict[str, Tensor]:
+        """See :meth:`SoftPrompt.inference_prompt`."""
+        assert isinstance(self.strategy, SoftPrompt)
+        return self.strategy.inference_prompt(self.vectors)
 
-    def merge(self, backbone: Backbone) -> None:
-        """Refused: the prompt is a part of the input."""
+    def load_inference_prompt(self, tensors: Mapping[str, Tensor]) -> None:
+        """See :meth:`SoftPrompt.load_inference_prompt`."""
+        assert isinstance(self.strategy, SoftPrompt)
+        self.strategy.load_inference_prompt(self.vectors, tensors)
+
+    def _require_mergeable(self) -> None:
         raise PeftlabError(
-            f"'{self.name}' cannot be merged: its prompt is a part of the model's input, and no weight of the "
+            f"'{self.strategy.name}' cannot be merged: its prompt is a part of the model's input, and no weight of the "
             "backbone stands for it. Use the model with its adapter."
         )
 
-    def unmerge(self, backbone: Backbone) -> None:
-        """Refused, as :meth:`merge`."""
-        self.merge(backbone)
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside, texts are read without the prompt."""
+        with self.backbone.without_soft_prompt():
+            yield
+
+    def remove(self) -> None:
+        """Take the prompt out of the model."""
+        self.backbone.remove_soft_prompt()
+        self._modules = {}
 
 
 @dataclass(kw_only=True)
@@ -189,16 +205,6 @@ def embedding_weight(backbone: Backbone) -> Tensor:
     weight = backbone.token_embedding().weight
     assert isinstance(weight, Tensor)
     return weight
-
-
-def prompt_module(backbone: Backbone) -> nn.Module:
-    """The module that was given to the backbone as its prompt."""
-    from peftlab.backbones.soft_prompt import PromptedEmbedding
-
-    embedding = backbone.token_embedding()
-    if not isinstance(embedding, PromptedEmbedding):
-        raise PeftlabError("this backbone has no soft prompt: inject the method first.")
-    return embedding.vectors
 
 
 def copy_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

@@ -7,8 +7,7 @@ A linear layer may be ``nn.Linear`` (weight (out, in)), one of its bitsandbytes 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -102,11 +101,39 @@ def dequantize(model: nn.Module) -> None:
         replace_module(model, name, layer.train(module.training))
 
 
-def slice_length(target: Target, out_features: int) -> int:
-    """Output rows that ``target`` stands for."""
+def target_features(target: Target) -> tuple[int, int]:
+    """(in, out) features of a target: of a slice out is the slice's, of an embedding (vocabulary, width).
+
+    Raises:
+        PeftlabError: if it is neither a linear layer nor an embedding.
+    """
+    module = target.module
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
+    in_features, out_features = linear_features(module)
     if target.output_slice is None:
-        return out_features
-    return len(range(*target.output_slice.indices(out_features)))
+        return in_features, out_features
+    return in_features, len(range(*target.output_slice.indices(out_features)))
+
+
+def require_linear(targets: Iterable[Target], key: str = "peft.targets") -> None:
+    """Raise PeftlabError, naming the config ``key``, for a target that is an embedding."""
+    for target in targets:
+        if isinstance(target.module, nn.Embedding):
+            raise PeftlabError(
+                f"{key}: '{target.name}' is an embedding, and this method needs linear layers. Take it out of {key} "
+                "(peft=lora adapts embeddings)."
+            )
+
+
+def part_name(target: Target) -> str:
+    """Key of ``target`` among the deltas of its layer: the role of a slice, ``all`` for the whole output."""
+    return target.role if target.output_slice is not None and target.role else "all"
+
+
+def random_stream(target: Target) -> str:
+    """Name of the generator that what stands at ``target`` starts from."""
+    return f"{target.name}/{target.role or ''}"
 
 
 def adapter_generator(seed: int, name: str) -> torch.Generator:
@@ -134,7 +161,7 @@ def pattern_matches(key: str, target: Target) -> bool:
     return key == target.role or re.fullmatch(rf"(.*\.)?({key})", target.name) is not None
 
 
-def require_patterns_used(key: str, pattern: Iterable[str], targets: list[Target]) -> None:
+def require_patterns_used(key: str, pattern: Iterable[str], targets: Sequence[Target]) -> None:
     """Raise for a pattern that matches no target: most often a typo, and silently without effect.
 
     Raises:
@@ -147,35 +174,3 @@ def require_patterns_used(key: str, pattern: Iterable[str], targets: list[Target
             raise PeftlabError(f"{key}: '{entry}' is not a regular expression: {error}.") from error
         if not used:
             raise PeftlabError(f"{key}: '{entry}' matches none of the targets: {listed(t.name for t in targets)}.")
-
-
-def wrappers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that stand around a layer of the backbone, which they keep as ``base``."""
-    for name, module in list(model.named_modules()):
-        if isinstance(getattr(module, "base", None), nn.Module):
-            yield name, module
-
-
-def unwrap_merged(model: nn.Module) -> None:
-    """Put each layer back where a merged wrapper stands around it: the model is then a plain one."""
-    for name, module in wrappers(model):
-        if getattr(module, "merged", False):
-            base = module.base
-            assert isinstance(base, nn.Module)
-            replace_module(model, name, base)
-
-
-@contextmanager
-def wrappers_off(model: nn.Module) -> Iterator[int]:
-    """Inside, wrappers compute what the layer in them does alone; yields how many there are."""
-    found = [module for _, module in wrappers(model)]
-    assert not any(getattr(module, "merged", False) for module in found), "a merged adapter is a part of the weights"
-    for module in found:
-        base = module.base
-        assert isinstance(base, nn.Module)
-        module.forward = base.__call__  # the bound method: a module would be registered as a child
-    try:
-        yield len(found)
-    finally:
-        for module in found:
-            del module.forward  # the class's own is there again

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from peftlab.backbones.quantize import logical_size
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.errors import PeftlabError, RunError
-from peftlab.peft.base import PEFTStrategy, apply
-from peftlab.peft.surgery import dequantize, is_conv1d, unwrap_merged, wrappers
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.base import attach
+from peftlab.peft.surgery import dequantize, is_conv1d
 from peftlab.runs.adapter_file import backbone_fingerprint, load_adapter, read_facts
 from peftlab.runs.folder import RunFolder, finished_run
 from peftlab.runs.identity import content_sha256
@@ -26,23 +27,27 @@ from peftlab.training.module import ClassificationModule
 
 @dataclass
 class Assembled:
-    """A backbone with its strategy injected, and the fingerprint it had before."""
+    """An adapter in its backbone, and the fingerprint that the backbone had before."""
 
-    backbone: Backbone
-    strategy: PEFTStrategy
+    adapter: Adapter
     fingerprint: str
+
+    @property
+    def backbone(self) -> Backbone:
+        """The model that the adapter stands in."""
+        return self.adapter.backbone
 
 
 def assemble(config: RunConfig, splits: Splits) -> Assembled:
-    """Build the backbone, check that the texts fit it, and inject the strategy."""
+    """Build the backbone, check that the texts fit it, and put the method's adapter into it."""
     if config.backbone.from_run is None:
         backbone = config.backbone.build(len(splits.label_names), seed=config.seed, train_texts=splits.train.texts)
     else:
         backbone = start_from_run(config, splits.label_names)
     backbone.check_length(config.data.max_length, extra_tokens=config.peft.extra_tokens())
-    assembled = _inject(config, backbone)
+    assembled = _attached(config, backbone)
     _require_prompts_fit(config, backbone, len(splits.tasks))
-    config.peft.load_source(backbone, assembled.fingerprint)
+    assembled.adapter.load_source(assembled.fingerprint)
     return assembled
 
 
@@ -71,7 +76,7 @@ def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[st
         backbone = config.backbone.build(len(facts["label_names"]), seed=config.seed, run_folder=folder.path)
     else:
         backbone = start_from_run(config, facts["label_names"])
-    assembled = _inject(config, backbone)
+    assembled = _attached(config, backbone)
     if assembled.fingerprint != facts["backbone_fingerprint"]:
         raise RunError(
             f"the backbone built now is not the one '{folder.path}' was trained on "
@@ -79,7 +84,7 @@ def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[st
             f"its weights have changed at the source ({backbone.provenance}). "
             "Pin backbone.revision, or point backbone.name_or_path at the old weights."
         )
-    load_adapter(folder, assembled.strategy, backbone)
+    load_adapter(folder, assembled.adapter)
     return assembled, facts
 
 
@@ -127,7 +132,7 @@ def start_from_run(config: RunConfig, label_names: Sequence[str]) -> Backbone:
 def plain_weights(assembled: Assembled, plain: nn.Module) -> dict[str, Tensor]:
     """The weights of ``assembled`` by the names and in the shapes of ``plain``, the same model without any method.
 
-    Weights in 4 or 8 bits become floats, the adapter is merged, its wrappers go.
+    Weights in 4 or 8 bits become floats, the adapter is merged and taken out.
 
     Args:
         assembled: is changed by it.
@@ -138,10 +143,8 @@ def plain_weights(assembled: Assembled, plain: nn.Module) -> dict[str, Tensor]:
     """
     model = assembled.backbone.model
     dequantize(model)
-    if not assembled.strategy.supports.adds_nothing:
-        assembled.strategy.merge(assembled.backbone)
-        unwrap_merged(model)
-    assert not list(wrappers(model)), "merging left more than the backbone's own layers"
+    if not assembled.adapter.strategy.supports.adds_nothing:
+        assembled.adapter.merge_and_remove()
     weights = {}
     for name in plain.state_dict():
         owner, _, leaf = name.rpartition(".")
@@ -180,17 +183,16 @@ def _require_same_backbone(given: str, wanted: BackboneConfig, earlier: Backbone
         )
 
 
-def _inject(config: RunConfig, backbone: Backbone) -> Assembled:
+def _attached(config: RunConfig, backbone: Backbone) -> Assembled:
     fingerprint = backbone_fingerprint(backbone)
-    apply(config.peft, backbone, seed=config.seed, train_head=config.backbone.train_head)
-    return Assembled(backbone, config.peft, fingerprint)
+    adapter = attach(backbone, config.peft, seed=config.seed, train_head=config.backbone.train_head)
+    return Assembled(adapter, fingerprint)
 
 
 def lightning_module(config: RunConfig, assembled: Assembled, splits: Splits) -> ClassificationModule:
     """The module that trains or tests ``assembled`` on ``splits``."""
     return ClassificationModule(
-        assembled.backbone,
-        assembled.strategy,
+        assembled.adapter,
         config.optim,
         config.schedule,
         num_labels=len(splits.label_names),
@@ -201,40 +203,32 @@ def lightning_module(config: RunConfig, assembled: Assembled, splits: Splits) ->
     )
 
 
-def count_parameters(backbone: Backbone, strategy: PEFTStrategy | None = None) -> dict[str, int]:
+def count_parameters(adapter: Adapter) -> dict[str, int]:
     """Elements: all, trainable, of the head, trainable without the head, stored; and the adapter's bytes.
 
-    ``adapted`` counts the weights of the layers that the method puts something around: what full fine-tuning of the
-    same layers would train. 4-bit weights count their logical elements, not their packed ones. What is stored is what
-    ``strategy`` says; without one, what trains.
+    ``added`` counts the parameters that the backbone has not, ``adapted`` the weights of the layers that the method
+    puts something around: what full fine-tuning of the same layers would train. 4-bit weights count their logical
+    elements, not their packed ones.
     """
-    head = {name for name, _ in backbone.head_parameters()}
-    total = trainable = head_total = without_head = 0
-    for name, parameter in backbone.model.named_parameters():
-        elements = logical_size(parameter)
-        total += elements
-        head_total += elements if name in head else 0
-        if parameter.requires_grad:
-            trainable += elements
-            without_head += 0 if name in head else elements
-    stored: Collection[Tensor] = [p for p in backbone.parameters() if p.requires_grad]
-    if strategy is not None:
-        stored = strategy.adapter_tensors(backbone).values()
-    weights = {id(w): w for _, layer in wrappers(backbone.model) if isinstance(w := _weight(layer), nn.Parameter)}
+    sizes = count_model(adapter.backbone)
+    trainable = sum(logical_size(parameter) for parameter in adapter.parameters(beside=True))
+    stored = adapter.tensors().values()
     return {
-        "total": total,
+        "total": sizes["total"],
         "trainable": trainable,
-        "trainable_without_head": without_head,
-        "head": head_total,
-        "adapted": sum(logical_size(weight) for weight in weights.values()),
+        "trainable_without_head": adapter.num_parameters(),
+        "head": sizes["head"],
+        "added": adapter.num_added(),
+        "adapted": sum(logical_size(weight) for weight in adapter.adapted_weights()),
         "stored": sum(tensor.numel() for tensor in stored),
         "adapter_bytes": sum(tensor.numel() * tensor.element_size() for tensor in stored),
-        "model_bytes": sum(p.numel() * p.element_size() for p in backbone.model.parameters()),
+        "model_bytes": sum(p.numel() * p.element_size() for p in adapter.model.parameters()),
     }
 
 
-def _weight(wrapper: nn.Module) -> Any:
-    layer = wrapper.base
-    while isinstance(inner := getattr(layer, "base", None), nn.Module):  # one method's wrapper around another's
-        layer = inner
-    return getattr(layer, "weight", None)
+def count_model(backbone: Backbone) -> dict[str, int]:
+    """Elements of all parameters, and of the head's."""
+    return {
+        "total": sum(logical_size(parameter) for parameter in backbone.model.parameters()),
+        "head": sum(logical_size(parameter) for _, parameter in backbone.head_parameters()),
+    }

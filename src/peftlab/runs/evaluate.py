@@ -33,7 +33,7 @@ def evaluate_counted(
     """The same, and the parameters of the model that was rebuilt for it, counted as a record has them."""
     splits = config.data.load()
     assembled, facts = reassemble(folder, config)
-    parameters = count_parameters(assembled.backbone, assembled.strategy)  # before a test can repack 8-bit weights
+    parameters = count_parameters(assembled.adapter)  # before a test can repack 8-bit weights
     _require_same_labels(splits, facts["label_names"])
     rows = getattr(splits, split)
     metrics = measure(config, assembled, splits, rows, folder)

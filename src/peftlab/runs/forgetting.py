@@ -39,11 +39,11 @@ def measure_forgetting(config: RunConfig, assembled: Assembled, folder: RunFolde
         return found
 
     before = accuracy(earlier)  # measured again, so that all three figures are of this machine
-    backbone, strategy = assembled.backbone, assembled.strategy
+    backbone = assembled.backbone
     with head_of(earlier.backbone, backbone):
         after = accuracy(assembled)
         try:
-            with strategy.switched_off(backbone):
+            with assembled.adapter.disabled():
                 off = accuracy(assembled)
         except PeftlabError:  # it trains the backbone's own weights
             off = None

@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftlab.backbones.base import Backbone
 from peftlab.config import RunConfig
 from peftlab.errors import PeftlabError, RunError, listed
-from peftlab.peft.base import PEFTStrategy
-from peftlab.peft.surgery import is_conv1d, unwrap_merged, weight_matrix, wrappers
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.names import live_parameter, located
+from peftlab.peft.surgery import weight_matrix
 from peftlab.peft.weight_update import WeightUpdate
 from peftlab.runs.assemble import reassemble, start_from_run
 from peftlab.runs.folder import finished_run
@@ -87,20 +87,22 @@ def inspect_run(given: str, *, directions: int) -> Inspection:
     """
     folder, config, _ = finished_run(given)
     assembled, facts = reassemble(folder, config)
-    backbone, strategy = assembled.backbone, assembled.strategy
-    updates = strategy.weight_updates(backbone)
+    adapter = assembled.adapter
+    updates: Iterable[WeightUpdate] | None = adapter.weight_updates()
     if updates is None:
-        updates = _differences(given, config, backbone, strategy, facts["label_names"])
-    elif _trains_matrices(backbone, strategy):
-        own = _differences(given, config, backbone, strategy, facts["label_names"], beside=True)
+        updates = _differences(given, config, adapter, facts["label_names"])
+    elif _trains_matrices(adapter):
+        own = _differences(given, config, adapter, facts["label_names"], beside=True)
         updates = itertools.chain(updates, own)
     layers, kept = [], {}
     for update in updates:
         layer, kept[update.name] = measure(update, directions=directions)
         layers.append(layer)
     if not layers:
-        raise PeftlabError(f"{given}: peft={strategy.name} has changed no weight matrix: there is nothing to measure.")
-    return Inspection(given, strategy.name, config.seed, assembled.fingerprint, layers, kept)
+        raise PeftlabError(
+            f"{given}: peft={config.peft.name} has changed no weight matrix: there is nothing to measure."
+        )
+    return Inspection(given, config.peft.name, config.seed, assembled.fingerprint, layers, kept)
 
 
 @torch.no_grad()
@@ -203,64 +205,50 @@ def mean_similarity(by_layer: dict[str, Tensor]) -> Tensor:
 def _differences(
     given: str,
     config: RunConfig,
-    trained: Backbone,
-    strategy: PEFTStrategy,
+    adapter: Adapter,
     label_names: list[str],
     *,
     beside: bool = False,
 ) -> Iterable[WeightUpdate]:
-    """Trained weights minus those that training started from, of a method that does not say it otherwise.
+    """The backbone's own weights that train, minus those that training started from.
 
-    ``beside``: only weights that train themselves, none that an adapter changes.
+    ``beside``: that of the adapter which stands on weights is said already.
     """
     if config.backbone.from_run is None:
         start = config.backbone.build(len(label_names), seed=config.seed, run_folder=Path(given))
     else:
         start = start_from_run(config, label_names)
-    own = {name.removeprefix("model.") for name in strategy.adapter_tensors(trained)}
-    if strategy.supports.mergeable and not beside:
-        own |= {f"{name}.weight" for name, _ in wrappers(trained.model)}
-        strategy.merge(trained)
-        unwrap_merged(trained.model)
-    left_out = {*start.always_frozen(), *(name for name, _ in start.head_parameters())}
-    own -= left_out
+    own = set(adapter.own_names())
     changed = [name for name, p in start.model.named_parameters() if name in own and p.ndim == 2]
     if not changed and not beside:
-        raise PeftlabError(f"{given}: peft={strategy.name} {_why_nothing(trained, own, start.model)}")
+        raise PeftlabError(f"{given}: peft={adapter.strategy.name} {_why_nothing(adapter)}")
     for name in changed:
         layer = name.removesuffix(".weight")
-        before, after = _matrix(start.model, name), _matrix(trained.model, name)
+        before, after = _matrix(start.model, name), _matrix(adapter.model, name)
         yield WeightUpdate(layer, before, after.double() - before.double())
 
 
-def _trains_matrices(backbone: Backbone, strategy: PEFTStrategy) -> bool:
-    """Whether weights of linear layers or embeddings train that may be the backbone's own."""
-    head = {name for name, _ in backbone.head_parameters()}
-    owners = [
-        backbone.model.get_submodule(name.rpartition(".")[0])
-        for name, tensor in strategy.adapter_tensors(backbone.model).items()
-        if tensor.ndim == 2 and name not in head
-    ]
-    return any(isinstance(owner, nn.Linear | nn.Embedding) or is_conv1d(owner) for owner in owners)
+def _trains_matrices(adapter: Adapter) -> bool:
+    """Whether weights of the backbone's own linear layers or embeddings train."""
+    return any(live_parameter(adapter.model, name).ndim == 2 for name in adapter.own_names())
 
 
 def _matrix(model: nn.Module, name: str) -> Tensor:
     """The parameter ``name`` as a matrix (out, in)."""
-    owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
+    module, leaf = located(model, name)
     matrix = weight_matrix(module) if leaf == "weight" else getattr(module, leaf)
     assert isinstance(matrix, Tensor)
     return matrix.detach()
 
 
-def _why_nothing(trained: Backbone, own: set[str], start: nn.Module) -> str:
-    if own & {name for name, parameter in start.named_parameters() if parameter.ndim < 2}:
+def _why_nothing(adapter: Adapter) -> str:
+    if adapter.own_names():
         return (
             "trains vectors of the backbone only (biases, scales of normalisation layers): no weight matrix has "
             "changed, so there is no rank to measure."
         )
     reason = "it trains nothing beside the head."
-    if set(dict(trained.model.named_parameters())) != set(dict(start.named_parameters())):
+    if adapter.num_added():
         reason = (
             "what it trains stands beside the weights (prompts, or layers with a non-linearity), and is no matrix that "
             "could be added to them."

@@ -12,6 +12,7 @@ from peftlab import cli
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import content_hash, split_hashes
+from peftlab.peft.legacy import FORMAT
 from peftlab.runs import facts, identity_tags
 from peftlab.runs.assemble import Assembled
 from peftlab.runs.folder import SCHEMA_VERSION, RunFolder
@@ -115,9 +116,9 @@ def adapter_facts(config: RunConfig, splits: Splits, assembled: Assembled, folde
     plain = config.plain()
     tasks = [{"name": task.name, "classes": [task.first, task.stop]} for task in splits.tasks]
     return {
-        "format": 1,
+        "format": FORMAT,
         "run": folder.key,
-        "method": assembled.strategy.name,
+        "method": config.peft.name,
         "peft": plain["peft"],
         "backbone": plain["backbone"],
         "backbone_fingerprint": assembled.fingerprint,

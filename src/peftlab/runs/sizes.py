@@ -6,19 +6,23 @@ methods from elsewhere only what the protocol asks of all. Imports no torch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from peftlab.class_names import place_of, stable_name
 from peftlab.config import RunConfig
+from peftlab.peft import legacy
 from peftlab.runs.consistency import Finding
 from peftlab.runs.seal import ADAPTER
 from peftlab.runs.tensors import Array
 
 
 def size_findings(
-    record: dict[str, Any], config: RunConfig | None, tensors: Mapping[str, Array] | None
+    record: dict[str, Any],
+    config: RunConfig | None,
+    tensors: Mapping[str, Array] | None,
+    frozen: frozenset[str] | None = None,
 ) -> Iterator[Finding]:
     """Every count of a finished ``record`` that contradicts another one.
 
@@ -26,6 +30,7 @@ def size_findings(
         record: of the known schema version.
         config: the run's, checked; None if this peftlab does not accept it.
         tensors: of the adapter file; None if it cannot be read.
+        frozen: names of those that did not train; None if the file does not say it, as earlier versions wrote it.
     """
     counts = record["parameters"]
     trainable, alone, total = (counts[name] for name in ("trainable", "trainable_without_head", "total"))
@@ -47,40 +52,58 @@ def size_findings(
     size = record["files"].get(ADAPTER, {}).get("bytes")
     if size is not None and counts["adapter_bytes"] != size:
         yield Finding("parameters.adapter_bytes", f"{counts['adapter_bytes']}, but {ADAPTER} has {size} by 'files'")
-    yield from _of_own_methods(record, config, tensors)
+    peft = record["config"]["peft"]
+    if tensors is not None:
+        yield from _what_trains(trainable, peft, tensors, frozen)
+    yield from _bytes_of_the_model(record)
+    yield from _what_is_added(record, config)
 
 
-def _of_own_methods(
-    record: dict[str, Any], config: RunConfig | None, tensors: Mapping[str, Array] | None
+def _what_trains(
+    trainable: int, peft: dict[str, Any], tensors: Mapping[str, Array], frozen: frozenset[str] | None
 ) -> Iterator[Finding]:
-    counts, peft = record["parameters"], record["config"]["peft"]
-    if not _is_own(peft):
+    """The numbers in the adapter file that train, by what the file says of itself, or by the names of format 1."""
+    if frozen is not None:
+        trains = {name: name not in frozen for name in tensors}
+    else:
+        by_name = {name: legacy.trained(name, peft) if _is_own(peft) else None for name in tensors}
+        if None in by_name.values():
+            return
+        trains = {name: bool(holds) for name, holds in by_name.items()}
+    found = sum(tensor.size for name, tensor in tensors.items() if trains[name])
+    if found != trainable:
+        yield Finding("parameters.trainable", f"{trainable}, but of the numbers in {ADAPTER} {found} train")
+
+
+def _bytes_of_the_model(record: dict[str, Any]) -> Iterator[Finding]:
+    counts = record["parameters"]
+    size = counts.get("model_bytes")
+    if size is None or not _is_own(record["config"]["peft"]):
         return
-    beside = _beside(peft)
-    if tensors is not None and beside is not None:
-        trains = sum(tensor.size for name, tensor in tensors.items() if not beside.fullmatch(name.rpartition(".")[2]))
-        if trains != counts["trainable"]:
-            said = f"{counts['trainable']}, but of the numbers in {ADAPTER} {trains} train"
-            yield Finding("parameters.trainable", said)
-    if (size := counts.get("model_bytes")) is not None:
-        least, most = _bytes_an_element(record)
-        if not least * counts["total"] <= size <= most * counts["total"]:
-            yield Finding("parameters.total", f"{counts['total']}, which {size} bytes of the model cannot be")
+    least, most = _bytes_an_element(record)
+    if not least * counts["total"] <= size <= most * counts["total"]:
+        yield Finding("parameters.total", f"{counts['total']}, which {size} bytes of the model cannot be")
+
+
+def _what_is_added(record: dict[str, Any], config: RunConfig | None) -> Iterator[Finding]:
+    """The parameters that the model has and the backbone has not."""
+    counts, peft = record["parameters"], record["config"]["peft"]
     if (backbone := record["backbone"].get("parameters")) is None:
         return
-    added = counts["total"] - backbone
-    head = counts["trainable"] - counts["trainable_without_head"]
-    least_added, most_added = 0, counts.get("stored", counts["total"]) - head
-    if config is not None and not _is_composed(peft):  # a composition adds what some of its methods add
-        if config.peft.supports.adds_nothing:
-            most_added = 0
-        elif _adds_what_trains(peft):
-            least_added = most_added = counts["trainable_without_head"]
-    if not least_added <= added <= most_added:
+    found = counts["total"] - backbone
+    if "added" in counts:
+        least = most = counts["added"]
+    elif _is_own(peft):
+        known = config is not None and not _is_composed(peft)  # a composition adds what some of its methods add
+        nothing = config.peft.supports.adds_nothing if config is not None and known else None
+        least, most = legacy.added(peft, counts, adds_nothing=nothing)
+    else:
+        return
+    if not least <= found <= most:
         yield Finding(
             "parameters.total",
-            f"{counts['total']}, {added} more than the {backbone} of the backbone; the method adds "
-            + (f"{most_added}" if least_added == most_added else f"{least_added} to {most_added}"),
+            f"{counts['total']}, {found} more than the {backbone} of the backbone; the method adds "
+            + (f"{most}" if least == most else f"{least} to {most}"),
         )
 
 
@@ -94,8 +117,9 @@ def _is_own(peft: dict[str, Any]) -> bool:
     for entry in peft.get("methods", []) if _is_composed(peft) else []:
         fields = entry if isinstance(entry, dict) else {"name": entry}
         named.append(str(fields.get("_target_") or f"peftlab.peft.{fields.get('name')}.of_this_name"))
-    modules = [name.removeprefix("peftlab.peft.").partition(".")[0] for name in named]
-    return all(name.startswith("peftlab.peft.") for name in named) and all(
+    places = [place_of(name) for name in named]
+    modules = [place.removeprefix("peftlab.peft.").partition(".")[0] for place in places]
+    return all(place.startswith("peftlab.peft.") for place in places) and all(
         module not in _FROM_ELSEWHERE and (_METHODS / f"{module}.py").is_file() for module in modules
     )
 
@@ -104,27 +128,7 @@ _METHODS = Path(__file__).parents[1] / "peft"
 
 
 def _is_composed(peft: dict[str, Any]) -> bool:
-    return str(peft["_target_"]).startswith("peftlab.peft.compose.")
-
-
-def _beside(peft: dict[str, Any]) -> re.Pattern[str] | None:
-    """Last names of stored tensors that do not train; None if names do not tell.
-
-    The starts of PiSSA, what methods with a rank budget remember, and the frozen random matrices.
-    """
-    frozen = ""
-    if "vera" in str(peft["_target_"]):
-        frozen = "|A|B"
-    elif peft.get("freeze_A"):
-        frozen = "|A"
-    elif _is_composed(peft) and ("vera" in str(peft) or "'freeze_A': True" in str(peft)):
-        return None
-    return re.compile(rf"A_start|B_start|kept|importance|weight_squares|sensitivity_\w+|uncertainty_\w+{frozen}")
-
-
-def _adds_what_trains(peft: dict[str, Any]) -> bool:
-    """Whether what trains beside the head is what the method adds: none of it is the backbone's, and none is frozen."""
-    return peft.get("bias") not in ("all", "lora_only") and not peft.get("freeze_A")
+    return stable_name(str(peft["_target_"])).startswith("peftlab.peft.compose.")
 
 
 def _bytes_an_element(record: dict[str, Any]) -> tuple[float, float]:

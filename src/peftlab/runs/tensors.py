@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,25 @@ def tensors_in(data: bytes) -> dict[str, Array]:
     except SafetensorError as error:
         raise RunError(f"it is no whole safetensors file ({error}).") from error
     return {name: _array(name, part["dtype"], part["shape"], part["data"]) for name, part in parts}
+
+
+def frozen_in(data: bytes) -> frozenset[str] | None:
+    """Names of the tensors in the content of an adapter file that did not train; None: the file does not say it.
+
+    Raises:
+        RunError: if it says it in another way than peftlab writes it.
+    """
+    length = int.from_bytes(data[:8], "little")
+    said = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("frozen")
+    if said is None:
+        return None
+    try:
+        names = json.loads(said)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RunError("what it says of its frozen tensors is not as peftlab writes it.")
+    return frozenset(names)
 
 
 def _array(name: str, kind: str, shape: list[int], data: bytes) -> Array:

@@ -22,7 +22,7 @@ from peftlab.report.curves import draw_curves
 from peftlab.report.history import write_metrics_csv
 from peftlab.report.result import print_result
 from peftlab.runs import facts, record
-from peftlab.runs.adapter_file import fingerprint, save_adapter
+from peftlab.runs.adapter_file import frozen_fingerprint, save_adapter
 from peftlab.runs.assemble import Assembled, assemble, count_parameters, lightning_module
 from peftlab.runs.epochs import WritesEpochs
 from peftlab.runs.evaluate import require_all_rows
@@ -93,11 +93,11 @@ class _Run:
 
     def __init__(self, config: RunConfig, folder: RunFolder, splits: Splits, assembled: Assembled) -> None:
         self.config, self.folder, self.splits, self.assembled = config, folder, splits, assembled
-        self.parameters = count_parameters(assembled.backbone, assembled.strategy)
+        self.parameters = count_parameters(assembled.adapter)
         self.data = TextDataModule(config.data, splits, assembled.backbone.tokenizer, config.seed)
         self.module = lightning_module(config, assembled, splits)
         self.logger: Logger | None = None
-        self._frozen_before = fingerprint(assembled.backbone, trainable=False)
+        self._frozen_before = frozen_fingerprint(assembled.adapter)
 
     def fit(self) -> bool:
         """Train to the end, from the last checkpoint if there is one; return whether there was."""
@@ -136,7 +136,7 @@ class _Run:
         checkpoint = torch.load(
             self.folder.checkpoints / f"{config.select}.ckpt", map_location="cpu", weights_only=True
         )
-        self.module.load_trained(checkpoint["state_dict"])
+        self.module.load_trained(checkpoint)
         row = checkpoint["history"][-1]
         monitor = f"validation/{config.monitor}"
         return {"rule": selection_rule(config), "epoch": row["epoch"], monitor: row[monitor]}
@@ -147,7 +147,7 @@ class _Run:
         Raises:
             RunError: if a frozen weight has changed, or not every row was seen.
         """
-        if fingerprint(self.assembled.backbone, trainable=False) != self._frozen_before:
+        if frozen_fingerprint(self.assembled.adapter) != self._frozen_before:
             raise RunError(
                 f"peft={self.config.peft.name} changed weights that do not train: the adapter file would not "
                 "restore this model. This is a defect of the method; no result is written."
@@ -164,7 +164,7 @@ class _Run:
         """Write everything a run leaves, the record last; return the record."""
         config, folder, splits, assembled = self.config, self.folder, self.splits, self.assembled
         about = record.adapter_facts(config, splits, assembled, folder)
-        adapter = save_adapter(folder, assembled.strategy, assembled.backbone, about)
+        adapter = save_adapter(folder, assembled.adapter, about)
         history = self.module.history
         write_metrics_csv(folder.metrics, history)
         draw_curves(folder.curves, history, title=f"{config.name}  {folder.key}", chosen_epoch=chosen["epoch"])

@@ -27,7 +27,7 @@ from peftlab.runs.folder import RunFolder, read_config_values
 from peftlab.runs.identity import run_key
 from peftlab.runs.seal import HASHED, broken_seal, lost_hashes
 from peftlab.runs.sizes import size_findings
-from peftlab.runs.tensors import Array, tensors_in
+from peftlab.runs.tensors import Array, frozen_in, tensors_in
 
 UNFINISHED = ("failed", "interrupted")
 """What a record can say of a run beside ``finished``; it then holds no results."""
@@ -99,10 +99,10 @@ def verify(folder: RunFolder) -> Verdict:
         verdict.diverged = not math.isfinite(record["metrics"]["test"]["loss"])
         config = _config(verdict, record)
         verdict.differences += _files(folder, record, verdict.not_checked)
-        tensors = _tensors(verdict, record)
+        tensors, frozen = _tensors(verdict, record)
         if tensors is not None:
             verdict.differences += _adapter(folder, record, tensors, finite=not verdict.diverged)
-        verdict.differences += size_findings(record, config, tensors)
+        verdict.differences += size_findings(record, config, tensors, frozen)
         verdict.differences += _adapter_facts(folder, record)
         verdict.differences += _metrics_csv(folder, record["history"])
         verdict.differences += _not_hashed(folder, record, verdict.not_checked)
@@ -207,17 +207,18 @@ def _files(folder: RunFolder, record: dict[str, Any], not_checked: list[Finding]
             yield Finding(name, f"has another content: sha256 {digest[:12]}…, the record says {facts['sha256'][:12]}…")
 
 
-def _tensors(verdict: Verdict, record: dict[str, Any]) -> dict[str, Array] | None:
-    """What the adapter file holds; None, and a difference, if it cannot be read."""
+def _tensors(verdict: Verdict, record: dict[str, Any]) -> tuple[dict[str, Array] | None, frozenset[str] | None]:
+    """What the adapter file holds, and what of it did not train; None, and a difference, if it cannot be read."""
     name = verdict.folder.adapter.name
     try:
-        return tensors_in(verdict.folder.adapter.read_bytes())
+        data = verdict.folder.adapter.read_bytes()
+        return tensors_in(data), frozen_in(data)
     except OSError as error:
         if name not in record["files"]:
             verdict.differences.append(Finding(name, f"cannot be read: {error.strerror or error}"))
     except RunError as error:
         verdict.differences.append(Finding(name, str(error)))
-    return None
+    return None, None
 
 
 def _adapter(

@@ -52,8 +52,7 @@ def count_all(configs: Sequence[RunConfig]) -> list[Count]:
 
 
 def _count(plain: dict[str, Any]) -> Count:
-    from peftlab.peft.base import apply
-    from peftlab.runs.assemble import count_parameters
+    from peftlab.peft.base import attach
 
     plain["backbone"]["from_run"] = None  # the earlier run's weights have the same shapes
     plain["measure_forgetting"] = False
@@ -63,12 +62,12 @@ def _count(plain: dict[str, Any]) -> Count:
     except Exception as error:  # a model that cannot be built here is no mistake of the sweep
         return Count(None, _first_line(error))
     try:
-        apply(config.peft, backbone, seed=0, train_head=config.backbone.train_head)
+        adapter = attach(backbone, config.peft, seed=0, train_head=config.backbone.train_head)
     except PeftlabError as error:
         return Count(None, _first_line(error), mistake=True)
     except Exception as error:  # a method that needs values, of a package of its own
         return Count(None, _first_line(error))
-    return Count(count_parameters(backbone)["trainable_without_head"])
+    return Count(adapter.num_parameters())
 
 
 def _first_line(error: Exception) -> str:

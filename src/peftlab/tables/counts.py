@@ -1,4 +1,4 @@
-"""Tables of parameter counts: each row's method is injected into its backbone on ``meta``, and counted.
+"""Tables of parameter counts: each row's method is put into its backbone on ``meta``, and counted.
 
 No weights are loaded or made, so that a model of 175 billion parameters costs a second. A row where there is nothing
 to build (bits a parameter) is plain arithmetic, ``formula``.
@@ -139,8 +139,8 @@ def count(row: Row, table: CountsTable) -> Count:
         return Count(arithmetic(row.formula), None)
     from peftlab.backbones.config import BackboneConfig
     from peftlab.config import validate_group
-    from peftlab.peft.base import apply, methods
-    from peftlab.runs.assemble import count_parameters
+    from peftlab.peft.base import attach, methods
+    from peftlab.runs.assemble import count_model, count_parameters
 
     assert row.backbone is not None
     assert row.peft is not None
@@ -154,10 +154,10 @@ def count(row: Row, table: CountsTable) -> Count:
         raise ConfigError(f"there is no method '{row.peft}'.{nearest(row.peft, known)} There are: {listed(known)}.")
     config = validate_group("backbone", table.backbones[row.backbone], BackboneConfig, real=True)
     backbone = config.build(2, seed=0, device="meta")
-    before = count_parameters(backbone)
+    before = count_model(backbone)
     embedding = sum(p.numel() for p in backbone.token_embedding().parameters()) if _needs(row, "lm_head") else 0
-    apply(validate(row.fields, known[row.peft], "peft"), backbone, seed=0)
-    number = count_parameters(backbone)["trainable" if row.with_head else "trainable_without_head"]
+    adapter = attach(backbone, validate(row.fields, known[row.peft], "peft"), seed=0)
+    number = count_parameters(adapter)["trainable" if row.with_head else "trainable_without_head"]
     if row.percent is None:
         return Count(number, None)
     parts = {"trunk": before["total"] - before["head"], "lm_head": embedding, "trainable": number}

@@ -59,9 +59,9 @@ def count_bytes(memory: Memory, table: CountsTable) -> Stored:
     """
     from peftlab.backbones.config import BackboneConfig
     from peftlab.config import validate_group
-    from peftlab.peft.base import apply
+    from peftlab.peft.base import attach
     from peftlab.peft.lora import LoRA
-    from peftlab.runs.assemble import count_parameters
+    from peftlab.runs.assemble import count_model
 
     if memory.backbone not in table.backbones:
         close = nearest(memory.backbone, table.backbones)
@@ -70,15 +70,14 @@ def count_bytes(memory: Memory, table: CountsTable) -> Stored:
     backbone = config.build(2, seed=0, device="meta")
     heads = {id(parameter) for _, parameter in backbone.head_parameters()}
     output_layer = sum(parameter.numel() for parameter in backbone.token_embedding().parameters())
-    counts = count_parameters(backbone)
+    counts = count_model(backbone)
     whole = counts["total"] - counts["head"] + output_layer
     if memory.store == "16 bits with Adam":
         return Stored(whole * (2 + 2 + 8), whole)
     total = nf4_bytes(backbone.model, heads) + 2 * output_layer
     trainable = 0
     if memory.adapter:
-        apply(validate(memory.adapter, LoRA, "adapter"), backbone, seed=0)
-        trainable = count_parameters(backbone)["trainable_without_head"]
+        trainable = attach(backbone, validate(memory.adapter, LoRA, "adapter"), seed=0).num_parameters()
     return Stored(total + 2 * trainable, trainable)
 
 

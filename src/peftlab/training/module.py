@@ -1,4 +1,4 @@
-"""The one LightningModule: a backbone, the strategy that adapted it, and classification by cross-entropy."""
+"""The one LightningModule: an adapter in its backbone, and classification by cross-entropy."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from peftlab.backbones.base import Backbone
 from peftlab.data.base import Task
-from peftlab.peft.base import PEFTStrategy
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.legacy import FORMAT, present_state
 from peftlab.seeding import derive_seed
 from peftlab.training.config import OptimizerConfig, ScheduleConfig
 from peftlab.training.metrics import ClassificationMetrics
@@ -25,7 +25,7 @@ Batch = dict[str, Tensor]
 
 
 class ClassificationModule(L.LightningModule):
-    """Trains what the strategy left trainable; every combination of data, backbone and method runs here.
+    """Trains what the adapter owns, and the head; every combination of data, backbone and method runs here.
 
     After each epoch one row of metrics is added to :attr:`history`; it travels in the checkpoint, so
     a resumed run has all of it.
@@ -33,8 +33,7 @@ class ClassificationModule(L.LightningModule):
 
     def __init__(
         self,
-        backbone: Backbone,
-        strategy: PEFTStrategy,
+        adapter: Adapter,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
         *,
@@ -45,8 +44,8 @@ class ClassificationModule(L.LightningModule):
         tasks: Sequence[Task] = (),
     ) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.peft = strategy
+        self.adapter = adapter
+        self.backbone = adapter.backbone
         self.optimizer_config = optimizer
         self.schedule_config = schedule
         self.seed = seed
@@ -93,7 +92,7 @@ class ClassificationModule(L.LightningModule):
         """Mean cross-entropy of the batch, and the method's own term if it has one."""
         loss = self._loss("train", batch, self.label_smoothing)
         self.log("train/loss_step", loss, prog_bar=True)
-        penalty = self.peft.regularization(self.backbone)
+        penalty = self.adapter.regularization(self.global_step + 1, self._total_steps())
         return loss if penalty is None else loss + penalty
 
     def optimizer_step(
@@ -103,9 +102,9 @@ class ClassificationModule(L.LightningModule):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Step, then let the strategy act (a rank budget, for example)."""
+        """Step, then let the method act (a rank budget, for example)."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.peft.on_train_step(self.backbone, self.global_step + 1, self._total_steps())
+        self.adapter.on_step(self.global_step + 1, self._total_steps())
         if self.first_step_at is None:
             self.first_step_at = time.time()
 
@@ -197,8 +196,8 @@ class ClassificationModule(L.LightningModule):
     # -- optimizer and checkpoint --------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        """Optimizer over the strategy's groups; the schedule scales each group's own peak."""
-        groups = self.peft.param_groups(self.backbone, self.optimizer_config.lr)
+        """Optimizer over the method's groups; the schedule scales each group's own peak."""
+        groups = self.adapter.param_groups(self.optimizer_config.lr)
         optimizer = self.optimizer_config.build(groups)
         total, per_epoch = self._total_steps(), self._steps_per_epoch()
         scheduler = LambdaLR(optimizer, lambda step: self.schedule_config.factor(step, total, per_epoch))
@@ -213,9 +212,9 @@ class ClassificationModule(L.LightningModule):
         return -(-batches // self.trainer.accumulate_grad_batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the strategy trained, never the frozen backbone."""
-        state = self.peft.adapter_state(self.backbone)
-        checkpoint["state_dict"] = {f"backbone.{name}": tensor for name, tensor in state.items()}
+        """Keep the adapter and what trains beside it, never the frozen backbone."""
+        checkpoint["state_dict"] = self.adapter.state_dict()
+        checkpoint["adapter_format"] = FORMAT
         checkpoint["history"] = self.history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -224,14 +223,13 @@ class ClassificationModule(L.LightningModule):
         Raises:
             PeftlabError: if the checkpoint is of another method, backbone or number of classes.
         """
-        self.load_trained(checkpoint["state_dict"])
+        self.load_trained(checkpoint)
         self.history = list(checkpoint["history"])
 
-    def load_trained(self, state: dict[str, Tensor]) -> None:
-        """Load a checkpoint's ``state_dict``."""
-        self.peft.load_adapter_state(
-            self.backbone, {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
-        )
+    def load_trained(self, checkpoint: dict[str, Any]) -> None:
+        """Load what a checkpoint holds of the adapter and the head."""
+        state, written = checkpoint["state_dict"], checkpoint.get("adapter_format", 1)
+        self.adapter.load_state_dict(present_state(state, written, self.adapter.methods()))
 
 
 class _Stopwatch:

@@ -9,10 +9,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from itertools import pairwise, zip_longest
+from pathlib import Path
 from typing import Any
 
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.peft.base import PEFTStrategy, methods
+from peftlab.report.published import replace_table, require_markers
 from peftlab.report.result import console
 
 
@@ -21,8 +23,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("peftlab methods", description="List the PEFT methods, or explain one.")
     parser.add_argument("name", nargs="?", help="a method, for example lora")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--publish", metavar="FILE", help="put the Markdown table between its markers in FILE")
     given = parser.parse_args(list(arguments))
     known = dict(methods())
+    if given.publish is not None:
+        path = Path(given.publish)
+        require_markers(path, "methods")
+        replace_table(path, "methods", f"{markdown_table(known)}\n")
+        print(f"put the table of {len(known)} methods into {path}")
+        return 0
     if given.name is None:
         print(markdown_table(known) if given.markdown else table(known, console().width))
         return 0

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftlab.errors import ConfigError, listed
+from peftlab.errors import ConfigError
 from peftlab.files import write_atomically
+from peftlab.report.published import replace_table, require_markers
 from peftlab.sweeps import pool
 from peftlab.sweeps.call import Call
 from peftlab.sweeps.contents import write_contents
@@ -121,7 +122,7 @@ def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | Non
     if publish is not None:
         for picture in pictures:
             write_atomically(publish.parent / "docs" / f"{sweep.name}_{picture.name}.png", picture.png)
-        _replace_between_markers(publish, sweep.name, table)
+        replace_table(publish, sweep.name, table)
         print(f"put the table into {publish}, and the pictures into {publish.parent / 'docs'}/")
 
 
@@ -149,25 +150,3 @@ def _tell_failures(plan: DeclaredPlan, outcome: Outcome) -> None:
         for line in failure.tail.splitlines():
             print(f"    {line}")
     print(pool.GO_ON)
-
-
-def _markers(name: str) -> tuple[str, str]:
-    return f"<!-- table {name} -->", f"<!-- end of table {name} -->"
-
-
-def require_markers(path: Path, name: str) -> None:
-    """Raise ConfigError unless ``path`` has a place for the table of ``name``."""
-    begin, end = _markers(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--publish {path}: it cannot be read ({error}).") from error
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
-        raise ConfigError(f"--publish {path}: the table goes between the lines {listed([begin, end])}; put them there.")
-
-
-def _replace_between_markers(path: Path, name: str, table: str) -> None:
-    begin, end = _markers(name)
-    text = path.read_text(encoding="utf-8")
-    before, rest = text.split(begin)
-    write_atomically(path, f"{before}{begin}\n{table}{end}{rest.split(end)[1]}")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from peftlab.errors import PeftlabError, listed
-from peftlab.interop.hf_format import MODEL, HFAdapter, module_names, plain_float
-
-if TYPE_CHECKING:
-    from peftlab.backbones.base import Backbone
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.hf.codec import Codec
+from peftlab.peft.hf.format import MODEL, HFAdapter, module_names, plain_float
+from peftlab.peft.hf_layers import HFPeftAdapter
+from peftlab.peft.hf_peft import HFPeft
 
 TYPES = frozenset(
     {
@@ -35,34 +36,37 @@ _OF_THE_BACKBONE = (
 """Options of LORA that reach further than its layers."""
 
 
-def any_adapter(backbone: Backbone, peft_type: str, options: Mapping[str, Any], layers: Mapping[str, Any]) -> HFAdapter:
-    """The adapter that HF peft has put into ``backbone``.
+class HFPeftCodec(Codec):
+    """HF peft's own config and tensors. Written only: what they say is read as the method of ours that computes it."""
 
-    Args:
-        backbone: with the adapter in it.
-        peft_type: its type.
-        options: what was given of its config.
-        layers: HF peft's layers by their names in the model.
+    methods = ("hf_peft",)
 
-    Raises:
-        PeftlabError: if its folder would not hold all that it computes.
-    """
-    _require_sound(peft_type, options)
-    from peft import get_peft_model_state_dict
+    def write(self, adapter: Adapter) -> HFAdapter:
+        """The adapter that HF peft has put into the model.
 
-    model: Any = backbone.model
-    config: dict[str, Any] = model.peft_config["default"].to_dict()
-    config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
-    config |= {"peft_type": peft_type, "target_modules": module_names(backbone, list(layers))}
-    # Names say which layers there are: what they were chosen by is not needed, and may mean others elsewhere.
-    for name in ("exclude_modules", "layers_to_transform", "layers_pattern"):
-        if name in config:
-            config[name] = None
-    if "feedforward_modules" in config:
-        fed = [name for name, layer in layers.items() if layer.is_feedforward]
-        config["feedforward_modules"] = module_names(backbone, fed)
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return HFAdapter(config, {f"{MODEL}{name}": _plain(tensor) for name, tensor in tensors.items()})
+        Raises:
+            PeftlabError: if its folder would not hold all that it computes.
+        """
+        method = adapter.strategy
+        assert isinstance(adapter, HFPeftAdapter)
+        assert isinstance(method, HFPeft)
+        _require_sound(method.peft_type, method.options)
+        from peft import get_peft_model_state_dict
+
+        model: Any = adapter.model
+        config: dict[str, Any] = model.peft_config["default"].to_dict()
+        config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+        names = list(adapter.layers)
+        config |= {"peft_type": method.peft_type, "target_modules": module_names(adapter.backbone, names)}
+        # Names say which layers there are: what they were chosen by is not needed, and may mean others elsewhere.
+        for name in ("exclude_modules", "layers_to_transform", "layers_pattern"):
+            if name in config:
+                config[name] = None
+        if "feedforward_modules" in config:
+            fed = [name for name, layer in adapter.layers.items() if layer.is_feedforward]
+            config["feedforward_modules"] = module_names(adapter.backbone, fed)
+        tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+        return HFAdapter(config, {f"{MODEL}{name}": _plain(tensor) for name, tensor in tensors.items()})
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

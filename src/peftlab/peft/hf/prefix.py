@@ -1,7 +1,7 @@
-"""Soft prompts and prefixes in HF peft's format: one tensor ``prompt_embeddings``, and the sizes of the model.
+"""Prefixes in HF peft's format: one tensor ``prompt_embeddings``, and the sizes of the model.
 
-Peft puts a soft prompt in front of the text, where ours may stand behind the first token. It passes a prefix as a
-cache, which moves the text n positions on, while ours leaves it in place (``position_shift=false``):
+Peft passes a prefix as a cache, which moves the text n positions on, while ours leaves it in place
+(``position_shift=false``):
 
 - rotary positions: a query at position t + n meets the prefix's keys as they are. With R(n) the rotation by n
   positions, q(t + n) · R(n) k = q(t) · k, so that rotated keys give the very same attention.
@@ -15,107 +15,47 @@ from __future__ import annotations
 
 import inspect
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from peftlab.backbones.attention import takes_a_cache
+from peftlab.backbones.base import Backbone
 from peftlab.errors import PeftlabError
-from peftlab.interop.hf_format import PROMPT, HFAdapter, HFFolder, plain_float
+from peftlab.peft.adapter import Adapter
+from peftlab.peft.hf.codec import Codec
+from peftlab.peft.hf.format import PROMPT, HFAdapter, HFFolder, plain_float
+from peftlab.peft.hf.prompt import prompt_length
+from peftlab.peft.key_value_prefix import KeyValuePrefix, PrefixAdapter
 
-if TYPE_CHECKING:
-    from peftlab.backbones.base import Backbone
-
-_HOW_IT_STARTED = (
-    "prompt_tuning_init",
-    "prompt_tuning_init_text",
-    "prompt_tuning_init_state_dict_path",
-    "prompt_tuning_init_task",
-    "tokenizer_name_or_path",
-    "tokenizer_kwargs",
-    "init_weights",
-    # the encoder that made the prompt, which is not in the folder
-    "encoder_reparameterization_type",
-    "encoder_hidden_size",
-    "encoder_num_layers",
-    "encoder_dropout",
-    "prefix_projection",
-    # sizes of the model, which the shape of the tensor is checked against
-    "token_dim",
-    "num_layers",
-    "num_attention_heads",
-)
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotations that are the same for texts of all lengths."""
 
 
-def prompt_adapter(
-    backbone: Backbone, peft_type: str, tensors: dict[str, Tensor], *, length: int, **options: Any
-) -> HFAdapter:
-    """A soft prompt.
+class PrefixCodec(Codec):
+    """PREFIX_TUNING: the keys and values themselves, with the text's positions behind them."""
 
-    Raises:
-        PeftlabError: if it does not stand in front of the text, or the model reads it twice.
-    """
-    model: Any = backbone.model
-    placement: Any = getattr(backbone, "_prompt", None)
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise PeftlabError(
-            f"a soft prompt in {backbone.architecture} cannot be written in the format of HF peft, whose classifiers "
-            "of that kind take none. Use an encoder or a decoder, or peft=lora."
-        )
-    if placement is None or placement.position != "before":
-        raise PeftlabError(
-            "this soft prompt stands behind the text's first token, and HF peft always puts it in front: it would "
-            "compute something else. Train it with peft.position=before to export it."
-        )
-    config = {
-        "peft_type": peft_type,
-        "num_virtual_tokens": length,
-        "token_dim": tensors[PROMPT].shape[1],
-        "num_transformer_submodules": 1,
-        "num_attention_heads": model.config.num_attention_heads,
-        "num_layers": model.config.num_hidden_layers,
-        **options,
-    }
-    notes = []
-    if backbone.head_modules() == ["score"]:
-        notes.append(
-            "With a prompt peft classifies from the last place of the batch, padding included: give it texts of one "
-            "length (or one at a time)."
-        )
-    return HFAdapter(config, {name: plain_float(tensor) for name, tensor in tensors.items()}, notes)
+    methods = ("prefix_tuning", "p_tuning_v2")
 
+    def write(self, adapter: Adapter) -> HFAdapter:
+        """The table; its keys are turned on by n positions where the model's positions are rotary and not shifted."""
+        method = adapter.strategy
+        assert isinstance(adapter, PrefixAdapter)
+        assert isinstance(method, KeyValuePrefix)
+        table = adapter.inference_prompt()[PROMPT]
+        return prefix_adapter(adapter.backbone, table, adapter.prefix.shapes, shifted=method.position_shift)
 
-def prompt_length(folder: HFFolder) -> int:
-    """Vectors or keys n; also notes the options that the tensors answer."""
-    folder.understands(*_HOW_IT_STARTED)
-    if folder.option("num_transformer_submodules", 1) != 1:
-        raise PeftlabError(
-            f"peft.path: {folder.path} is of a model with an encoder and a decoder (num_transformer_submodules=2), "
-            "which is not supported. Give an adapter of an encoder or a decoder."
-        )
-    if PROMPT not in folder.tensors:
-        raise PeftlabError(f"peft.path: the weights in {folder.path} lack '{PROMPT}', so they hold no prompt.")
-    stored = folder.tensors[PROMPT].shape[0]
-    length = folder.option("num_virtual_tokens", stored)
-    if length != stored:
-        raise PeftlabError(
-            f"peft.path: {folder.path} says num_virtual_tokens={length} and holds {stored} vectors: its two files do "
-            "not belong together."
-        )
-    return stored
+    def fields(self, folder: HFFolder) -> tuple[str, dict[str, Any]] | None:
+        """See :meth:`Codec.fields`."""
+        if folder.peft_type != "PREFIX_TUNING":
+            return None
+        return "prefix_tuning", {"length": prompt_length(folder), "reparameterize": False, "position_shift": True}
 
-
-def load_prompt(backbone: Backbone, folder: HFFolder, into: dict[str, Tensor]) -> None:
-    """Copy the tensors of the folder ``into`` those of the same names."""
-    for name, tensor in into.items():
-        folder.copy(name, tensor, backbone)
-
-
-def takes_a_cache(trunk: nn.Module) -> bool:
-    """Whether the trunk can be given keys and values, and positions: only then peft can give it a prefix."""
-    return {"past_key_values", "position_ids"} <= set(inspect.signature(trunk.forward).parameters)
+    def load(self, adapter: Adapter, folder: HFFolder) -> None:
+        """The table, which is trained on as it is."""
+        assert isinstance(adapter, PrefixAdapter)
+        folder.copy(PROMPT, adapter.prefix.embedding, adapter.backbone)
 
 
 def prefix_adapter(backbone: Backbone, table: Tensor, shapes: list[tuple[int, int]], *, shifted: bool) -> HFAdapter:

@@ -1,7 +1,7 @@
 """The checkpoint format of Hugging Face peft: a folder with adapter_config.json and adapter_model.safetensors.
 
-What a method's adapter looks like in it is the method's own knowledge (``to_hf``, ``from_hf`` and ``load_hf`` of
-:class:`~peftlab.peft.base.PEFTStrategy`); here is what all of them share. A key of the weights is the name of a
+What a method's adapter looks like in it is told by the codecs beside this file (:mod:`peftlab.peft.hf.codec`); here is
+what all of them share. A key of the weights is the name of a
 module of the model behind ``base_model.model.``, and the tensor's name in that module:
 
     base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight
@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from peftlab.errors import PeftlabError, listed
-from peftlab.interop.hf_config import shortened
-from peftlab.interop.hf_files import CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE, read_config, weights_file
+from peftlab.peft.hf.config import shortened
+from peftlab.peft.hf.files import CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE, read_config, weights_file
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone

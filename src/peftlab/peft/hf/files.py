@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.errors import PeftlabError
-from peftlab.interop.hf_config import require_possible
+from peftlab.peft.hf.config import require_possible
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -1,0 +1,427 @@
+"""What a method has put into a model, as a thing that one can hold.
+
+An :class:`Adapter` is all that one method has put into one model: deltas on its layers (:mod:`peftlab.peft.delta`),
+modules of its own beside the layers, the backbone's own tensors that it trains, and its hooks. It trains, is saved,
+merged, switched off and taken out again as a whole. Those of several methods are one too
+(:mod:`peftlab.peft.adapters`).
+
+An adapter holds modules and names, never parameters: sharding replaces the parameters of a module by others. Tensors
+have the names of the clean model (:mod:`peftlab.peft.names`): a bias that trains is ``….query.bias``, a factor on that
+layer ``….query.deltas.all.lora_A``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from peftlab.backbones.base import Target
+from peftlab.errors import PeftlabError
+from peftlab.peft.base import PEFTStrategy
+from peftlab.peft.delta import AdaptedLayer, Delta, NotMergeable, folded
+from peftlab.peft.names import clean_name, let_train, live_parameter
+from peftlab.peft.surgery import part_name, replace_module, require_float, weight_matrix
+from peftlab.peft.weight_update import WeightUpdate, slice_name
+
+if TYPE_CHECKING:
+    from peftlab.backbones.base import Backbone
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A delta of an adapter, and where it stands."""
+
+    name: str
+    """Of the layer, in the clean model."""
+    key: str
+    """Of the delta, in its layer."""
+    layer: AdaptedLayer
+    delta: Delta
+
+
+class Adapter:
+    """All that one method has put into one model.
+
+    Methods make one in ``build``, by :meth:`put`, :meth:`train_own`, :meth:`add` and :meth:`hold`.
+    """
+
+    def __init__(self, strategy: PEFTStrategy, backbone: Backbone) -> None:
+        self.strategy = strategy
+        """The method, with its fields."""
+        self.backbone = backbone
+        self.beside: list[str] = []
+        """Names, in the model, of the modules that train beside the adapter: the head."""
+        self._placed: list[Placed] = []
+        self._own: list[str] = []
+        self._modules: dict[str, nn.Module] = {}
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that it stands in."""
+        return self.backbone.model
+
+    # -- for methods that build one ------------------------------------------------------------------
+
+    def put(self, target: Target, delta: Delta, key: str | None = None) -> AdaptedLayer:
+        """Put ``delta`` on the layer of ``target``, on the device of its weight; return the layer.
+
+        Args:
+            target: of a clean model; its rows become the delta's.
+            delta: on any device.
+            key: of the delta in its layer; None: :func:`~peftlab.peft.surgery.part_name` of the target.
+        """
+        layer = self.model.get_submodule(target.name)
+        if not isinstance(layer, AdaptedLayer):
+            layer = AdaptedLayer(layer)
+            replace_module(self.model, target.name, layer)
+        key = part_name(target) if key is None else key
+        assert key not in layer.deltas, f"'{target.name}' has a delta '{key}' already"
+        delta.rows = target.output_slice
+        layer.deltas[key] = delta.to(layer.weight.device).train(layer.base.training)
+        self._placed.append(Placed(target.name, key, layer, delta))
+        return layer
+
+    def train_own(self, names: Sequence[str], *, in_float32: bool = True) -> None:
+        """Let the backbone's own parameters of these clean ``names`` train.
+
+        Args:
+            names: in the clean model.
+            in_float32: as float32 copies of themselves where they are stored in another type
+                (:func:`let_train`); False: as they are.
+        """
+        for name in names:
+            if in_float32:
+                let_train(self.model, name)
+            else:
+                live_parameter(self.model, name).requires_grad_(True)
+        self._own += names
+
+    def add(self, name: str, module: nn.Module) -> None:
+        """Add ``module``, which is on the right device, to the top of the model as its child ``name``."""
+        self.model.add_module(name, module.train(self.model.training))
+        self._modules[name] = module
+
+    def own_module(self, name: str, module: nn.Module) -> None:
+        """Take over ``module``, which stands in the model as ``name`` already."""
+        self._modules[name] = module
+
+    def hold(self, *handles: RemovableHandle) -> None:
+        """Keep the handles of hooks, to remove them with the adapter."""
+        self._handles += handles
+
+    # -- what it is made of --------------------------------------------------------------------------
+
+    def placed(self) -> list[Placed]:
+        """Its deltas, in the order in which they were put."""
+        return self._placed
+
+    def deltas(self) -> list[Delta]:
+        """The same, alone."""
+        return [placed.delta for placed in self.placed()]
+
+    def own_names(self) -> list[str]:
+        """Names of the backbone's own parameters that it trains, as the clean model has them."""
+        return self._own
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Modules of its own that stand beside the layers, by their names in the model."""
+        return self._modules
+
+    def adapted_weights(self) -> list[nn.Parameter]:
+        """The frozen weights of the layers that it stands on, each once."""
+        weights = [placed.layer.weight for placed in self.placed()]
+        return list({id(weight): weight for weight in weights if isinstance(weight, nn.Parameter)}.values())
+
+    # -- tensors -------------------------------------------------------------------------------------
+
+    def named_parameters(self, *, beside: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
+        """What it trains, in the order of the model's parameters; ``beside``: and what trains beside it.
+
+        The order is that in which an optimizer numbers its states: it must not change.
+        """
+        mine = self._own_ids()
+        if beside:
+            mine.update(id(p) for name in self.beside for p in self.model.get_submodule(name).parameters())
+        for name, parameter in self.model.named_parameters():
+            if id(parameter) in mine and parameter.requires_grad:
+                yield clean_name(self.model, name), parameter
+
+    def _own_ids(self) -> set[int]:
+        """``id`` of every parameter of its own, those that stay frozen included."""
+        ids = {id(live_parameter(self.model, name)) for name in self.own_names()}
+        for module in (*self.deltas(), *self.modules().values()):
+            ids.update(map(id, module.parameters()))
+        return ids
+
+    def parameters(self, *, beside: bool = False) -> list[nn.Parameter]:
+        """The same without names."""
+        return [parameter for _, parameter in self.named_parameters(beside=beside)]
+
+    def methods(self) -> list[str]:
+        """Names of the methods that it is of."""
+        return [self.strategy.name]
+
+    def num_added(self) -> int:
+        """Elements of the parameters that it adds to the model, whether they train or not."""
+        added = self._own_ids() - {id(live_parameter(self.model, name)) for name in self.own_names()}
+        return sum(parameter.numel() for parameter in self.model.parameters() if id(parameter) in added)
+
+    def num_parameters(self) -> int:
+        """Elements that it trains, without those of the head."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def frozen_state(self) -> dict[str, Tensor]:
+        """Tensors of its own that do not train, by name: live, and saved with those that do."""
+        found: dict[str, Tensor] = {}
+        for placed in self.placed():
+            prefix = f"{placed.name}.deltas.{placed.key}."
+            found |= {f"{prefix}{name}": tensor for name, tensor in _frozen(placed.delta).items()}
+        for prefix, module in self.modules().items():
+            found |= {f"{prefix}.{name}": tensor for name, tensor in _frozen(module).items()}
+        return found
+
+    def running_state(self) -> list[Tensor]:
+        """Buffers of its deltas: what may change in training though it does not train."""
+        return [buffer for delta in self.deltas() for buffer in delta.buffers()]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every live tensor that is saved, those that train beside the adapter included."""
+        return {**dict(self.named_parameters(beside=True)), **self.frozen_state()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The same, detached."""
+        return {name: tensor.detach() for name, tensor in self.tensors().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy ``state`` into the model; its keys must be exactly those of :meth:`state_dict`.
+
+        Raises:
+            PeftlabError: naming the first missing, unknown or misshapen tensor.
+        """
+        own = self.tensors()
+        for problem, names in (
+            ("is missing", own.keys() - state.keys()),
+            ("is not of this model", state.keys() - own.keys()),
+        ):
+            if names:
+                raise PeftlabError(
+                    f"the adapter does not fit: '{min(names)}' {problem} ({len(names)} such of {len(own)} tensors). "
+                    "It was saved for another method, backbone or number of classes."
+                )
+        for name, tensor in own.items():
+            if tensor.shape != state[name].shape:
+                raise PeftlabError(
+                    f"the adapter does not fit: '{name}' is {tuple(state[name].shape)} in the file and "
+                    f"{tuple(tensor.shape)} in the model."
+                )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    # -- training ------------------------------------------------------------------------------------
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Optimizer groups over all that trains, the head included."""
+        return self.strategy.param_groups(self, lr)
+
+    def regularization(self, step: int, total: int) -> Tensor | None:
+        """The method's own term of the loss (a scalar), if it has one."""
+        return self.strategy.regularization(self, step, total)
+
+    def on_step(self, step: int, total: int) -> None:
+        """To be called after each optimizer step, while its gradients are still there."""
+        self.strategy.on_step(self, step, total)
+
+    def load_source(self, fingerprint: str) -> None:
+        """Before training: load what the method starts from, if that is an earlier run.
+
+        Not called when a trained adapter is loaded, which replaces it all.
+
+        Args:
+            fingerprint: of the frozen weights, as the earlier run's ``adapter.json`` says its own.
+
+        Raises:
+            PeftlabError: if the earlier run does not fit.
+        """
+
+    def keep_task(self, task: int) -> None:
+        """Leave in the model what the texts of one of several tasks need."""
+
+    # -- merging, switching off, taking out ----------------------------------------------------------
+
+    def merge(self) -> None:
+        """Fold the adapter into the backbone's weights, for inference without extra cost; nothing if it is there.
+
+        A copy of every adapted weight is kept on the CPU, as large as these weights, so that :meth:`unmerge` is exact
+        to the bit; :meth:`merge_and_remove` needs none.
+
+        Raises:
+            PeftlabError: if there is nothing to fold, or it cannot be done, with the reason; nothing is changed then.
+        """
+        self._require_mergeable()
+        done: list[tuple[AdaptedLayer, frozenset[str]]] = []
+        try:
+            for layer, keys in self._by_layer():
+                done.append((layer, layer.merged))
+                layer.fold(layer.merged | keys)
+        except BaseException as error:
+            for layer, before in done:
+                layer.fold(before)
+            if isinstance(error, NotMergeable):
+                raise self._not_mergeable(str(error)) from error
+            raise
+
+    def unmerge(self) -> None:
+        """Put the very weights back that were there before :meth:`merge`; nothing if it was not called."""
+        self._require_mergeable()
+        for layer, keys in self._by_layer():
+            layer.fold(layer.merged - keys)
+
+    def merge_and_remove(self) -> None:
+        """Fold the adapter into the weights for good and take it out, a layer at a time: a plain model is left.
+
+        Raises:
+            PeftlabError: as :meth:`merge`.
+        """
+        self._require_mergeable()
+        for layer, keys in self._by_layer():
+            layer.fold(layer.merged | keys)
+            for placed in [placed for placed in self.placed() if placed.layer is layer]:
+                self._take_out(placed)
+        self._placed = []
+        self.remove()
+
+    def _require_mergeable(self) -> None:
+        supports = self.strategy.supports
+        if supports.adds_nothing:
+            raise PeftlabError(nothing_to_merge(self.strategy.name))
+        if not supports.mergeable:
+            reason = ""
+            for placed in self.placed()[:1]:  # the delta knows why
+                try:
+                    placed.delta.folded(weight_matrix(placed.layer.base), placed.layer.bias)
+                except NotMergeable as error:
+                    reason = str(error)
+            raise self._not_mergeable(reason)
+        layers = list(self._by_layer())
+        users: dict[int, list[nn.Module]] = {}
+        for module in self.model.modules():
+            for parameter in module.parameters(recurse=False):
+                users.setdefault(id(parameter), []).append(module)
+        names = {id(module): name for name, module in self.model.named_modules()}
+        for placed in self.placed():
+            require_float(placed.name, placed.layer.base)
+        for layer, _ in layers:
+            others = [user for user in users.get(id(layer.weight), []) if user is not layer.base]
+            if others:
+                raise PeftlabError(
+                    f"'{clean_name(self.model, names[id(layer)])}' shares its weight with '{names[id(others[0])]}', "
+                    "which a merged update would change as well. Use this adapter unmerged, or leave it out of "
+                    "peft.targets."
+                )
+
+    def _not_mergeable(self, reason: str) -> PeftlabError:
+        said = f"'{self.strategy.name}' cannot be merged into the backbone's weights"
+        return PeftlabError(f"{said}: {reason}" if reason else f"{said}.")
+
+    def _by_layer(self) -> Iterator[tuple[AdaptedLayer, frozenset[str]]]:
+        """Each layer that it stands on, and the keys of its deltas there."""
+        found: dict[int, tuple[AdaptedLayer, set[str]]] = {}
+        for placed in self.placed():
+            found.setdefault(id(placed.layer), (placed.layer, set()))[1].add(placed.key)
+        return ((layer, frozenset(keys)) for layer, keys in found.values())
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside, the model computes what it computed before the adapter came, but for its head.
+
+        Raises:
+            PeftlabError: if the adapter trains the backbone's own tensors, so that there is no way back to them.
+        """
+        self._require_something_to_switch_off()
+        with ExitStack() as off:
+            for layer, keys in self._by_layer():
+                off.enter_context(layer.without(keys))
+            yield
+
+    def _require_something_to_switch_off(self) -> None:
+        own, adds = self.own_names(), self._adds()
+        if own and adds:
+            raise PeftlabError(
+                f"peft={self.strategy.name} trains the backbone's own '{own[0]}'"
+                f"{f' (and {len(own) - 1} more)' if len(own) > 1 else ''} beside what it adds: that cannot be switched "
+                "off as the rest can. Train without it for that (peft.bias=none; of a composition, leave out the "
+                "method that trains it)."
+            )
+        if not adds:
+            raise PeftlabError(
+                f"peft={self.strategy.name} changes the backbone itself: there is no adapter to switch off."
+            )
+
+    def _adds(self) -> bool:
+        """Whether it adds anything to the model."""
+        return bool(self.placed() or self.modules()) or self.num_added() > 0
+
+    def remove(self) -> None:
+        """Take it out of the model: layers stand where they stood, merged ones with the update in their weights."""
+        for placed in self.placed():
+            self._take_out(placed)
+        for name in self.modules():
+            parent, _, child = name.rpartition(".")
+            delattr(self.model.get_submodule(parent), child)
+        for handle in self._handles:
+            handle.remove()
+        self._placed, self._modules, self._handles = [], {}, []
+
+    def _take_out(self, placed: Placed) -> None:
+        placed.layer.drop(placed.key)
+        if not placed.layer.deltas:
+            replace_module(self.model, placed.name, placed.layer.base)
+
+    # -- for those who look into it ------------------------------------------------------------------
+
+    @torch.no_grad()
+    def weight_updates(self) -> Iterator[WeightUpdate] | None:
+        """What it changes of each weight matrix, while it is not merged; None if its deltas change none.
+
+        Where deltas share rows, what they change together.
+        """
+        if not self.placed():
+            return None
+        try:
+            return iter([update for layer, _ in self._by_layer() for update in self._updates_of(layer)])
+        except NotMergeable:
+            return None
+
+    def _updates_of(self, layer: AdaptedLayer) -> Iterator[WeightUpdate]:
+        mine = [placed for placed in self.placed() if placed.layer is layer]
+        weight = weight_matrix(layer.base).detach()
+        if len(mine) > 1 and any(placed.delta.rows is None for placed in mine):
+            changed = weight.float()
+            for placed in mine:
+                changed, _ = folded(placed.delta, changed, None)
+            yield WeightUpdate(mine[0].name, weight, changed - weight.float())
+            return
+        for placed in mine:
+            rows = weight[placed.delta.rows or slice(None)]
+            yield WeightUpdate(slice_name(placed.name, placed.key), rows, placed.delta.update(rows))
+
+
+def nothing_to_merge(method: str) -> str:
+    """Why the adapter of a method that adds nothing is not merged."""
+    return (
+        f"'{method}' trains the backbone's own tensors and adds none: there is nothing to merge, and the model already "
+        "costs what the backbone costs."
+    )
+
+
+def _frozen(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters of ``module`` that do not train, and its persistent buffers."""
+    return {name: t for name, t in module.state_dict(keep_vars=True).items() if not t.requires_grad}
