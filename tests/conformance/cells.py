@@ -358,13 +358,17 @@ def removal(trial: Trial) -> None:
     """Switched off it changes nothing and comes back; taken out, it leaves the backbone's own modules and tensors."""
     adapter = trial.another()
     adapter.load_state_dict(trial.adapter.state_dict())
-    if not adapter.own_names() and (adapter.placed() or adapter.modules()):
+    off = None
+    if not adapter.own_names() and adapter.num_added():
         with adapter.disabled():
             off = logits_of(adapter.backbone, trial.ids, trial.mask)
         require(not torch.equal(off, trial.logits), "disabled() changed no logit")
         again = logits_of(adapter.backbone, trial.ids, trial.mask)
         require(torch.equal(again, trial.logits), "after disabled() the logits are others")
     adapter.remove()
+    if off is not None:
+        out = logits_of(adapter.backbone, trial.ids, trial.mask)
+        require(torch.equal(out, off), "taken out it computes other logits than switched off")
     own = {clean_name(trial.original, name): tensor for name, tensor in trial.original.state_dict().items()}
     left = {clean_name(adapter.backbone, name): tensor for name, tensor in adapter.backbone.state_dict().items()}
     require(own.keys() == left.keys(), f"left or lost by remove(): {_some(own.keys() ^ left.keys())}")

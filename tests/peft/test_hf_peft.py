@@ -23,6 +23,7 @@ from peftlab.peft.hf_peft import HFPeft
 from peftlab.peft.surgery import weight_matrix
 from peftlab.runs.assemble import count_parameters
 from tests.conftest import REPOSITORY, TINY, Peftlab, run_folder
+from tests.interop.exchange import base_model, logits_of, randomise, texts
 from tests.peft.tiny import batch, tiny
 
 TYPES: dict[str, dict[str, Any]] = {
@@ -363,3 +364,37 @@ def test_a_run(peftlab: Peftlab, reviews: Any) -> None:
     assert "peft=hf_peft" in peftlab("inspect", run_folder("oft")).out
     onwards = peftlab("train", *TINY, *change, "name=next", f"backbone.from_run={run_folder('oft')}")
     assert onwards.status == 0, onwards.err
+
+
+def test_tokens_that_train_beside_the_layers_are_the_adapters_own() -> None:
+    """HF peft keeps them in a wrapper of another kind; they are saved, merge, switch off and leave as the rest."""
+    options = {"r": 4, "target_modules": ["query"], "trainable_token_indices": [7, 50]}
+    backbone, plain = base_model("bert"), base_model("bert")
+    adapter = attach(backbone, HFPeft(peft_type="LORA", options=options), seed=1, train_head=False)
+    ids, mask = texts("bert", "")
+    ids = ids.clone()
+    ids[:, 1] = 7
+    untouched = logits_of(plain.eval(), ids, mask)
+    randomise(backbone.eval())
+    adapted = logits_of(backbone, ids, mask)
+    assert "bert.embeddings.word_embeddings.trainable_tokens_delta.default" in adapter.state_dict()
+    assert not torch.equal(adapted, untouched)
+    with adapter.disabled():
+        assert torch.equal(logits_of(backbone, ids, mask), untouched)
+    adapter.merge()
+    torch.testing.assert_close(logits_of(backbone, ids, mask), adapted, atol=1e-5, rtol=0)
+    adapter.unmerge()
+    assert torch.equal(logits_of(backbone, ids, mask), adapted)
+    again = base_model("bert")
+    other = attach(again.eval(), HFPeft(peft_type="LORA", options=options), seed=2, train_head=False)
+    other.load_state_dict(adapter.state_dict())
+    assert torch.equal(logits_of(again, ids, mask), adapted)
+    adapter.remove()
+    assert backbone.state_dict().keys() == plain.state_dict().keys()
+    assert torch.equal(logits_of(backbone, ids, mask), untouched)
+
+
+def test_layers_that_the_model_does_not_have_are_refused() -> None:
+    options = {"r": 4, "target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 2]]}
+    with pytest.raises(PeftlabError, match=r"'model\.layers\.2\.self_attn\.q_proj', which this llama does not have"):
+        attach(base_model("llama"), HFPeft(peft_type="LORA", options=options), seed=0)

@@ -54,6 +54,16 @@ NAMES: Mapping[str, Sequence[tuple[str, str]]] = MappingProxyType(
 theirs. All names began with ``model.`` (in checkpoints ``backbone.model.``), which is gone."""
 
 
+MODULES = frozenset(
+    {
+        "adalora", "bitfit", "compose", "dora", "dynamic_dora", "full", "head", "houlsby", "ia3", "last_layers",
+        "layernorm", "lora", "multitask_prompt", "p_tuning", "p_tuning_v2", "parallel_adapter", "parameters",
+        "pfeiffer", "prefix_tuning", "prompt_tuning", "vera",
+    }
+)  # fmt: skip
+"""Modules of peftlab's own methods that wrote format 1."""
+
+
 def present_state(state: Mapping[str, T], written: int, methods: Sequence[str]) -> dict[str, T]:
     """The tensors of a file or checkpoint under the names that they have now.
 
@@ -89,8 +99,8 @@ def present_name(name: str, methods: Sequence[str]) -> str:
 def trained(name: str, peft: Mapping[str, Any]) -> bool | None:
     """Whether the tensor ``name`` of a file in format 1 trained; None if names do not tell.
 
-    Of peftlab's own methods: the starts of PiSSA, what methods with a rank budget remember, and frozen random matrices
-    did not.
+    Of the methods of :data:`MODULES`: the starts of PiSSA, what methods with a rank budget remember, and frozen random
+    matrices did not.
 
     Args:
         name: in format 1.

@@ -66,7 +66,8 @@ def _what_trains(
     if frozen is not None:
         trains = {name: name not in frozen for name in tensors}
     else:
-        by_name = {name: legacy.trained(name, peft) if _is_own(peft) else None for name in tensors}
+        known = _modules(peft) <= legacy.MODULES
+        by_name = {name: legacy.trained(name, peft) if known else None for name in tensors}
         if None in by_name.values():
             return
         trains = {name: bool(holds) for name, holds in by_name.items()}
@@ -93,7 +94,7 @@ def _what_is_added(record: dict[str, Any], config: RunConfig | None) -> Iterator
     found = counts["total"] - backbone
     if "added" in counts:
         least = most = counts["added"]
-    elif _is_own(peft):
+    elif _modules(peft) <= legacy.MODULES:
         known = config is not None and not _is_composed(peft)  # a composition adds what some of its methods add
         nothing = config.peft.supports.adds_nothing if config is not None and known else None
         least, most = legacy.added(peft, counts, adds_nothing=nothing)
@@ -107,21 +108,27 @@ def _what_is_added(record: dict[str, Any], config: RunConfig | None) -> Iterator
         )
 
 
-_FROM_ELSEWHERE = ("hf_peft", "imported")
-"""Modules of peftlab's whose methods' layers are made by others' code, or by what a file says."""
+_FROM_ELSEWHERE = {"hf_peft", "imported", ""}
+"""Modules of peftlab's whose methods' layers are made by others' code, or by what a file says; empty: of others."""
 
 
 def _is_own(peft: dict[str, Any]) -> bool:
     """Whether all that the config ``peft`` names are methods of peftlab's own code."""
+    return not _modules(peft) & _FROM_ELSEWHERE
+
+
+def _modules(peft: dict[str, Any]) -> set[str]:
+    """Modules in the room ``peft`` of all methods that the config ``peft`` names; empty for a method from elsewhere."""
     named = [str(peft["_target_"])]
     for entry in peft.get("methods", []) if _is_composed(peft) else []:
         fields = entry if isinstance(entry, dict) else {"name": entry}
         named.append(str(fields.get("_target_") or f"peftlab.peft.{fields.get('name')}.of_this_name"))
-    places = [place_of(name) for name in named]
-    modules = [place.removeprefix("peftlab.peft.").partition(".")[0] for place in places]
-    return all(place.startswith("peftlab.peft.") for place in places) and all(
-        module not in _FROM_ELSEWHERE and (_METHODS / f"{module}.py").is_file() for module in modules
-    )
+    modules = set()
+    for place in map(place_of, named):
+        module = place.removeprefix("peftlab.peft.").partition(".")[0]
+        shipped = place.startswith("peftlab.peft.") and (_METHODS / f"{module}.py").is_file()
+        modules.add(module if shipped else "")
+    return modules
 
 
 _METHODS = Path(__file__).parents[1] / "peft"

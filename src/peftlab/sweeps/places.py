@@ -12,7 +12,8 @@ LEAVES: dict[str, tuple[str, ...]] = {
     "metrics.validation": (*_OF_EVERY_SPLIT, "per_class"),
     "metrics.test": (*_OF_EVERY_SPLIT, "per_class", "matthews", "rows"),
     "parameters": (
-        "total", "trainable", "trainable_without_head", "head", "adapted", "stored", "adapter_bytes", "model_bytes",
+        "total", "trainable", "trainable_without_head", "head", "added", "adapted", "stored", "adapter_bytes",
+        "model_bytes",
     ),
     "timing": (
         "train_seconds", "train_samples_per_second", "test_seconds", "evaluation_samples_per_second",
