@@ -77,9 +77,9 @@ def _search_also(config_dir: str) -> None:
     hydra.config_loader = ConfigLoaderImpl(config_search_path=path)
 
 
-def checked(overrides: Sequence[str], *, real: bool = False) -> RunConfig:
+def checked(overrides: Sequence[str]) -> RunConfig:
     """Compose ``overrides`` and check the result."""
-    return check(composed(overrides), real=real)
+    return check(composed(overrides))
 
 
 @contextmanager

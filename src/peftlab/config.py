@@ -1,4 +1,4 @@
-"""A run's config: its typed schema, composing it with Hydra, and checking it before anything heavy loads.
+"""A run's config: its typed schema, and checking it before anything heavier than torch is imported.
 
 Values come from ``conf/`` (and ``--config-dir``), composed by Hydra; the schema is the dataclasses that
 each group's ``_target_`` names. A mistake is one :class:`~peftlab.errors.ConfigError` that names the key,
@@ -25,7 +25,7 @@ from peftlab.data.base import DataSet
 from peftlab.errors import ConfigError
 from peftlab.fields import NAME_PATTERN, NonNegativeInt, bookkeeping
 from peftlab.peft.base import PEFTStrategy
-from peftlab.schema import BadValue, UnknownKey, check_keys, config_class, import_class, validate
+from peftlab.schema import BadValue, UnknownKey, check_keys, import_class, validate
 from peftlab.training.config import LoggerConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
 
 GROUPS: dict[str, type] = {
@@ -72,14 +72,14 @@ class RunConfig:
 
     def plain(self) -> dict[str, Any]:
         """Plain containers, ``_target_`` included: what config.yaml and the record hold."""
-        values: dict[str, Any] = {}
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if name in GROUPS:
-                values[name] = {"_target_": stable_name(type(value)), **asdict(value)}
-            else:
-                values[name] = asdict(value) if name == "trainer" else value
-        return values
+        return {name: plain(name, getattr(self, name)) for name in self.__dataclass_fields__}
+
+
+def plain(name: str, value: Any) -> Any:
+    """The field ``name`` of :class:`RunConfig` as plain containers."""
+    if name in GROUPS:
+        return {"_target_": stable_name(type(value)), **asdict(value)}
+    return asdict(value) if name == "trainer" else value
 
 
 @dataclass(kw_only=True)
@@ -93,12 +93,25 @@ class _TopLevel:
     measure_forgetting: bool = False
 
 
-def from_plain(values: dict[str, Any], *, real: bool) -> RunConfig:
+def from_plain(values: dict[str, Any]) -> RunConfig:
     """Check plain ``values`` against the schema.
 
     Args:
         values: what :meth:`RunConfig.plain` returns, or a composed config as containers.
-        real: import the classes for use; else read them only, without importing torch.
+
+    Raises:
+        ConfigError: naming every key that does not fit.
+    """
+    parts = without_method(values)
+    method = validate_group("peft", values.get("peft"), PEFTStrategy)
+    method.fit_tasks(max(len(parts["data"].task_names()), 1))
+    return RunConfig(peft=method, **parts)
+
+
+def without_method(values: dict[str, Any]) -> dict[str, Any]:
+    """Field of :class:`RunConfig` → what ``values`` say of it, checked; all fields but ``peft``.
+
+    Imports no torch, as long as the classes are peftlab's own: only methods have theirs beside their code.
 
     Raises:
         ConfigError: naming every key that does not fit.
@@ -107,18 +120,17 @@ def from_plain(values: dict[str, Any], *, real: bool) -> RunConfig:
     top = {name: value for name, value in values.items() if name not in GROUPS and name != "trainer"}
     parts: dict[str, Any] = asdict(validate(top, _TopLevel, ""))
     for group, base in GROUPS.items():
-        parts[group] = validate_group(group, values.get(group), base, real=real)
+        if group != "peft":
+            parts[group] = validate_group(group, values.get(group), base)
     parts["trainer"] = validate(_as_mapping("trainer", values.get("trainer")), TrainerConfig, "trainer")
     if parts["measure_forgetting"] and parts["backbone"].from_run is None:
         raise ConfigError(
             "measure_forgetting=true needs backbone.from_run=<run folder>, the run whose task may be forgotten."
         )
-    tasks = len(parts["data"].task_names())
-    parts["peft"].fit_tasks(max(tasks, 1))
-    return RunConfig(**parts)
+    return parts
 
 
-def validate_group(group: str, given: Any, base: type, *, real: bool) -> Any:
+def validate_group(group: str, given: Any, base: type) -> Any:
     """The instance of ``base`` that one group's values describe."""
     given = _as_mapping(group, given)
     target = given.get("_target_")
@@ -127,7 +139,7 @@ def validate_group(group: str, given: Any, base: type, *, real: bool) -> Any:
         raise ConfigError(
             f"{key} is missing: it names the dataclass of the group, for example one of conf/{group}/*.yaml."
         )
-    cls = import_class(target, key) if real else config_class(target, key)
+    cls = import_class(target, key)
     if not issubclass(cls, base):
         raise ConfigError(f"{key}={target}: it must be a {base.__module__}.{base.__qualname__}, which this is not.")
     return validate(given, cls, group)
@@ -139,11 +151,11 @@ def _as_mapping(group: str, given: Any) -> dict[str, Any]:
     return given
 
 
-def check(composed: DictConfig, *, real: bool = False) -> RunConfig:
+def check(composed: DictConfig) -> RunConfig:
     """Resolve and validate what Hydra composed, naming the file a mistake stands in."""
     values = resolved(composed)
     try:
-        return from_plain(values, real=real)
+        return from_plain(values)
     except UnknownKey as error:
         raise ConfigError(f"{error}{_where(error.key)}") from error
     except BadValue as error:

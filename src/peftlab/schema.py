@@ -1,22 +1,17 @@
 """Dataclasses are the schema: find the one a ``_target_`` names, and check values against it.
 
-Checking must not cost the seconds that importing torch takes, yet a method keeps its config beside its
-code in one file. So :func:`config_class` reads the dataclass out of the file's source: it runs the class
-statement and the light imports above it, and leaves out everything else the file imports or defines.
-The methods of such a class are never called; a run imports the real one (:func:`import_class`).
+The class is imported as it is, from the module that also holds the method's code: nothing is declared twice. So modules
+with config classes import nothing heavier than torch when they are imported, and the rest where it is used.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib
 import importlib.util
 import math
 import re
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -31,94 +26,43 @@ from peftlab.fields import NAME_PATTERN
 
 T = TypeVar("T")
 
-# Modules beside the standard library's that import in milliseconds.
-_LIGHT = {
-    "annotated_types", "pydantic", "peftlab.backbones.config", "peftlab.class_names", "peftlab.errors",
-    "peftlab.fields", "peftlab.files", "peftlab.peft.base", "peftlab.peft.hf_options", "peftlab.seeding",
-    "peftlab.training.config",
-    *(f"peftlab.data.{name}" for name in ("base", "hub", "labels", "packaged", "published", "readers", "splits")),
-}  # fmt: skip
-
-# What stands for a module that was read and not imported, by its name.
-_STAND_INS: dict[str, ModuleType] = {}
-
-
-def _is_light(module_name: str) -> bool:
-    return module_name in _LIGHT or module_name.partition(".")[0] in sys.stdlib_module_names
-
 
 def import_class(target: str, key: str) -> type:
-    """The class that is or was called ``target`` (``package.module.Class``), really imported.
+    """The class that is or was called ``target`` (``package.module.Class``).
 
     Raises:
         ConfigError: naming ``key``, and the part of ``target`` that does not exist.
     """
     target = place_of(target)
     module_name, _, class_name = target.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"{key}={target}: cannot import '{module_name}': {error}") from error
+    module = _import_module(module_name, target, key)
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
-        raise ConfigError(_no_such_class(key, target, class_name, [n for n in vars(module) if n[:1].isupper()]))
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
+        known = [name for name in own if isinstance(getattr(module, name), type)]
+        raise ConfigError(
+            f"{key}={target}: '{module_name}' has no class '{class_name}'.{nearest(class_name, known)} "
+            f"It has: {listed(known)}."
+        )
     return found
 
 
-def config_class(target: str, key: str) -> type:
-    """The dataclass that is or was called ``target``, read from its source where that is possible, else imported.
-
-    Raises:
-        ConfigError: if there is no such module or class.
-    """
-    return _read_class(place_of(target), key)
-
-
-@cache
-def _read_class(target: str, key: str) -> type:
-    module_name, _, class_name = target.rpartition(".")
-    if module_name in sys.modules:
-        return import_class(target, key)
-    path = _source_path(module_name, target, key)
-    if path is None:
-        return import_class(target, key)
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    if all(_is_light(name) for name in _imported(tree)):
-        return import_class(target, key)
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    if class_name not in classes:
-        raise ConfigError(_no_such_class(key, target, class_name, classes))
-    try:
-        return _run_class_statement(module_name, path, tree, classes, class_name)
-    except (NameError, ImportError, AttributeError):
-        # The class body uses something heavy; then there is nothing for it but the import.
-        return import_class(target, key)
-
-
-def _imported(tree: ast.Module) -> list[str]:
-    """Modules that a file imports when it is imported itself."""
-    names: list[str] = []
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names.append(node.module or "")
-    return names
-
-
-def _source_path(module_name: str, target: str, key: str) -> Path | None:
-    if not module_name or not all(part.isidentifier() for part in module_name.split(".")):
+def _import_module(name: str, target: str, key: str) -> ModuleType:
+    if not name or not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(f"{key}={target}: give the full name of a class, as package.module.Class.")
     try:
-        spec = importlib.util.find_spec(module_name)
+        spec = importlib.util.find_spec(name)
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"{key}={target}: there is no module '{module_name}' ({error}).") from error
+        raise ConfigError(f"{key}={target}: there is no module '{name}' ({error}).") from error
     if spec is None:
         raise ConfigError(
-            f"{key}={target}: there is no module '{module_name}'.{_nearest_module(module_name)} "
+            f"{key}={target}: there is no module '{name}'.{_nearest_module(name)} "
             "Check the spelling, or that its package is installed here."
         )
-    return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"{key}={target}: cannot import '{name}': {error}") from error
 
 
 def _nearest_module(module_name: str) -> str:
@@ -128,56 +72,6 @@ def _nearest_module(module_name: str) -> str:
         return ""
     names = [path.stem for folder in spec.submodule_search_locations for path in Path(folder).glob("*.py")]
     return nearest(last, names)
-
-
-def _no_such_class(key: str, target: str, class_name: str, known: Any) -> str:
-    module_name = target.rpartition(".")[0]
-    return (
-        f"{key}={target}: '{module_name}' has no class '{class_name}'.{nearest(class_name, known)} "
-        f"It has: {listed(known)}."
-    )
-
-
-def _run_class_statement(
-    module_name: str, path: Path, tree: ast.Module, classes: dict[str, ast.ClassDef], class_name: str
-) -> type:
-    """Execute ``class_name``'s statement in a module that holds only its light surroundings."""
-    stand_in = _STAND_INS.setdefault(module_name, ModuleType(module_name))
-    wanted = classes[class_name]
-    bases = {base.id for base in wanted.bases if isinstance(base, ast.Name)}
-    body: list[ast.stmt] = []
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            if all(_is_light(alias.name) for alias in node.names):
-                body.append(node)
-        elif isinstance(node, ast.ImportFrom):
-            if _is_light(node.module or ""):
-                body.append(node)
-            else:  # a base class may live in a heavy sibling: read it in the same way
-                for alias in node.names:
-                    if alias.name in bases and node.module:
-                        base = config_class(f"{node.module}.{alias.name}", "_target_")
-                        setattr(stand_in, alias.asname or alias.name, base)
-        elif isinstance(node, ast.ClassDef) and (node is wanted or node.name in bases):
-            body.append(node)
-    with _stand_ins_in_place():
-        exec(compile(ast.Module(body=body, type_ignores=[]), str(path), "exec"), stand_in.__dict__)
-        found: type = getattr(stand_in, class_name)
-        if dataclasses.is_dataclass(found):
-            _adapter(found)  # resolves the annotations
-    return found
-
-
-@contextmanager
-def _stand_ins_in_place() -> Iterator[None]:
-    """dataclasses and pydantic look a class's module up by its name, to resolve annotations."""
-    absent = {name: module for name, module in _STAND_INS.items() if name not in sys.modules}
-    sys.modules.update(absent)
-    try:
-        yield
-    finally:
-        for name in absent:
-            del sys.modules[name]
 
 
 @cache

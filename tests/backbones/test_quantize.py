@@ -8,7 +8,7 @@ from torch import nn
 
 from peftlab.backbones.quantize import logical_size, quantize, stored_bytes
 from peftlab.backbones.roles import find_targets
-from peftlab.backbones.transformer import TransformerBackbone
+from peftlab.backbones.transformer_backbone import TransformerBackbone
 from peftlab.errors import BackboneError
 from tests.backbones.tiny_backbones import batch, shake, tiny, tiny_config
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from peftlab.backbones.roles import find_targets
-from peftlab.backbones.text_classifier import TextClassifierBackbone, TextClassifierConfig
+from peftlab.backbones.text_classifier import TextClassifierConfig
+from peftlab.backbones.text_classifier_backbone import TextClassifierBackbone
 from peftlab.errors import BackboneError
 from tests.backbones.tiny_backbones import batch
 

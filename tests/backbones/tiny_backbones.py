@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from peftlab.backbones.base import Backbone
-from peftlab.backbones.transformer import TransformerBackbone, TransformerConfig
+from peftlab.backbones.transformer import TransformerConfig
+from peftlab.backbones.transformer_backbone import TransformerBackbone
 
 _SIZES = {
     "hidden_size": 32,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.config import config_folder
+from tests.alone import HEAVY, peftlab_alone
 from tests.conftest import Peftlab
 
 # (what is typed after `peftlab train`, what the message must say)
@@ -125,16 +127,46 @@ def test_debug_shows_the_traceback(peftlab: Peftlab, monkeypatch: pytest.MonkeyP
     assert "Traceback" in peftlab("train", "peft.rank=0").err
 
 
-def test_a_mistake_is_found_without_importing_torch() -> None:
-    """That is what keeps the answer under the three seconds a person waits gladly."""
+def test_a_mistake_is_found_without_importing_what_is_heavier_than_torch() -> None:
+    """That is what keeps the answer under the two seconds a person waits gladly."""
+    done = peftlab_alone("train", "peft.rank=0")
+    assert done.status == 2
+    assert done.heavy == ["torch"]
+    assert "peft.rank=0" in done.err
+
+
+@pytest.mark.parametrize("typed", ["optim.lr=0", "data.batch_size=0", "backbone.quantize=int4", "peft=lroa"])
+def test_a_mistake_outside_the_method_does_not_even_import_torch(typed: str) -> None:
+    done = peftlab_alone("train", typed)
+    assert done.status == 2
+    assert done.heavy == []
+
+
+SHIPPED = [
+    f"{group}={file.stem}"
+    for group in ("data", "backbone", "peft", "optim", "schedule", "logger")
+    for file in sorted((config_folder() / group).glob("*.yaml"))
+]
+
+
+def test_no_config_class_imports_what_is_heavier_than_torch() -> None:
+    """All of them in one process: whatever is imported once stays."""
     code = (
-        "import sys; from peftlab.cli import main; status = main(['train', 'peft.rank=0']);"
-        "heavy = {'torch', 'lightning', 'transformers', 'datasets', 'bitsandbytes'} & set(sys.modules);"
-        "print(status, sorted(heavy))"
+        "import sys; from peftlab.schema import import_class; from peftlab.config import config_folder; import yaml;"
+        "texts = [file.read_text() for file in sorted(config_folder().glob('*/*.yaml'))];"
+        "targets = [(yaml.safe_load(text) or {}).get('_target_', '') for text in texts];"
+        "classes = [import_class(target, 'k') for target in targets if target.startswith('peftlab.')];"
+        f"print(len(classes), [name for name in {HEAVY!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "2 []"
-    assert "peft.rank=0" in done.stderr
+    assert done.stdout.strip() == f"{len(SHIPPED)} ['torch']"
+
+
+def test_checking_a_config_imports_nothing_heavier_than_torch() -> None:
+    for typed in (["peft=hf_peft"], ["data=multitask", "peft=multitask_prompt"], ["peft=compose", "optim=paged_adamw"]):
+        done = peftlab_alone("check", *typed)
+        assert done.status == 0, done.err
+        assert set(done.heavy) <= {"torch"}
 
 
 def test_a_sweep_is_checked_before_its_first_job(peftlab: Peftlab, scratch: Path) -> None:

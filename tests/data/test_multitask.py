@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from peftlab.data.multitask import Multitask
 from peftlab.data.text_files import TextFiles
 from peftlab.errors import DataError
 from peftlab.runs.identity import run_key
+from tests.alone import peftlab_alone
 from tests.conftest import Peftlab
 from tests.data.two_tasks import CLASSES, SIZES, entries, write_topics
 
@@ -209,11 +208,10 @@ def test_what_it_writes_down_is_read_again_as_the_same(reviews: Path, topics: Pa
     assert json.loads(json.dumps(first.tasks)) == first.tasks
 
 
-def test_checking_imports_no_torch() -> None:
-    code = "import sys; from peftlab.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
-    arguments = ["check", "data=multitask", "peft=multitask_prompt"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False", done.stderr
+def test_a_mistake_in_a_task_imports_no_torch() -> None:
+    done = peftlab_alone("check", "data=multitask", "data.tasks=[{name: bbc_news, holdout: 1}]")
+    assert done.status == 2
+    assert done.heavy == []
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from peftlab.backbones.sources import package_file_folder
 from peftlab.backbones.tokenizers import ByteTokenizer, HFTokenizer
-from peftlab.backbones.transformer import _segments
+from peftlab.backbones.transformer_backbone import _segments
 from peftlab.composition import checked
 from peftlab.data.batching import pad
 from peftlab.data.glue import GLUE

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from peftlab.backbones.base import Backbone
 from peftlab.backbones.quantize import quantize
-from peftlab.backbones.transformer import TransformerBackbone
+from peftlab.backbones.transformer_backbone import TransformerBackbone
 from peftlab.interop.export import adapter_files
 from peftlab.peft.adalora import AdaLoRA
 from peftlab.peft.adapter import Adapter

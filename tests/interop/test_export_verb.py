@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from peftlab.backbones.transformer import TransformerBackbone
+from peftlab.backbones.transformer_backbone import TransformerBackbone
 from peftlab.errors import PeftlabError
 from peftlab.interop.hf_model import save_model
 from peftlab.interop.whole_folder import whole_folder

@@ -12,7 +12,7 @@ import torch
 
 from peftlab.backbones.quantize import quantize
 from peftlab.backbones.tokenizers import ByteTokenizer
-from peftlab.backbones.transformer import TransformerBackbone
+from peftlab.backbones.transformer_backbone import TransformerBackbone
 from peftlab.interop.loading import how_to_load
 from peftlab.peft.base import attach
 from peftlab.peft.lora import LoRA

@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 
-from peftlab.backbones.transformer import TransformerBackbone
+from peftlab.backbones.transformer_backbone import TransformerBackbone
 from peftlab.errors import PeftlabError
 from peftlab.interop.export import adapter_files
 from peftlab.peft.adapter import Adapter

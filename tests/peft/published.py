@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftlab.backbones.transformer import TransformerBackbone, TransformerConfig
+from peftlab.backbones.transformer import TransformerConfig
+from peftlab.backbones.transformer_backbone import TransformerBackbone
 from peftlab.peft.base import PEFTStrategy, attach
 from peftlab.runs.assemble import count_parameters
 

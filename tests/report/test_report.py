@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from peftlab.report.build import Request, build
 from peftlab.report.latex import escape
 from peftlab.report.tables import markdown
+from tests.alone import peftlab_alone
 from tests.conftest import Peftlab
 from tests.report.made_up import failed, record, sweep_file, three_methods, write
 
@@ -354,15 +353,9 @@ def test_an_unwritable_target_is_one_clear_line(scratch: Path, peftlab: Peftlab)
 
 def test_no_torch_and_no_transformers(scratch: Path) -> None:
     folder = folder_of(scratch)
-    code = (
-        "import sys; from peftlab.cli import main; status = main(sys.argv[1:]); "
-        "print(status, [name for name in ('torch', 'transformers', 'lightning') if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "report", str(folder), "--baseline", "peft=head"],
-        capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "110"},
-    )  # fmt: skip
-    assert done.stdout.splitlines()[-1] == "0 []"
+    done = peftlab_alone("report", folder, "--baseline", "peft=head", COLUMNS="110")
+    assert done.status == 0
+    assert done.heavy == []
 
 
 def test_latex_escapes_what_is_special() -> None:

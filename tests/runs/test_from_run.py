@@ -218,7 +218,7 @@ def test_a_new_process_gives_the_same_bits(peftlab: Peftlab, topics: Path, revie
     finally:
         training.assemble = build
     trained = made[-1].backbone.eval()
-    reviews_set = checked(["data=imdb_packaged", "data.limit_test=1000"], real=True).data
+    reviews_set = checked(["data=imdb_packaged", "data.limit_test=1000"]).data
     texts = [" ".join(text.split()) for text in reviews_set.load().test.texts]
     (scratch / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
     batch = pad(trained.tokenizer.encode(texts, 4096), trained.tokenizer.pad_id)

@@ -120,7 +120,7 @@ def test_verify_names_what_is_computed_otherwise_since_then(
     change_numbers(monkeypatch, "lora-dropout-1", "lora-scale-1")
     result = peftlab("verify", run, again)
     assert result.status == 0, result.out
-    today = run_key(from_plain(record_of(run)["config"], real=False))
+    today = run_key(from_plain(record_of(run)["config"]))
     assert today not in (run.name, again.name)
     both = [
         f"    note: identity_tags: computed before {name}; since then: {SENTENCE}"
@@ -180,7 +180,7 @@ def test_reproduce_finds_the_command_and_says_why_the_key_is_another(
     lines = result.out.splitlines()
     assert lines[-1] == before.splitlines()[-1], "the record's own command"
     assert f"The run was computed before lora-dropout-1; since then: {SENTENCE}." in lines
-    today = run_key(from_plain(record_of(run)["config"], real=False))
+    today = run_key(from_plain(record_of(run)["config"]))
     assert any(line.startswith(f"Hence the new run has the key {today}, not {run.name}: same config") for line in lines)
     assert "the content of a file" not in result.out
     assert "its resolved config does" not in result.out

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from peftlab.composition import composed
-from peftlab.config import RunConfig, check, from_plain
+from peftlab.config import check, from_plain
 from peftlab.errors import RunError
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import attach
@@ -58,20 +58,19 @@ class Run:
     """What of a run says how large things are."""
 
     record: dict[str, Any]
-    config: RunConfig | None
     tensors: dict[str, Array] | None
     """Of the adapter file."""
     frozen: frozenset[str] | None
     """What the file says of itself."""
 
     def findings(self) -> list[Finding]:
-        return list(size_findings(self.record, self.config, self.tensors, self.frozen))
+        return list(size_findings(self.record, self.tensors, self.frozen))
 
 
 def built(*overrides: str) -> tuple[Adapter, dict[str, Any]]:
     """The adapter of a run with ``overrides``, not trained, and the run's config."""
     plain = check(composed([*TINY, "data.path=reviews.jsonl", *overrides])).plain()
-    config = from_plain(plain, real=True)
+    config = from_plain(plain)
     backbone = config.backbone.build(2, seed=0, train_texts=["a fine film", "a dull one"])
     return attach(backbone, config.peft, seed=0, train_head=config.backbone.train_head), plain
 
@@ -86,7 +85,7 @@ def counted(*overrides: str) -> Run:
         "parameters": count_parameters(adapter) | {"adapter_bytes": len(data)},
         "files": {"adapter.safetensors": {"bytes": len(data)}},
     }
-    return Run(record, from_plain(plain, real=False), tensors_in(data), frozen_in(data))
+    return Run(record, tensors_in(data), frozen_in(data))
 
 
 def lacking_added(run: Run) -> Run:
@@ -119,7 +118,7 @@ def test_what_a_run_counts_agrees(name: str, reviews: Path) -> None:
     for version in VERSIONS.values():
         written = version(run)
         assert written.findings() == []
-        assert replace(written, config=None, tensors=None, frozen=None).findings() == []
+        assert replace(written, tensors=None, frozen=None).findings() == []
         older = deepcopy(written.record)
         for lacking in ("stored", "head", "adapted", "model_bytes"):
             del older["parameters"][lacking]
@@ -209,14 +208,13 @@ def test_of_methods_from_elsewhere_only_the_protocol_is_asked(reviews: Path) -> 
     record = run.record
     record["config"]["peft"]["_target_"] = "my_methods.mine.Mine"
     record["parameters"]["total"] += 5000  # a frozen matrix that is drawn again from the seed
-    run = replace(run, config=None)
     assert run.findings() == []
     record["parameters"]["trainable"] += 1
     assert {finding.about for finding in run.findings()} == {"parameters.trainable", "parameters.stored"}
 
 
 def test_of_methods_from_elsewhere_it_counts_what_record_and_file_say_themselves(reviews: Path) -> None:
-    run = replace(counted("peft=lora"), config=None)
+    run = counted("peft=lora")
     run.record["config"]["peft"]["_target_"] = "my_methods.mine.Mine"
     assert run.findings() == []
     for part, leaf in (("parameters", "added"), ("parameters", "total"), ("backbone", "parameters")):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.alone import peftlab_alone
 from tests.conftest import TINY, Peftlab, run_folder
 
 
@@ -117,13 +118,11 @@ def test_a_finished_run_is_skipped_and_force_reruns_it(peftlab: Peftlab, reviews
     assert (folder / "record.json").stat().st_mtime_ns > before
 
 
-def test_skipping_imports_no_torch(peftlab: Peftlab, reviews: Path) -> None:
+def test_skipping_imports_nothing_heavier_than_torch(peftlab: Peftlab, reviews: Path) -> None:
     train(peftlab, reviews)
-    code = "import sys; from peftlab.cli import main; main(); print('torch' in sys.modules)"
-    arguments = [*TINY, f"data.path={reviews}", "name=t", "trainer.max_epochs=3"]
-    done = subprocess.run([sys.executable, "-c", code, "train", *arguments], capture_output=True, text=True, check=True)
-    assert "is finished already" in done.stdout
-    assert done.stdout.strip().endswith("False")
+    done = peftlab_alone("train", *TINY, f"data.path={reviews}", "name=t", "trainer.max_epochs=3")
+    assert "is finished already" in done.out
+    assert done.heavy == ["torch"]
 
 
 def test_identity_ignores_bookkeeping_and_follows_content(peftlab: Peftlab, reviews: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from peftlab.runs.consistency import inconsistencies
 from peftlab.runs.tensors import read_tensors
 from peftlab.training.config import TrainerConfig
+from tests.alone import peftlab_alone
 from tests.conftest import Peftlab, run_folder
 from tests.runs.small_runs import CLASSIFIER, edit, failed, finished, found, record_of, set_at, train
 
@@ -300,9 +299,10 @@ def test_a_run_on_several_tasks(peftlab: Peftlab, reviews: Path, scratch: Path) 
 
 
 def test_it_imports_no_torch(run: Path) -> None:
-    code = "import sys; from peftlab.cli import main; print(main(), 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, "verify", "outputs"], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "0 False"
+    done = peftlab_alone("verify", "outputs")
+    assert "1 run: 1 as recorded" in done.out
+    assert done.status == 0
+    assert done.heavy == []
 
 
 def test_wrong_input(peftlab: Peftlab, scratch: Path) -> None:

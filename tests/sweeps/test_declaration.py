@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 from peftlab.composition import checked
 from peftlab.errors import ConfigError
 from peftlab.sweeps.declaration import assignments, override_value, plain_number, read_sweep
+from tests.alone import peftlab_alone
 from tests.conftest import Peftlab
 from tests.sweeps.made_up import BASE, declare, declared
 
@@ -192,14 +191,11 @@ def test_check_names_cells_that_could_not_be_built(peftlab: Peftlab, reviews: Pa
     assert "is a folder. Give one sweep's file; there are: sweep.yaml" in folder.err
 
 
-def test_check_imports_no_torch(reviews: Path) -> None:
+def test_check_imports_nothing_heavier_than_torch(reviews: Path) -> None:
     declare(cells=tuned(optim__lr=[1e-3, 1e-2]))
-    code = (
-        "import sys; from peftlab.cli import main; status = main(['check', 'sweep.yaml']);"
-        "print(status, sorted({'torch', 'lightning', 'transformers', 'datasets', 'optuna'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "0 []"
+    done = peftlab_alone("check", "sweep.yaml")
+    assert done.status == 0, done.err
+    assert done.heavy == ["torch"]
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_targets_have_one_budget() -> None:
     }  # fmt: skip
     plan = DeclaredPlan(shipped("targets"))
     for variant in plan.corners():
-        peft: Any = checked(plan.overrides(variant, None), real=True).peft
+        peft: Any = checked(plan.overrides(variant, None)).peft
         assert isinstance(peft, LoRA)
         assert peft.alpha / peft.rank == 2
         backbone = TransformerConfig(architecture=architecture).build(2, seed=0, device="meta")

@@ -1,6 +1,6 @@
 """What every backbone offers: a forward pass, an inner model for surgery, a tokenizer and a head.
 
-Its config lives apart (:mod:`peftlab.backbones.config`), so that reading a config imports no torch.
+Its config lives apart (:mod:`peftlab.backbones.config`), which imports no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The config every backbone shares. Imports no torch: a config is checked before anything heavy loads."""
+"""The config every backbone shares. Imports no torch."""
 
 from __future__ import annotations
 

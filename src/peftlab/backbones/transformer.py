@@ -1,40 +1,23 @@
-"""Any encoder or decoder of ``transformers`` that has a sequence classification head."""
+"""Config of any encoder or decoder of ``transformers`` that has a sequence classification head.
+
+What it builds is in :mod:`peftlab.backbones.transformer_backbone`. Imports no torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
-
-from peftlab.backbones.base import Backbone
 from peftlab.backbones.config import BackboneConfig
-from peftlab.backbones.networks import (
-    folder_config,
-    head_modules,
-    keep_head_in_float32,
-    pretrained_network,
-    random_config,
-    random_network,
-)
-from peftlab.backbones.quantize import quantize
-from peftlab.backbones.quiet import quiet_transformers
-from peftlab.backbones.settings import position_limit, set_dropout
-from peftlab.backbones.soft_prompt import Holder, PromptPlacement, wrap_token_embedding
-from peftlab.backbones.sources import (
-    Source,
-    check_sha256,
-    package_file_folder,
-    require_safetensors,
-    resolve,
-)
-from peftlab.backbones.tokenizers import ByteTokenizer, HFTokenizer
 from peftlab.errors import BackboneError
 from peftlab.fields import Probability
+
+if TYPE_CHECKING:
+    import torch
+
+    from peftlab.backbones.transformer_backbone import TransformerBackbone
 
 
 @dataclass(kw_only=True)
@@ -119,254 +102,6 @@ class TransformerConfig(BackboneConfig):
 
         On ``meta`` the weights are neither fetched nor quantised: shapes, and counts, are the full ones.
         """
-        device = torch.device(device)
-        key, source = self._source(weights=device.type != "meta")
-        if source is None:
-            config = random_config(dict(self.architecture or {}), num_labels)
-        else:
-            config = folder_config(source.folder, key, num_labels)
-        tokenizer = self._tokenizer(key, source, config)
-        self._settle(config, tokenizer)
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        if source is None or device.type == "meta":
-            model = random_network(config, dtype=dtype, attention=self.attention, seed=seed, device=device)
-            new = [] if source is None else sorted(f"{name}.*" for name in head_modules(model, []))
-        else:
-            require_safetensors(source.folder, key)
-            model, new = pretrained_network(
-                source.folder, config, key=key, dtype=dtype, attention=self.attention, seed=seed
-            )
-        head = head_modules(model, new)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        if dtype != torch.float32:
-            keep_head_in_float32(model, head)
-        if self.quantize is not None and device.type != "meta":
-            quantize(model, self.quantize, keep=head, device=device)
-        provenance = {
-            **(source.provenance if source else {"source": "random", "settings": dict(self.architecture or {})}),
-            "architecture": config.model_type,
-            "parameters": parameters,
-            "dtype": self.dtype,
-            "quantize": self.quantize,
-            "new_weights": "all" if source is None else new,
-        }
-        return TransformerBackbone(model.to(device).train(), tokenizer, head, provenance, pooling=self.pooling)
+        from peftlab.backbones.transformer_backbone import build
 
-    def _source(self, *, weights: bool) -> tuple[str, Source | None]:
-        """The config key to name in messages, and the folder (None: a random model)."""
-        if self.name_or_path is not None:
-            key = f"backbone.name_or_path={self.name_or_path}"
-            return key, resolve(self.name_or_path, self.revision, "backbone.name_or_path", weights=weights)
-        if self.package is None:
-            return "backbone.architecture", None
-        folder, version = package_file_folder(self.package, self.package_folder)
-        file = folder / (self.gguf or "model.safetensors")
-        if not file.is_file():
-            raise BackboneError(f"backbone.package={self.package}: version {version} has no file {file}.")
-        sha256 = check_sha256(file, self.sha256)
-        if self.gguf is not None:
-            from peftlab.backbones.gguf import dequantized
-
-            folder = dequantized(file, sha256)
-        provenance = {"source": "package", "package": self.package, "version": version, "sha256": sha256}
-        return f"backbone.package={self.package}", Source(folder, provenance)
-
-    def _tokenizer(self, key: str, source: Source | None, config: Any) -> ByteTokenizer | HFTokenizer:
-        foreign = source is None or self.tokenizer is not None
-        tokenizer: ByteTokenizer | HFTokenizer
-        if source is None and self.tokenizer is None:
-            tokenizer = ByteTokenizer()
-        elif self.tokenizer is not None:
-            there = resolve(self.tokenizer, None, "backbone.tokenizer", weights=False)
-            tokenizer = _read_tokenizer(there.folder, f"backbone.tokenizer={self.tokenizer}", config.vocab_size)
-        else:
-            assert source is not None
-            tokenizer = _read_tokenizer(source.folder, key, config.vocab_size)
-        # A model's own tokenizer may list tokens it never makes; a foreign one is checked.
-        if foreign and len(tokenizer) > config.vocab_size:
-            raise BackboneError(
-                f"the tokenizer has {len(tokenizer)} tokens, but the model embeds {config.vocab_size}. Set "
-                f"backbone.architecture.vocab_size={len(tokenizer)}, or give the model's own tokenizer."
-            )
-        return tokenizer
-
-    def _settle(self, config: Any, tokenizer: ByteTokenizer | HFTokenizer) -> None:
-        """Make the model's config agree with this one, and with the ids the tokenizer makes."""
-        set_dropout(config, self.dropout, self.attention_dropout)
-        config.use_cache = False
-        # Decoders find a text's last token by this id, and RoBERTa its positions.
-        config.pad_token_id = tokenizer.pad_id
-        if self.architecture is not None:  # its default ids are those of some pretrained vocabulary
-            ids = tokenizer.special_ids()
-            for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
-                if hasattr(config, name):
-                    setattr(config, name, ids.get(name))
-            if config.is_encoder_decoder:
-                config.decoder_start_token_id = tokenizer.pad_id  # as T5's own checkpoints do
-
-
-_VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
-
-
-def _read_tokenizer(folder: Path, key: str, vocabulary_size: int) -> HFTokenizer:
-    from transformers import AutoTokenizer
-
-    # Without any of these transformers makes up a tokenizer that knows no words.
-    if not any(file.is_file() for name in _VOCABULARY_FILES for file in folder.glob(name)):
-        raise BackboneError(
-            f"{key}: {folder} has no tokenizer ({', '.join(_VOCABULARY_FILES)}). Save it there "
-            "(tokenizer.save_pretrained), or give one: backbone.tokenizer=<hub id or folder>."
-        )
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # missing files, missing converters and damaged JSON each raise their own
-        reason = str(error).strip().splitlines()
-        raise BackboneError(
-            f"{key}: no tokenizer can be read from {folder}: {reason[0] if reason else type(error).__name__} "
-            "Save it there (tokenizer.save_pretrained), or give one: backbone.tokenizer=<hub id or folder>."
-        ) from error
-    return HFTokenizer(tokenizer, vocabulary_size)
-
-
-class TransformerBackbone(Backbone):
-    """A ``transformers`` sequence classifier."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: ByteTokenizer | HFTokenizer,
-        head: list[str],
-        provenance: dict[str, Any],
-        *,
-        pooling: Literal["model", "mean"] = "model",
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.tokenizer = tokenizer
-        self.provenance = provenance
-        self.architecture = provenance["architecture"]
-        self._head = head
-        self._limit = position_limit(model)
-        self._prompt: PromptPlacement | None = None
-        self._embeddings: list[Holder] = []  # where the token embedding stood before a prompt was added
-        self._mean_head = self._linear_head() if pooling == "mean" else None
-        self._separator = _segment_separator(model, tokenizer)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None = None) -> Tensor:
-        """Logits (B, C), float32, of ids (B, T), mask (B, T) and, if prompts differ by task, ``task_ids`` (B,)."""
-        text_mask = attention_mask
-        if self._prompt is not None:
-            input_ids, attention_mask, text_mask = self._prompt.insert(
-                input_ids, attention_mask, task_ids if self.task_prompts > 1 else None
-            )
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if self._separator is not None:
-            inputs["token_type_ids"] = _segments(input_ids, attention_mask, self._separator)
-        if self._mean_head is not None:
-            return self._from_mean(self._mean_head, inputs, text_mask).float()
-        logits: Tensor = self.model(**inputs).logits
-        return logits.float()
-
-    def _from_mean(self, head: str, inputs: dict[str, Tensor], text_mask: Tensor) -> Tensor:
-        """Logits of the mean over the text's tokens, which leaves out padding and a soft prompt."""
-        trunk: nn.Module = self.model.base_model  # type: ignore[assignment]
-        hidden = trunk(**inputs).last_hidden_state  # (B, T, d)
-        weight = text_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
-        mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1)  # (B, d)
-        dropout = getattr(self.model, "dropout", None)
-        if isinstance(dropout, nn.Dropout):
-            mean = dropout(mean)
-        logits: Tensor = self.model.get_submodule(head)(mean)
-        return logits
-
-    def token_embedding(self) -> nn.Module:
-        """See :meth:`Backbone.token_embedding`."""
-        embedding: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
-        return embedding
-
-    def add_soft_prompt(
-        self,
-        vectors: nn.Module,
-        *,
-        length: int,
-        position: Literal["auto", "before", "after_first"],
-        task: int = 0,
-        tasks: int = 1,
-    ) -> None:
-        """See :meth:`Backbone.add_soft_prompt`; ``auto`` keeps a first token that the head reads in its place."""
-        if self._prompt is not None:
-            raise BackboneError("this backbone has a soft prompt already; build it anew for another one.")
-        if position == "auto":
-            position = "after_first" if self._reads_first_token() else "before"
-        first_id, self._embeddings = wrap_token_embedding(self.model, vectors)
-        self._prompt = PromptPlacement(first_id, length, position, task)
-        self.task_prompts = tasks
-
-    @contextmanager
-    def without_soft_prompt(self) -> Iterator[None]:
-        """See :meth:`Backbone.without_soft_prompt`."""
-        prompt, self._prompt = self._prompt, None
-        try:
-            yield
-        finally:
-            self._prompt = prompt
-
-    def remove_soft_prompt(self) -> None:
-        """See :meth:`Backbone.remove_soft_prompt`."""
-        for parent, name, embedding in self._embeddings:
-            setattr(parent, name, embedding)
-        self._prompt, self._embeddings, self.task_prompts = None, [], 1
-
-    def _reads_first_token(self) -> bool:
-        """Whether the model classifies from its first token, as encoders do."""
-        config: Any = self.model.config
-        return self._head != ["score"] and not config.is_encoder_decoder  # "score" reads a decoder's last token
-
-    def _linear_head(self) -> str:
-        """The head's one linear layer, which can take a mean instead of what the model gives it."""
-        if len(self._head) != 1 or not isinstance(self.model.get_submodule(self._head[0]), nn.Linear):
-            raise BackboneError(
-                f"backbone.pooling=mean needs a model whose head is one linear layer; {self.architecture} has "
-                f"{', '.join(self._head)}. Set backbone.pooling=model."
-            )
-        return self._head[0]
-
-    def head_modules(self) -> list[str]:
-        """See :mod:`peftlab.backbones.networks` for the rule."""
-        return list(self._head)
-
-    def check_length(self, max_length: int, *, extra_tokens: int = 0) -> None:
-        """Refuse more tokens, a soft prompt's included, than the model has positions for."""
-        if self._limit is None or max_length + extra_tokens <= self._limit:
-            self.longest_text = max_length
-            return
-        if extra_tokens == 0:
-            raise BackboneError(
-                f"data.max_length={max_length} is more than this {self.architecture} has positions for: set "
-                f"data.max_length to at most {self._limit}."
-            )
-        room = self._limit - extra_tokens
-        way_out = f"Set data.max_length to at most {room}, or lower peft.length." if room > 0 else "Lower peft.length."
-        raise BackboneError(
-            f"data.max_length={max_length} and the {extra_tokens} prompt tokens of peft.length are "
-            f"{max_length + extra_tokens} together, more than the {self._limit} positions of this "
-            f"{self.architecture}. {way_out}"
-        )
-
-
-def _segment_separator(model: nn.Module, tokenizer: ByteTokenizer | HFTokenizer) -> int | None:
-    """Id of the token that ends a segment, for models that tell the texts of a pair apart by an embedding."""
-    if getattr(model.config, "type_vocab_size", 0) < 2:
-        return None
-    return tokenizer.special_ids().get("sep_token_id")
-
-
-def _segments(input_ids: Tensor, attention_mask: Tensor, separator: int) -> Tensor:
-    """1 for the tokens behind the first separator, as BERT was trained on pairs; else 0; (B, T) int64.
-
-    A single text ends with its only separator: padding follows, and all of it is 0.
-    """
-    ends = (input_ids == separator).long()
-    behind = ends.cumsum(dim=1) - ends
-    return ((behind > 0) & (attention_mask > 0)).long()
+        return build(self, num_labels, seed=seed, device=device)

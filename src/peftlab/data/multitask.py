@@ -15,7 +15,7 @@ task, small tasks again and again, large ones in turn. Validation and test are e
 own. ``limit_train``, ``limit_val``, ``limit_test``, ``val_fraction`` and ``split_seed`` hold for each task separately
 (``data.limit_train=300`` is 300 rows of every task); an entry of ``tasks`` may say its own.
 
-This file imports no torch, and is imported itself when a config is checked.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -82,21 +82,17 @@ class Multitask(DataSet):
 
     def has_pairs(self, task: str | None = None) -> bool:
         """See :meth:`DataSet.has_pairs`."""
-        parts = zip(self.task_names(), self.parts(real=False), strict=True)
+        parts = zip(self.task_names(), self.parts(), strict=True)
         return any(part.has_pairs() for name, (_, part) in parts if task in (None, name))
 
-    def parts(self, *, real: bool) -> list[tuple[str, DataSet]]:
-        """Key and data set of each task.
-
-        Args:
-            real: import the classes for use; else read them only, without what is heavy.
-        """
-        return [(key, self._part(entry, key, real=real)) for key, entry in self._entries()]
+    def parts(self) -> list[tuple[str, DataSet]]:
+        """Key and data set of each task."""
+        return [(key, self._part(entry, key)) for key, entry in self._entries()]
 
     def files(self) -> dict[str, list[Path]]:
         """The local files of all tasks: ``task/split`` to files."""
         found: dict[str, list[Path]] = {}
-        for name, (key, part) in zip(self.task_names(), self.parts(real=False), strict=True):
+        for name, (key, part) in zip(self.task_names(), self.parts(), strict=True):
             with _task_in_errors(self, part, key, name):
                 found |= {f"{name}/{split}": files for split, files in part.files().items()}
         return found
@@ -111,7 +107,7 @@ class Multitask(DataSet):
                     for f in dataclasses.fields(part)
                     if enters_identity(f, getattr(part, f.name)) and f.name not in OF_THE_MIXTURE
                 }
-                for name, (_, part) in zip(self.task_names(), self.parts(real=False), strict=True)
+                for name, (_, part) in zip(self.task_names(), self.parts(), strict=True)
             ]
         }
 
@@ -138,7 +134,7 @@ class Multitask(DataSet):
     def load(self) -> Splits:
         """Load every task, and put their rows behind each other, with the classes of all."""
         names, loaded = self.task_names(), []
-        for name, (key, part) in zip(names, self.parts(real=True), strict=True):
+        for name, (key, part) in zip(names, self.parts(), strict=True):
             with _task_in_errors(self, part, key, name):
                 splits = part.load()
                 if len(splits.label_names) < 2:
@@ -184,12 +180,12 @@ class Multitask(DataSet):
             assert isinstance(entry, dict), "__post_init__ made mappings of them"
             yield f"data.tasks[{index}]", entry
 
-    def _part(self, entry: dict[str, Any], key: str, *, real: bool) -> DataSet:
+    def _part(self, entry: dict[str, Any], key: str) -> DataSet:
         """The data set of an entry, with what the mixture says for it."""
-        from peftlab.schema import check_keys, config_class, import_class, validate
+        from peftlab.schema import check_keys, import_class, validate
 
         target, preset = _meant(entry, key)
-        cls = (import_class if real else config_class)(target, f"{key}._target_")
+        cls = import_class(target, f"{key}._target_")
         if not issubclass(cls, DataSet):
             raise ConfigError(f"{key}._target_={target}: it must be a peftlab.data.base.DataSet, which this is not.")
         if issubclass(cls, Multitask):
@@ -207,7 +203,7 @@ class Multitask(DataSet):
     def _checked(self, entry: str | dict[str, Any], key: str) -> dict[str, Any]:
         """``entry`` with all fields of its data set, but for those that it has from the mixture."""
         given = {"name": entry} if isinstance(entry, str) else dict(entry)
-        part = self._part(given, key, real=False)
+        part = self._part(given, key)
         name = given.get("task", given.get("name"))
         if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
             raise ConfigError(

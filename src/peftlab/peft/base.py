@@ -28,7 +28,8 @@ Nothing else is edited: the command line, the tests and the tables walk the regi
 peftlab register through the entry-point group ``peftlab.methods`` (name -> module).
 
 What trains is what the adapter of :meth:`PEFTStrategy.build` owns; it is never guessed from names.
-This module imports no torch, so that configs can be checked before anything heavy loads.
+Modules of methods may import torch when they are imported, and nothing heavier: configs are checked with the classes in
+them.
 """
 
 from __future__ import annotations
@@ -128,16 +129,11 @@ class PEFTStrategy(ABC):
         return None
 
     def files(self) -> list[Path]:
-        """Local files that the method starts from; their content goes into the run's identity.
-
-        Called on a class that was read without its heavy imports (see :mod:`peftlab.schema`), so light names only.
-        """
+        """Local files that the method starts from; their content goes into the run's identity."""
         return []
 
     def fit_tasks(self, tasks: int) -> None:  # noqa: B027
         """Told, when a config is checked, how many tasks the data has (1 for the usual data of one task).
-
-        Called on a class that was read without its heavy imports, as :meth:`files` is.
 
         Raises:
             ConfigError: if the method was set up for another number.

@@ -16,8 +16,6 @@ each method's hooks are called with its own, so AdaLoRA's budget knows AdaLoRA's
 Departures from the paper's MAM: prefix tuning and parallel adapter with the defaults of their own files.
 
 Trainable: the sum over the methods.
-
-This file imports no torch, and is imported itself when a config is checked.
 """
 
 from __future__ import annotations
@@ -142,29 +140,19 @@ class Compose(PEFTStrategy, name="compose"):
         return None if None in counts else sum(count for count in counts if count is not None)
 
     def files(self) -> list[Path]:
-        """What the methods start from, found without importing torch."""
+        """What the methods start from."""
         found: list[Path] = []
-        for key, _, method in self._read_parts():
-            with errors_at(key, method):
-                found += method.files()
+        for key, part in self._named_parts():
+            with errors_at(key, part):
+                found += part.files()
         return found
 
     def fit_tasks(self, tasks: int) -> None:
         """Tell every method, and write down what it makes of it."""
-        for index, (key, entry, method) in enumerate(list(self._read_parts())):
-            with errors_at(key, method):
-                method.fit_tasks(tasks)
-            self.methods[index] = entry | dataclasses.asdict(method)
-        self.__dict__.pop("parts", None)
-
-    def _read_parts(self) -> Iterator[tuple[str, dict[str, Any], Any]]:
-        """Key, entry and method of each, its class read without importing torch."""
-        from peftlab.schema import config_class, validate
-
-        for key, entry in self._entries():
-            target, _ = _meant(entry, key)
-            fields = {name: value for name, value in entry.items() if name not in ("name", "_target_")}
-            yield key, entry, validate(fields, config_class(target, f"{key}._target_"), key)
+        for index, ((key, entry), part) in enumerate(zip(list(self._entries()), self.parts, strict=True)):
+            with errors_at(key, part):
+                part.fit_tasks(tasks)
+            self.methods[index] = entry | dataclasses.asdict(part)
 
     def extra_tokens(self) -> int:
         """The sum of what the methods take."""
@@ -280,12 +268,12 @@ def errors_at(key: str, method: Any) -> Iterator[None]:
 
 
 def _checked(entry: str | dict[str, Any], key: str) -> dict[str, Any]:
-    """One entry with all fields of its method, checked without importing torch."""
-    from peftlab.schema import config_class, validate
+    """One entry with all fields of its method, checked."""
+    from peftlab.schema import import_class, validate
 
     given = {"name": entry} if isinstance(entry, str) else dict(entry)
     target, preset = _meant(given, key)
-    cls = config_class(target, f"{key}._target_")
+    cls = import_class(target, f"{key}._target_")
     if not issubclass(cls, PEFTStrategy):
         raise ConfigError(f"{key}._target_={target}: it must be a peftlab.peft.base.PEFTStrategy, which this is not.")
     if getattr(cls, "name", None) == "compose":

@@ -63,6 +63,9 @@ MODULES = frozenset(
 )  # fmt: skip
 """Modules of peftlab's own methods that wrote format 1."""
 
+ADD_NOTHING = frozenset({"bitfit", "full", "head", "last_layers", "layernorm", "parameters"})
+"""Those of them that train the backbone's own tensors alone."""
+
 
 def present_state(state: Mapping[str, T], written: int, methods: Sequence[str]) -> dict[str, T]:
     """The tensors of a file or checkpoint under the names that they have now.

@@ -267,7 +267,7 @@ def _varying(groups: Iterable[Group]) -> list[str]:
     for group in groups:
         for run in [*group.runs[:1], *group.failed[: not group.runs]]:
             for key, value in run.config.items():
-                if decides(key, run.targets.get(key.partition(".")[0], "")):
+                if decides(key, run.rules):
                     values.setdefault(key, set()).add(shown(value))
     varying = [key for key, found in values.items() if len(found) > 1]
     place = {key: number for number, key in enumerate(varying)}
@@ -319,8 +319,8 @@ def _file_names(groups: Sequence[Group]) -> list[dict[str, str]]:
     """Of each group, the files that its config names and that differ; their paths where the names are alike."""
     told: list[dict[str, str]] = [{} for _ in groups]
     runs = [group.runs or group.failed for group in groups]
-    for key, target in [(key, run.targets.get("data", "")) for run in runs[0][:1] for key in run.config]:
-        if not key.startswith("data.") or key == DATA_HASH or decides(key, target):
+    for key, rules in [(key, run.rules) for run in runs[0][:1] for key in run.config]:
+        if not key.startswith("data.") or key == DATA_HASH or decides(key, rules):
             continue
         values = [{run.config.get(key) for run in members} for members in runs]
         if any(len(of) > 1 or not isinstance(next(iter(of)), str | None) for of in values):

@@ -23,6 +23,8 @@ from peftlab.report.forks import cpus, map_in_forks
 from peftlab.report.records_config import COMPUTED, DATA_HASH, TARGET, flat, identity_of
 from peftlab.report.records_facts import facts_of
 from peftlab.runs.folder import SCHEMA_VERSION, RunFolder
+from peftlab.runs.identity import Rules
+from peftlab.runs.identity_recorded import recorded_rules
 from peftlab.runs.identity_tags import Standing, standing
 
 SKIPPED = frozenset({"checkpoints", "logs", ".logs", "wandb", "lightning_logs", "report"})
@@ -50,6 +52,8 @@ class Run:
     identity: str
     """The config without the seed and without bookkeeping, the hash of the data, and how the numbers were computed
     where that is not as today: equal for runs that differ in their seed only."""
+    rules: Rules
+    """Which fields of the config enter the key, as the record says; shared between runs."""
     targets: Mapping[str, str]
     """Group → its class."""
     start: tuple[str, str] | None
@@ -268,7 +272,7 @@ def _run(
         raise ValueError(f"unknown status {status!r}")
     if status == "finished" and not isinstance(record["metrics"]["test"], dict):
         raise ValueError("metrics.test is no mapping")
-    facts = facts_of(record)
+    facts, rules = facts_of(record), recorded_rules(record)
     return Run(
         folder=folder,
         key=record["key"],
@@ -276,7 +280,8 @@ def _run(
         name=record["name"],
         seed=int(record["seeds"]["seed"]),
         config=flat(config),
-        identity=identity_of(config),
+        identity=identity_of(config, rules),
+        rules=rules,
         targets={
             name: stable_name(str(part.get(TARGET, ""))) for name, part in config.items() if isinstance(part, dict)
         },

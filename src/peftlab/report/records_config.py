@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from peftlab.class_names import place_of, stable_name
-from peftlab.config import GROUPS, RunConfig
-from peftlab.errors import ConfigError
-from peftlab.schema import config_class
-from peftlab.training.config import TrainerConfig
+from peftlab.class_names import stable_name
+from peftlab.runs.identity import Rules
 
 TARGET = "_target_"
 DATA_HASH = "data.hash"
@@ -45,62 +41,32 @@ def choice(group: str, target: str) -> str:
     return module.rpartition(".")[2] if group == "peft" and module else name
 
 
-def identity_of(config: Mapping[str, Any]) -> str:
+def identity_of(config: Mapping[str, Any], rules: Rules) -> str:
     """The config without seed and bookkeeping, as JSON: equal for runs that differ in their seed only.
 
     The run that this one starts from is not in it: the config names it by its path.
+
+    Args:
+        config: of a record.
+        rules: what the record says of its fields.
     """
     kept: dict[str, Any] = {}
     for name, value in config.items():
-        if name == "seed" or name in _bookkeeping(RunConfig):
+        if name == "seed" or name in rules.bookkeeping:
             continue
         if isinstance(value, dict):
-            target = str(value.get(TARGET, ""))
-            left_out, later = _left_out(name, target), _added(name, target)
             value = {
-                key: stable_name(target) if key == TARGET else inner
+                key: stable_name(str(inner)) if key == TARGET else inner
                 for key, inner in value.items()
-                if key not in left_out and not (key in later and inner == later[key])
+                if rules.enters(f"{name}.{key}", inner)
             }
         kept[name] = value
     return sys.intern(json.dumps(kept, sort_keys=True))
 
 
-@cache
-def decides(key: str, target: str) -> bool:
-    """Whether the dotted ``key``, of a group whose class is ``target``, may change a run's numbers beside its seed."""
-    group, _, name = key.partition(".")
-    if group == "seed" or key == DATA_HASH or group in _bookkeeping(RunConfig):
+def decides(key: str, rules: Rules) -> bool:
+    """Whether the dotted ``key`` may change a run's numbers beside its seed."""
+    group = key.partition(".")[0]
+    if group == "seed" or key == DATA_HASH or group in rules.bookkeeping:
         return False
-    return key == "backbone.from_run" or name not in _left_out(group, target)
-
-
-@cache
-def _left_out(group: str, target: str) -> frozenset[str]:
-    return frozenset() if (cls := _class_of(group, target)) is None else _bookkeeping(cls)
-
-
-@cache
-def _added(group: str, target: str) -> Mapping[str, Any]:
-    """Fields that came later, which older records do not have, and their defaults."""
-    cls = _class_of(group, target)
-    return {} if cls is None else {field.name: field.default for field in fields(cls) if field.metadata.get("added")}
-
-
-@cache
-def _class_of(group: str, target: str) -> type | None:
-    if group == "trainer":
-        return TrainerConfig
-    if group not in GROUPS:
-        return None
-    if place_of(target).startswith("peftlab."):  # a record must not be able to have other modules imported
-        try:
-            return config_class(target, f"{group}.{TARGET}")
-        except ConfigError:  # a class of another version of peftlab
-            return GROUPS[group]
-    return GROUPS[group]
-
-
-@cache
-def _bookkeeping(cls: type) -> frozenset[str]:
-    return frozenset(field.name for field in fields(cls) if field.metadata.get("bookkeeping"))
+    return key == "backbone.from_run" or key not in rules.bookkeeping

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from peftlab.config import RunConfig
 from peftlab.errors import RunError
@@ -58,20 +59,34 @@ def _below(path: Path) -> list[Path]:
     return runs
 
 
-def look_beside(config: RunConfig, folder: RunFolder) -> RunConfig:
-    """``config`` with earlier runs where they are now: beside ``folder``, if an old path leads nowhere.
+def moved_runs(config: Mapping[str, Any], run_folders: Sequence[str], folder: RunFolder) -> dict[str, str]:
+    """Dotted key → where an earlier run is now: beside ``folder``, if its old path leads nowhere.
 
     Runs of a sweep that were copied together to another place find each other in this way. The path is not part of a
     run's identity: the earlier run's key and the content of its adapter are.
     """
-    for group in fields(config):
-        part = getattr(config, group.name)
-        for field in fields(part) if is_dataclass(part) else ():
-            path = getattr(part, field.name)
-            if not field.metadata.get("run_folder") or path is None or Path(path).expanduser().is_dir():
-                continue
-            beside = folder.path.absolute().parent / Path(path).name
-            if beside.is_dir():
-                part = replace(part, **{field.name: str(beside)})
-                config = replace(config, **{group.name: part})
+    found = {}
+    for key in run_folders:
+        group, _, name = key.partition(".")
+        path = config[group].get(name)
+        if path is None or Path(path).expanduser().is_dir():
+            continue
+        beside = folder.path.absolute().parent / Path(path).name
+        if beside.is_dir():
+            found[key] = str(beside)
+    return found
+
+
+def look_beside(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """``config`` with earlier runs where they are now; see :func:`moved_runs`."""
+    keys = [
+        f"{group.name}.{field.name}"
+        for group in fields(config)
+        if is_dataclass(part := getattr(config, group.name))
+        for field in fields(part)
+        if field.metadata.get("run_folder")
+    ]
+    for key, path in moved_runs(config.plain(), keys, folder).items():
+        name, _, inner = key.partition(".")
+        config = replace(config, **{name: replace(getattr(config, name), **{inner: path})})
     return config

@@ -1,4 +1,4 @@
-"""Finding that a run is done already, in milliseconds: imports no torch."""
+"""Finding that a run is done already, from its folder alone. Imports no torch."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ def read_config(folder: RunFolder) -> RunConfig:
     Raises:
         RunError: if config.yaml is missing or damaged.
     """
-    return from_plain(read_config_values(folder), real=True)
+    return from_plain(read_config_values(folder))
 
 
 def read_config_values(folder: RunFolder) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def standing(record: Mapping[str, Any]) -> Standing:
     recorded = recorded_tags(record)
     if not TAGS and not recorded:  # a report asks this of 10,000 records
         return AS_TODAY
-    return difference(recorded, _of_record(record["config"]))
+    return difference(recorded, tags_today(record["config"]))
 
 
 def difference(recorded: Sequence[str], today: Sequence[str]) -> Standing:
@@ -123,15 +123,18 @@ def difference(recorded: Sequence[str], today: Sequence[str]) -> Standing:
     )
 
 
-def _of_record(config: Mapping[str, Any]) -> tuple[str, ...]:
+def tags_today(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The tags that the config of a record would get today."""
     try:
         return tags_of(config)
     except (KeyError, TypeError, AttributeError):  # a field that came after the record
-        from peftlab.config import from_plain
+        from peftlab.config import plain, without_method
         from peftlab.errors import PeftlabError
+        from peftlab.shipped import shipped_values
 
         try:
-            return tags_of(from_plain(dict(config), real=False).plain())
-        except PeftlabError:  # nor does this peftlab accept it: nothing is run of it today
+            whole = {name: plain(name, value) for name, value in without_method(dict(config)).items()}
+            method = shipped_values("peft", str(config["peft"]["_target_"]))
+            return () if method is None else tags_of(whole | {"peft": {**method, **config["peft"]}})
+        except (PeftlabError, KeyError, TypeError, AttributeError):  # this peftlab does not accept it: nothing is run
             return ()

@@ -16,12 +16,22 @@ from peftlab.peft.legacy import FORMAT
 from peftlab.runs import facts, identity_tags
 from peftlab.runs.assemble import Assembled
 from peftlab.runs.folder import SCHEMA_VERSION, RunFolder
-from peftlab.runs.identity import run_tags
+from peftlab.runs.identity import FIELD, run_tags
 from peftlab.training.module import ClassificationModule
 
 
-def head(config: RunConfig, folder: RunFolder, argv: list[str], status: str) -> dict[str, Any]:
-    """What ran, where and with what; the same for finished and failed runs."""
+def head(
+    config: RunConfig, folder: RunFolder, argv: list[str], status: str, *, identity: dict[str, Any]
+) -> dict[str, Any]:
+    """What ran, where and with what; the same for finished and failed runs.
+
+    Args:
+        config: the run's.
+        folder: the run's.
+        argv: what was typed.
+        status: ``finished``, ``failed`` or ``interrupted``.
+        identity: what :func:`peftlab.runs.identity.recorded` said when the run began.
+    """
     order_seed = config.data.order_seed
     return {
         "schema_version": SCHEMA_VERSION,
@@ -30,6 +40,7 @@ def head(config: RunConfig, folder: RunFolder, argv: list[str], status: str) -> 
         "key": folder.key,
         identity_tags.FIELD: list(run_tags(config)),
         "config": config.plain(),
+        FIELD: identity,
         "argv": argv,
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": facts.git_state(),

@@ -108,7 +108,7 @@ def prepare(given: str, to: Path, places: Sequence[str]) -> Reproduction:
     """
     original, record = read_finished(given)
     try:
-        config = from_plain(record["config"], real=False)
+        config = from_plain(record["config"])
     except ConfigError as error:
         raise ConfigError(
             f"this peftlab does not accept the config of run {record['key']}, which peftlab "
@@ -235,7 +235,7 @@ def _with_places(config: dict[str, Any], places: Sequence[str]) -> RunConfig:
     for key, value in override_values(places).items():
         group, _, name = key.partition(".")
         values[group][name] = value
-    return from_plain(values, real=False)
+    return from_plain(values)
 
 
 def _quoted(value: str) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.class_names import place_of, stable_name
-from peftlab.config import RunConfig
 from peftlab.peft import legacy
 from peftlab.runs.consistency import Finding
 from peftlab.runs.seal import ADAPTER
@@ -20,7 +19,6 @@ from peftlab.runs.tensors import Array
 
 def size_findings(
     record: dict[str, Any],
-    config: RunConfig | None,
     tensors: Mapping[str, Array] | None,
     frozen: frozenset[str] | None = None,
 ) -> Iterator[Finding]:
@@ -28,7 +26,6 @@ def size_findings(
 
     Args:
         record: of the known schema version.
-        config: the run's, checked; None if this peftlab does not accept it.
         tensors: of the adapter file; None if it cannot be read.
         frozen: names of those that did not train; None if the file does not say it, as earlier versions wrote it.
     """
@@ -56,7 +53,7 @@ def size_findings(
     if tensors is not None:
         yield from _what_trains(trainable, peft, tensors, frozen)
     yield from _bytes_of_the_model(record)
-    yield from _what_is_added(record, config)
+    yield from _what_is_added(record)
 
 
 def _what_trains(
@@ -86,7 +83,7 @@ def _bytes_of_the_model(record: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("parameters.total", f"{counts['total']}, which {size} bytes of the model cannot be")
 
 
-def _what_is_added(record: dict[str, Any], config: RunConfig | None) -> Iterator[Finding]:
+def _what_is_added(record: dict[str, Any]) -> Iterator[Finding]:
     """The parameters that the model has and the backbone has not."""
     counts, peft = record["parameters"], record["config"]["peft"]
     if (backbone := record["backbone"].get("parameters")) is None:
@@ -94,9 +91,9 @@ def _what_is_added(record: dict[str, Any], config: RunConfig | None) -> Iterator
     found = counts["total"] - backbone
     if "added" in counts:
         least = most = counts["added"]
-    elif _modules(peft) <= legacy.MODULES:
-        known = config is not None and not _is_composed(peft)  # a composition adds what some of its methods add
-        nothing = config.peft.supports.adds_nothing if config is not None and known else None
+    elif (modules := _modules(peft)) <= legacy.MODULES:
+        # a composition adds what some of its methods add
+        nothing = None if _is_composed(peft) else modules <= legacy.ADD_NOTHING
         least, most = legacy.added(peft, counts, adds_nothing=nothing)
     else:
         return

@@ -29,6 +29,7 @@ from peftlab.runs.evaluate import require_all_rows
 from peftlab.runs.finished import finished_record
 from peftlab.runs.folder import RunFolder
 from peftlab.runs.forgetting import measure_forgetting
+from peftlab.runs.identity import recorded
 from peftlab.runs.summary import print_before
 from peftlab.seeding import derive_seed
 from peftlab.training.config import selection_rule
@@ -42,18 +43,19 @@ def train(config: RunConfig, *, argv: list[str]) -> dict[str, Any]:
     """
     folder = RunFolder.of(config)
     if rank() != 0:
-        return _train(config, folder, argv)
+        return _train(config, folder, argv, identity={})
     with folder.locked():
         if (finished := finished_record(config, folder)) is not None:
             return finished
         if config.force:
             _forget(folder)
         folder.write_config(config)
+        identity = recorded(config)  # now: its files may change while it runs
         try:
-            return _train(config, folder, argv)
+            return _train(config, folder, argv, identity=identity)
         except (Exception, KeyboardInterrupt) as error:
             if not isinstance(error, PeftlabError) or folder.checkpoints.exists():
-                _note_failure(config, folder, argv, error)
+                _note_failure(config, folder, argv, error, identity=identity)
             else:  # refused before it began: leave nothing behind
                 _remove_if_untouched(folder)
             raise
@@ -64,7 +66,7 @@ def rank() -> int:
     return int(vars(rank_zero_only).get("rank") or 0)
 
 
-def _train(config: RunConfig, folder: RunFolder, argv: list[str]) -> dict[str, Any]:
+def _train(config: RunConfig, folder: RunFolder, argv: list[str], *, identity: dict[str, Any]) -> dict[str, Any]:
     quiet()
     # Nothing of ours draws from the global generator before training seeds it step by step; this is for
     # whatever a method or a model might draw all the same.
@@ -83,7 +85,7 @@ def _train(config: RunConfig, folder: RunFolder, argv: list[str]) -> dict[str, A
         run.close_logger()
     if rank() != 0:
         return {}
-    written = run.write_down(argv, chosen, test_seconds, resumed=resumed)
+    written = run.write_down(argv, chosen, test_seconds, resumed=resumed, identity=identity)
     print_result(folder.path, written)
     return written
 
@@ -159,7 +161,13 @@ class _Run:
         return seconds
 
     def write_down(
-        self, argv: list[str], chosen: dict[str, Any], test_seconds: float, *, resumed: bool
+        self,
+        argv: list[str],
+        chosen: dict[str, Any],
+        test_seconds: float,
+        *,
+        resumed: bool,
+        identity: dict[str, Any],
     ) -> dict[str, Any]:
         """Write everything a run leaves, the record last; return the record."""
         config, folder, splits, assembled = self.config, self.folder, self.splits, self.assembled
@@ -172,7 +180,7 @@ class _Run:
         beside = (folder.config.name, folder.metrics.name, folder.adapter_facts.name, *assembled.backbone.files())
         # test() has compared the frozen weights, or we were not here
         frozen = {"fingerprint": assembled.fingerprint, "frozen_unchanged": True}
-        written = record.head(config, folder, argv, "finished") | {
+        written = record.head(config, folder, argv, "finished", identity=identity) | {
             "data": record.data_facts(config, splits),
             "backbone": assembled.backbone.provenance | frozen,
             "parameters": self.parameters | {"adapter_bytes": adapter["bytes"]},
@@ -199,14 +207,16 @@ def _readable(checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def _note_failure(config: RunConfig, folder: RunFolder, argv: list[str], error: BaseException) -> None:
+def _note_failure(
+    config: RunConfig, folder: RunFolder, argv: list[str], error: BaseException, *, identity: dict[str, Any]
+) -> None:
     """Write down that the run failed, so that reports can list it; starting it again resumes it."""
     status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     try:
         if (old := folder.read_record()) is not None and old["status"] == "finished":
             return  # force=true failed: the old result stays
         message = f"{type(error).__name__}: {error}"
-        folder.write_record(record.head(config, folder, argv, status) | {"error": message})
+        folder.write_record(record.head(config, folder, argv, status, identity=identity) | {"error": message})
     except (PeftlabError, OSError) as second:  # a full disk: the first error is the one to show
         print(f"could not note the failure in {folder.record}: {second}", file=sys.stderr)
 

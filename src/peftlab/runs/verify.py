@@ -5,29 +5,33 @@ Reads files only and imports no torch; what needs the data or the model is in :m
 
 from __future__ import annotations
 
+import copy
 import csv
 import hashlib
 import json
 import math
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from peftlab.config import RunConfig, from_plain
+from peftlab.config import without_method
 from peftlab.errors import PeftlabError, RunError
 from peftlab.report.history import COLUMNS
 from peftlab.runs import identity_tags
 from peftlab.runs.consistency import Finding, inconsistencies
-from peftlab.runs.find import look_beside
+from peftlab.runs.find import moved_runs
 from peftlab.runs.folder import RunFolder, read_config_values
-from peftlab.runs.identity import run_key
+from peftlab.runs.identity import key_of, semantic_of
+from peftlab.runs.identity_recorded import content_now, recorded_identity
 from peftlab.runs.seal import HASHED, broken_seal, lost_hashes
 from peftlab.runs.sizes import size_findings
 from peftlab.runs.tensors import Array, frozen_in, tensors_in
+from peftlab.shipped import require_known_fields
+from peftlab.training.config import TrainerConfig
 
 UNFINISHED = ("failed", "interrupted")
 """What a record can say of a run beside ``finished``; it then holds no results."""
@@ -97,17 +101,17 @@ def verify(folder: RunFolder) -> Verdict:
             verdict.differences += _unfinished(record)
             return verdict
         verdict.diverged = not math.isfinite(record["metrics"]["test"]["loss"])
-        config = _config(verdict, record)
+        trainer = _config(verdict, record)
         verdict.differences += _files(folder, record, verdict.not_checked)
         tensors, frozen = _tensors(verdict, record)
         if tensors is not None:
             verdict.differences += _adapter(folder, record, tensors, finite=not verdict.diverged)
-        verdict.differences += size_findings(record, config, tensors, frozen)
+        verdict.differences += size_findings(record, tensors, frozen)
         verdict.differences += _adapter_facts(folder, record)
         verdict.differences += _metrics_csv(folder, record["history"])
         verdict.differences += _not_hashed(folder, record, verdict.not_checked)
-        if config is not None:
-            verdict.differences += inconsistencies(record, config.trainer)
+        if trainer is not None:
+            verdict.differences += inconsistencies(record, trainer)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         # A part of the record that is not there or is of another kind than every peftlab writes.
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
@@ -129,8 +133,8 @@ def _unfinished(record: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("status", f"'{record['status']}', but the record has results ({', '.join(results)})")
 
 
-def _config(verdict: Verdict, record: dict[str, Any]) -> RunConfig | None:
-    """The record's config, checked; findings on it, on config.yaml and on the key go to ``verdict``."""
+def _config(verdict: Verdict, record: dict[str, Any]) -> TrainerConfig | None:
+    """The record's trainer group, checked; findings on the config, config.yaml and the key go to ``verdict``."""
     folder, found = verdict.folder, verdict.differences
     name = folder.path.absolute().name
     if record["key"] != name:
@@ -141,26 +145,59 @@ def _config(verdict: Verdict, record: dict[str, Any]) -> RunConfig | None:
     except RunError as error:
         found.append(Finding("config.yaml", str(error)))
     try:
-        config = from_plain(record["config"], real=False)
+        # Classes of methods stand beside their code: of these the names of the fields are known without importing them.
+        require_known_fields("peft", record["config"]["peft"])
+        parts = without_method(record["config"])
     except PeftlabError as error:
         found.append(Finding("config", f"this peftlab does not accept the record's config: {error}"))
         return None
-    tags, standing = identity_tags.recorded_tags(record), identity_tags.standing(record)
+    standing = identity_tags.standing(record)
     verdict.notes += [Finding(identity_tags.FIELD, line) for line in standing.lines()]
+    _key(verdict, record, parts)
+    trainer: TrainerConfig = parts["trainer"]
+    return trainer
+
+
+def _key(verdict: Verdict, record: dict[str, Any], parts: dict[str, Any]) -> None:
+    """The key against the record's config, and against the files that the run read, as they are now."""
+    config, said = record["config"], recorded_identity(record, parts["data"])
+    moved = moved_runs(config, said["run_folders"], verdict.folder)
+    here = copy.deepcopy(config)
+    for key, path in moved.items():
+        group, _, name = key.partition(".")
+        here[group][name] = path
+    places = {_value(config, key): path for key, path in moved.items()}
+    now = None
     try:
-        moved = look_beside(config, folder)
-        key = run_key(moved, tags)  # the figures are what they were, and so is the key
-        today = run_key(moved) if verdict.notes else key
+        backbone = replace(parts["backbone"], from_run=here["backbone"].get("from_run"))
+        now = content_now(here, said, parts["data"], backbone, places)
     except (PeftlabError, OSError) as error:
         verdict.not_checked.append(Finding("key", f"needs files that are not here: {error}"))
-        return config
-    if today != key:
-        verdict.notes.append(Finding("key", f"run today, its config has the key {today}"))
+    then = said.get("content", now)
+    if then is None:
+        return
+    tags = identity_tags.recorded_tags(record)
+    key = key_of(semantic_of(config, said | {"content": then}, tags))  # the figures are what they were: so is the key
     if key != record["key"]:
-        added = sorted(set(_flat(config.plain())) - set(_flat(record["config"])))
-        reason = f"this peftlab adds {', '.join(added)}" if added else "the config, or a file it reads, is another one"
-        found.append(Finding("key", f"the record's config gives {key} here, not {record['key']}: {reason}"))
-    return config
+        reason = "the config is another one" if "content" in said else "the config, or a file it reads, is another one"
+        verdict.differences.append(
+            Finding("key", f"the record's config gives {key} here, not {record['key']}: {reason}")
+        )
+    elif now is not None and now != then:
+        key = key_of(semantic_of(config, said | {"content": now}, tags))
+        names = ", ".join(sorted(name for name in {*now, *then} if now.get(name) != then.get(name)))
+        verdict.differences.append(
+            Finding("key", f"{key} here, not {record['key']}: the content of a file it reads is another one ({names})")
+        )
+    if verdict.notes:
+        today = key_of(semantic_of(config, said | {"content": now or then}, identity_tags.tags_today(config)))
+        if today != record["key"]:
+            verdict.notes.append(Finding("key", f"run today, its config has the key {today}"))
+
+
+def _value(config: dict[str, Any], key: str) -> str:
+    group, _, name = key.partition(".")
+    return str(config[group][name])
 
 
 def _different(values: Any, expected: Any) -> Iterator[str]:

@@ -44,7 +44,7 @@ def verify_data(verdict: Verdict, hashes: DataHashes) -> None:
     record = verdict.record
     assert record is not None
     try:
-        found = hashes.of(from_plain(record["config"], real=True).data)
+        found = hashes.of(from_plain(record["config"]).data)
     except (PeftlabError, OSError) as error:
         verdict.differences.append(Finding("data", f"cannot be read here: {error}"))
         return
@@ -59,7 +59,7 @@ def verify_test(verdict: Verdict) -> None:
     assert record is not None
     threads = torch.get_num_threads()
     try:
-        config = look_beside(from_plain(record["config"], real=True), verdict.folder)
+        config = look_beside(from_plain(record["config"]), verdict.folder)
         processes = config.trainer.devices
         config.trainer = replace(config.trainer, devices=1, num_nodes=1, strategy="auto", progress_bar=False)
         tested, counted = evaluate_counted(verdict.folder, config)

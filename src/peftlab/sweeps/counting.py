@@ -57,7 +57,7 @@ def _count(plain: dict[str, Any]) -> Count:
     plain["backbone"]["from_run"] = None  # the earlier run's weights have the same shapes
     plain["measure_forgetting"] = False
     try:
-        config = from_plain(plain, real=True)
+        config = from_plain(plain)
         backbone = config.backbone.build(2, seed=0, device="meta")  # the classes count in the head alone
     except Exception as error:  # a model that cannot be built here is no mistake of the sweep
         return Count(None, _first_line(error))

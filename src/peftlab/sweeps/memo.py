@@ -70,11 +70,11 @@ class Memo:
         entry = entries.get(key)
         if entry is not None and self._state.holds(entry["circumstances"]):
             with contextlib.suppress(PeftlabError):  # composing says in which file the mistake stands
-                return from_plain(entry["values"], real=False)
+                return from_plain(entry["values"])
         try:
             run, whole = self._state.templates.composed(job)
             values = resolved(run)
-            config = from_plain(values, real=False)
+            config = from_plain(values)
         except (PeftlabError, HydraException, OmegaConfBaseException):
             # Hydra as a whole says what is wrong, and where.
             run = whole = composed(job.overrides, config_dir=job.config_dir, config_name=job.config_name)

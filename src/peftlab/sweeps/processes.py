@@ -1,8 +1,9 @@
 """A job's process: forked from a warm server, in a process group of its own, and never without its launcher.
 
-The launcher imports no torch. The server (multiprocessing's fork server) has imported what every run needs and has
-touched no accelerator and no thread pool, so that its forks are as good as new interpreters. (What threads there are,
-OpenBLAS's and jemalloc's, end or pause for the fork through handlers of their own.)
+The launcher imports torch, once for all jobs, as it checks their configs, and nothing heavier. The server
+(multiprocessing's fork server) has imported what every run needs and has touched no accelerator and no thread pool, so
+that its forks are as good as new interpreters. (What threads there are, OpenBLAS's and jemalloc's, end or pause for the
+fork through handlers of their own.)
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def work(order: Order) -> int:
     _as_if_typed(order)
     torch.set_num_threads(order.threads)
     try:
-        config = from_plain(order.values, real=True)
+        config = from_plain(order.values)
         folder = RunFolder.of(config)
         if str(folder.path) != order.folder:
             raise RunError(

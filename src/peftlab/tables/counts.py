@@ -152,7 +152,7 @@ def count(row: Row, table: CountsTable) -> Count:
     known = dict(methods())
     if row.peft not in known:
         raise ConfigError(f"there is no method '{row.peft}'.{nearest(row.peft, known)} There are: {listed(known)}.")
-    config = validate_group("backbone", table.backbones[row.backbone], BackboneConfig, real=True)
+    config = validate_group("backbone", table.backbones[row.backbone], BackboneConfig)
     backbone = config.build(2, seed=0, device="meta")
     before = count_model(backbone)
     embedding = sum(p.numel() for p in backbone.token_embedding().parameters()) if _needs(row, "lm_head") else 0

@@ -66,7 +66,7 @@ def count_bytes(memory: Memory, table: CountsTable) -> Stored:
     if memory.backbone not in table.backbones:
         close = nearest(memory.backbone, table.backbones)
         raise ConfigError(f"backbone '{memory.backbone}' is not known.{close} There are: {listed(table.backbones)}.")
-    config = validate_group("backbone", table.backbones[memory.backbone], BackboneConfig, real=True)
+    config = validate_group("backbone", table.backbones[memory.backbone], BackboneConfig)
     backbone = config.build(2, seed=0, device="meta")
     heads = {id(parameter) for _, parameter in backbone.head_parameters()}
     output_layer = sum(parameter.numel() for parameter in backbone.token_embedding().parameters())

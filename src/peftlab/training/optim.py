@@ -1,15 +1,16 @@
-"""Optimizers and learning-rate schedules, chosen by ``conf/optim`` and ``conf/schedule``."""
+"""Optimizers and learning-rate schedules, chosen by ``conf/optim`` and ``conf/schedule``; building imports torch."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from peftlab.fields import PositiveFloat, PositiveInt, Probability
 from peftlab.training.config import Factor, OptimizerConfig, ScheduleConfig, Share
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 
 @dataclass(kw_only=True)
@@ -20,8 +21,10 @@ class AdamW(OptimizerConfig):
     beta2: Probability = 0.999
     eps: PositiveFloat = 1e-8
 
-    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimizer over ``groups``."""
+        import torch
+
         return torch.optim.AdamW(
             decay_matrices_only(groups, self.weight_decay),
             lr=self.lr,
@@ -42,8 +45,10 @@ class SGD(OptimizerConfig):
         if self.nesterov and not self.momentum:
             raise ValueError("optim.nesterov=true needs optim.momentum > 0.")
 
-    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimizer over ``groups``."""
+        import torch
+
         return torch.optim.SGD(
             decay_matrices_only(groups, self.weight_decay),
             lr=self.lr,

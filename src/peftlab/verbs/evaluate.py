@@ -64,7 +64,7 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> None:
         # Another data set: its own defaults, but the tokens the model was trained on.
         kept = [f"data.{name}={getattr(config.data, name)}" for name in ("max_length", "truncation", "eval_batch_size")]
         data = [override for override in overrides if override.startswith("data")]
-        config.data = check(composed([*kept, *data]), real=True).data
+        config.data = check(composed([*kept, *data])).data
     else:
         config.data = _changed("data", config.data, DataSet, overrides)
     one_device = ["trainer.devices=1", "trainer.num_nodes=1", "trainer.strategy=auto"]
@@ -75,7 +75,7 @@ def _changed(group: str, current: Any, base: type, overrides: Sequence[str]) -> 
     """``current`` with the overrides of its ``group``, checked."""
     mine = [override for override in overrides if override.startswith(f"{group}.")]
     values = asdict(current) | _plain_values(mine, group)
-    return validate_group(group, {"_target_": stable_name(type(current)), **values}, base, real=True)
+    return validate_group(group, {"_target_": stable_name(type(current)), **values}, base)
 
 
 def _plain_values(overrides: Sequence[str], group: str) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def _data(reproduction: Reproduction) -> str:
     from peftlab.runs.verify_again import DataHashes
 
     try:
-        found = DataHashes().of(from_plain(reproduction.config.plain(), real=True).data)
+        found = DataHashes().of(from_plain(reproduction.config.plain()).data)
     except PeftlabError as error:
         return f"the data cannot be read here: {error}"
     recorded = reproduction.record["data"]["hash"]

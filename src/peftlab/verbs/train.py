@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     """
 
     def task(composed: DictConfig) -> None:
-        config = check(composed)  # reads the schema only: a mistake costs no import of torch
+        config = check(composed)  # a mistake costs an import of torch, and of nothing heavier
         folder = RunFolder.of(config)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             if finished_record(config, folder) is not None:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
             _require_same_run(folder)
         from peftlab.runs.train import train
 
-        train(check(composed, real=True), argv=["peftlab", "train", *arguments])
+        train(config, argv=["peftlab", "train", *arguments])
 
     try:
         run_as_hydra_application(arguments, task)

@@ -1,0 +1,51 @@
+"""What ``conf/`` says of a config class: its fields, and their defaults. No class is imported for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import yaml
+
+from peftlab.class_names import stable_name
+from peftlab.config import config_folder
+from peftlab.errors import ConfigError
+from peftlab.schema import UnknownKey
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def shipped_values(group: str, target: str) -> Mapping[str, Any] | None:
+    """The fields of the class ``target`` as the first file of ``conf/<group>`` has them that names it; None: none does.
+
+    Every such file says every field of its class.
+    """
+    wanted = stable_name(target)
+    return next((values for name, values in _files(group) if stable_name(name) == wanted), None)
+
+
+def require_known_fields(group: str, given: Mapping[str, Any]) -> None:
+    """Look for fields that the class of ``given`` does not have, if it is one of ``conf/``.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    target = given.get("_target_")
+    if not isinstance(target, str):
+        raise ConfigError(f"{group}._target_ is missing: it names the dataclass of the group.")
+    if (known := shipped_values(group, target)) is None:
+        return
+    for name in given:
+        if name != "_target_" and name not in known:
+            raise UnknownKey(f"{group}.{name}", known)
+
+
+@cache
+def _files(group: str) -> list[tuple[str, dict[str, Any]]]:
+    """Class and fields of each file of ``conf/<group>``."""
+    found = []
+    for file in sorted((config_folder() / group).glob("*.yaml")):
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        found.append((values.pop("_target_"), values))
+    return found
