@@ -235,11 +235,14 @@ ALLOWED = {
     "base": {"PEFTStrategy", "attach", "methods"},
     "hf.codec": None,
     "hf.files": None,
+    "hf.folder": None,
     "hf.format": None,
     "hf.prefix": {"require_in_window"},
+    "imported": {"ImportedAdapter"},  # the one that an adapter of HF peft is loaded by
     "legacy": None,
     "lora": {"LoRA"},  # the one in which a table counts QLoRA's bytes
-    "names": {"live_parameter", "located"},
+    "names": {"adapted_by", "live_parameter", "located"},
+    "saving": None,
     "surgery": {"dequantize", "is_conv1d", "replace_module", "weight_matrix"},
     "weight_update": None,
 }

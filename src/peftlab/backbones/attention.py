@@ -52,12 +52,12 @@ def attention_modules(backbone: Backbone) -> dict[str, nn.Module]:
         for name, module in backbone.model.named_modules()
         if isinstance(module, DisentangledSelfAttention) or _uses_registry(module)
     }
+    if not isinstance(getattr(backbone.model, "base_model", None), nn.Module):
+        raise BackboneError(
+            f"{backbone.architecture} has no attention that keys and values could be put into, and takes no "
+            "prompts either. Choose a method that adapts its layers (peft=lora), or a transformer as backbone."
+        )
     if not found:
-        if not isinstance(getattr(backbone.model, "base_model", None), nn.Module):
-            raise BackboneError(
-                f"{backbone.architecture} has no attention that keys and values could be put into, and takes no "
-                "prompts either. Choose a method that adapts its layers (peft=lora), or a transformer as backbone."
-            )
         own = {type(module).__name__ for module in backbone.model.modules() if "Attention" in type(module).__name__}
         raise BackboneError(
             f"the attention of {backbone.architecture} ({listed(own)}) takes no keys and values beside its own: it is "
@@ -92,12 +92,18 @@ def attach(backbone: Backbone, sources: dict[str, KeysAndValues]) -> None:
             f"this {backbone.architecture} computes attention in float32 with code of its own "
             "(reorder_and_upcast_attn), which takes no keys and values beside its own. Choose another backbone."
         )
+    uses_registry = any(_uses_registry(model.get_submodule(name)) for name in sources)
+    if uses_registry and model.config._attn_implementation not in _NAMES:
+        raise BackboneError(
+            f"the attention of this model is '{model.config._attn_implementation}', which takes no keys and values "
+            f"beside its own. Load it with one of {listed(_NAMES)}: model.set_attn_implementation('sdpa')."
+        )
     for name, source in sources.items():
         module = model.get_submodule(name)
         setattr(module, _SLOT, source)
         if isinstance(module, DisentangledSelfAttention):
             module.__class__ = PrefixedDisentangledAttention  # keeps the names of all weights
-    if any(_uses_registry(model.get_submodule(name)) for name in sources):
+    if uses_registry:
         model.set_attn_implementation(_NAMES[model.config._attn_implementation])
 
 

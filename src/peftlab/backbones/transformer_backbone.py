@@ -226,6 +226,7 @@ class TransformerBackbone(Backbone):
             position = "after_first" if self._reads_first_token() else "before"
         first_id, self._embeddings = wrap_token_embedding(self.model, vectors)
         self._prompt = PromptPlacement(first_id, length, position, task)
+        self.prompt_position = position
         self.task_prompts = tasks
 
     @contextmanager
@@ -242,6 +243,7 @@ class TransformerBackbone(Backbone):
         for parent, name, embedding in self._embeddings:
             setattr(parent, name, embedding)
         self._prompt, self._embeddings, self.task_prompts = None, [], 1
+        self.prompt_position = None
 
     def _reads_first_token(self) -> bool:
         """Whether the model classifies from its first token, as encoders do."""

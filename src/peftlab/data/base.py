@@ -125,6 +125,10 @@ class DataSet(ABC):
         """
         return {}
 
+    def unavailable(self) -> str:
+        """Why no other process can read these rows again, in a sentence; empty: it can."""
+        return ""
+
     def has_pairs(self, task: str | None = None) -> bool:
         """Whether a row, of ``task`` if there are several, has two texts."""
         return False

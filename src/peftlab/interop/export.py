@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from peftlab.backbones.base import Backbone
@@ -28,6 +26,7 @@ from peftlab.interop.whole_folder import require_free, whole_folder
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.hf.codec import written
 from peftlab.peft.hf.files import CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE
+from peftlab.peft.hf.folder import as_json, as_safetensors
 from peftlab.peft.hf.format import MODEL, PROMPT_MODEL, HFAdapter, plain_float
 from peftlab.peft.hf.prefix import require_in_window
 from peftlab.runs.assemble import Assembled, reassemble
@@ -144,8 +143,8 @@ def adapter_files(
             f"It was trained beside a backbone in {quantized} (bitsandbytes): load the base model in the same form for "
             "the same logits."
         )
-    files = {CONFIG_FILE: _json(adapter.config), WEIGHTS_FILE: _safetensors(adapter.tensors)}
-    return adapter, files | ({HEAD_FILE: _safetensors(head)} if trunk_only else {})
+    files = {CONFIG_FILE: as_json(adapter.config), WEIGHTS_FILE: as_safetensors(adapter.tensors)}
+    return adapter, files | ({HEAD_FILE: as_safetensors(head)} if trunk_only else {})
 
 
 def _reassembled(
@@ -213,12 +212,3 @@ def _head(backbone: Backbone) -> dict[str, Tensor]:
         for name, tensor in backbone.model.state_dict().items()
         if any(name.startswith(f"{part}.") for part in backbone.head_modules())
     }
-
-
-def _safetensors(tensors: dict[str, Tensor]) -> bytes:
-    data: bytes = safetensors.torch.save({k: tensors[k] for k in sorted(tensors)}, metadata={"format": "pt"})
-    return data
-
-
-def _json(values: dict[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

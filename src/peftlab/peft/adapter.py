@@ -15,17 +15,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from peftlab.backbones.base import Target
 from peftlab.errors import PeftlabError
 from peftlab.peft.base import PEFTStrategy
 from peftlab.peft.delta import AdaptedLayer, Delta, NotMergeable, folded
+from peftlab.peft.hf.folder import save_hf_peft
 from peftlab.peft.names import clean_name, let_train, live_parameter
+from peftlab.peft.saving import save
 from peftlab.peft.surgery import part_name, replace_module, require_float, weight_matrix
 from peftlab.peft.weight_update import WeightUpdate, slice_name
 
@@ -45,8 +47,26 @@ class Placed:
     delta: Delta
 
 
+class Removable(Protocol):
+    """Something that is taken away with the adapter, as the handle of a hook is."""
+
+    def remove(self) -> None:
+        """Take it away."""
+
+
+@runtime_checkable
+class SavedWith(Removable, Protocol):
+    """One that has a say before the adapter is saved."""
+
+    def before_saving(self) -> None:
+        """Raise PeftlabError where the file would not restore the model."""
+
+
 class Adapter:
-    """All that one method has put into one model.
+    """All that one method has put into one model; :func:`peftlab.attach` and :func:`peftlab.load_adapter` return one.
+
+    What trains: ``torch.optim.AdamW(adapter.param_groups(lr=1e-3))``. What a method does beside the gradient is called
+    by the training loop: :meth:`regularization` adds to the loss, :meth:`on_step` follows each optimizer step.
 
     Methods make one in ``build``, by :meth:`put`, :meth:`train_own`, :meth:`add` and :meth:`hold`.
     """
@@ -60,7 +80,7 @@ class Adapter:
         self._placed: list[Placed] = []
         self._own: list[str] = []
         self._modules: dict[str, nn.Module] = {}
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Removable] = []
 
     @property
     def model(self) -> nn.Module:
@@ -112,8 +132,8 @@ class Adapter:
         """Take over ``module``, which stands in the model as ``name`` already."""
         self._modules[name] = module
 
-    def hold(self, *handles: RemovableHandle) -> None:
-        """Keep the handles of hooks, to remove them with the adapter."""
+    def hold(self, *handles: Removable) -> None:
+        """Keep the handles of hooks and the like, to remove them with the adapter."""
         self._handles += handles
 
     # -- what it is made of --------------------------------------------------------------------------
@@ -146,14 +166,14 @@ class Adapter:
 
         The order is that in which an optimizer numbers its states: it must not change.
         """
-        mine = self._own_ids()
+        mine = self.own_ids()
         if beside:
             mine.update(id(p) for name in self.beside for p in self.model.get_submodule(name).parameters())
         for name, parameter in self.model.named_parameters():
             if id(parameter) in mine and parameter.requires_grad:
                 yield clean_name(self.model, name), parameter
 
-    def _own_ids(self) -> set[int]:
+    def own_ids(self) -> set[int]:
         """``id`` of every parameter of its own, those that stay frozen included."""
         ids = {id(live_parameter(self.model, name)) for name in self.own_names()}
         for module in (*self.deltas(), *self.modules().values()):
@@ -170,7 +190,7 @@ class Adapter:
 
     def num_added(self) -> int:
         """Elements of the parameters that it adds to the model, whether they train or not."""
-        added = self._own_ids() - {id(live_parameter(self.model, name)) for name in self.own_names()}
+        added = self.own_ids() - {id(live_parameter(self.model, name)) for name in self.own_names()}
         return sum(parameter.numel() for parameter in self.model.parameters() if id(parameter) in added)
 
     def num_parameters(self) -> int:
@@ -192,8 +212,14 @@ class Adapter:
         return [buffer for delta in self.deltas() for buffer in delta.buffers()]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every live tensor that is saved, those that train beside the adapter included."""
-        return {**dict(self.named_parameters(beside=True)), **self.frozen_state()}
+        """Every live tensor that is saved, those that train beside the adapter included, with their buffers."""
+        buffers = {
+            f"{name}.{inner}": tensor
+            for name in self.beside
+            for inner, tensor in self.model.get_submodule(name).state_dict(keep_vars=True).items()
+            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter)
+        }
+        return {**dict(self.named_parameters(beside=True)), **self.frozen_state(), **buffers}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The same, detached."""
@@ -224,6 +250,39 @@ class Adapter:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state[name])
+
+    def save(self, folder: str | Path, *, format: Literal["peftlab", "hf_peft"] = "peftlab") -> list[str]:
+        """Write what was trained, with what trains beside it, into ``folder``; :func:`peftlab.load_adapter` reads it.
+
+        Args:
+            folder: is made if need be; files of an adapter that was saved there before are replaced.
+            format: adapter.safetensors and adapter.json, with the method, its fields and the fingerprint of the frozen
+                weights; or what HF peft reads, ``PeftModel.from_pretrained(model, folder)``.
+
+        Returns:
+            what to know when it is loaded with HF peft; nothing, for peftlab's own format.
+
+        Raises:
+            PeftlabError: for another format, a method that HF peft does not have, the folder of a run, a folder that
+                cannot be written, or a frozen model whose buffers have changed in training.
+        """
+        path = Path(folder).expanduser()
+        if format not in ("peftlab", "hf_peft"):
+            raise PeftlabError(f"format={format!r} is not allowed: it must be 'peftlab' or 'hf_peft'.")
+        merged = any(layer.merged & keys for layer, keys in self._by_layer())
+        if merged:  # the weights that it belongs to are those without it
+            self.unmerge()
+        try:
+            for handle in self._handles:
+                if isinstance(handle, SavedWith):
+                    handle.before_saving()
+            if format == "hf_peft":
+                return save_hf_peft(self, path)
+            save(self, path)
+        finally:
+            if merged:
+                self.merge()
+        return []
 
     # -- training ------------------------------------------------------------------------------------
 
@@ -370,20 +429,32 @@ class Adapter:
         return bool(self.placed() or self.modules()) or self.num_added() > 0
 
     def remove(self) -> None:
-        """Take it out of the model: layers stand where they stood, merged ones with the update in their weights."""
+        """Take it out of the model: layers stand where they stood, merged ones with the update in their weights.
+
+        The backbone's own tensors that it trained keep what they have learned.
+        """
         for placed in self.placed():
             self._take_out(placed)
         for name in self.modules():
             parent, _, child = name.rpartition(".")
             delattr(self.model.get_submodule(parent), child)
-        for handle in self._handles:
+        self._placed, self._modules = [], {}
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Remove what :meth:`hold` has kept."""
+        held, self._handles = self._handles, []
+        for handle in held:
             handle.remove()
-        self._placed, self._modules, self._handles = [], {}, []
 
     def _take_out(self, placed: Placed) -> None:
         placed.layer.drop(placed.key)
         if not placed.layer.deltas:
             replace_module(self.model, placed.name, placed.layer.base)
+
+    def __repr__(self) -> str:
+        beside = f" beside {', '.join(self.beside)}" if self.beside else ""
+        return f"<adapter of {self.strategy!r} in {type(self.model).__name__}: {self.num_parameters():,} train{beside}>"
 
     # -- for those who look into it ------------------------------------------------------------------
 

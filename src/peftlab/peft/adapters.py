@@ -40,8 +40,9 @@ class Adapters(Adapter):
         """Those of all parts."""
         return {name: module for part in self.parts for name, module in part.modules().items()}
 
-    def _own_ids(self) -> set[int]:
-        return set().union(*(part._own_ids() for part in self.parts))
+    def own_ids(self) -> set[int]:
+        """Those of all parts."""
+        return set().union(*(part.own_ids() for part in self.parts))
 
     def adapted_weights(self) -> list[nn.Parameter]:
         """Those of all parts, each once."""
@@ -92,6 +93,7 @@ class Adapters(Adapter):
                 part.merge_and_remove()
             else:
                 part.remove()
+        self._let_go()
 
     def _require_mergeable(self) -> None:
         fixed = [part.strategy for part in self._adding() if not part.strategy.supports.mergeable]
@@ -119,6 +121,7 @@ class Adapters(Adapter):
         """Take all parts out."""
         for part in self.parts:
             part.remove()
+        self._let_go()
 
     def weight_updates(self) -> Iterator[WeightUpdate] | None:
         """What the parts say of their own; None if none of them says anything."""

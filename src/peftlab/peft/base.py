@@ -35,8 +35,9 @@ them.
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -44,6 +45,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peftlab.errors import ConfigError, PeftlabError
+from peftlab.schema import validate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,9 +77,28 @@ class Supports:
     found; None: it knows no such method."""
 
 
+class _Checked(ABCMeta):
+    """Whoever constructs a method has its fields checked, with the words of the command line."""
+
+    def __call__(cls, *values: Any, **fields: Any) -> Any:
+        if inspect.isabstract(cls):
+            return super().__call__(*values, **fields)  # Python's own refusal
+        if values:
+            raise ConfigError(
+                f"{cls.__name__}({values[0]!r}): the fields of a method are given by their names, as in "
+                f"{cls.__name__}(rank=8)."
+            )
+        checked: Any = cls  # for mypy it is a class of classes
+        return validate(fields, checked, "peft")
+
+
 @dataclass(kw_only=True)
-class PEFTStrategy(ABC):
-    """A way to fine-tune: it decides what trains, and changes the backbone in place for it."""
+class PEFTStrategy(metaclass=_Checked):
+    """A way to fine-tune: it decides what trains, and changes the backbone in place for it.
+
+    Constructing one checks its fields: an unknown one, or a value out of range, is a
+    :class:`~peftlab.errors.ConfigError` in the words of the command line (``peft.rank=-3 is not allowed: …``).
+    """
 
     name: ClassVar[str]
     supports: ClassVar[Supports] = Supports()
@@ -132,7 +153,7 @@ class PEFTStrategy(ABC):
         """Local files that the method starts from; their content goes into the run's identity."""
         return []
 
-    def fit_tasks(self, tasks: int) -> None:  # noqa: B027
+    def fit_tasks(self, tasks: int) -> None:
         """Told, when a config is checked, how many tasks the data has (1 for the usual data of one task).
 
         Raises:
@@ -157,7 +178,7 @@ class PEFTStrategy(ABC):
         """
         return None
 
-    def on_step(self, adapter: Adapter, step: int, total: int) -> None:  # noqa: B027
+    def on_step(self, adapter: Adapter, step: int, total: int) -> None:
         """Called after each optimizer step, for methods with a schedule of their own.
 
         Args:

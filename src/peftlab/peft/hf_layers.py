@@ -45,8 +45,9 @@ class HFPeftAdapter(Adapter):
         state = layer.state_dict(keep_vars=True)
         return {name: tensor for name, tensor in state.items() if not name.startswith("base_layer.")}
 
-    def _own_ids(self) -> set[int]:
-        return super()._own_ids() | {id(t) for layer in self.layers.values() for t in self._tensors_of(layer).values()}
+    def own_ids(self) -> set[int]:
+        """``id`` of every tensor that is not the backbone's, and of those of the backbone that train."""
+        return super().own_ids() | {id(t) for layer in self.layers.values() for t in self._tensors_of(layer).values()}
 
     def frozen_state(self) -> dict[str, Tensor]:
         """What HF peft's layers save beside what trains (frozen random matrices, indices)."""
@@ -132,12 +133,12 @@ class HFPeftAdapter(Adapter):
 
     def remove(self) -> None:
         """Put the layers back that HF peft's stand around."""
-        super().remove()
         for name, layer in self.layers.items():
             replace_module(self.model, name, layer.base_layer)
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
         self.layers = {}
+        super().remove()
 
 
 def reads_packed(layer: Any) -> bool:

@@ -37,6 +37,16 @@ def _around(module: nn.Module | None) -> str | None:
     return None
 
 
+def adapted_by(model: nn.Module) -> tuple[str, str] | None:
+    """Name of the first layer in ``model`` that something stands around, and whose that is; None: it is clean."""
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLayer | PromptedEmbedding):
+            return name, "peftlab"
+        if type(module).__module__.startswith("peft."):
+            return name or type(module).__name__, "HF peft"
+    return None
+
+
 def located(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The module that owns the tensor with the clean ``name``, and the tensor's name in it."""
     *path, leaf = name.split(".")

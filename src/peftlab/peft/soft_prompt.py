@@ -147,6 +147,7 @@ class PromptAdapter(Adapter):
         """Take the prompt out of the model."""
         self.backbone.remove_soft_prompt()
         self._modules = {}
+        self._let_go()
 
 
 @dataclass(kw_only=True)
@@ -259,5 +260,7 @@ def _words(backbone: Backbone, ids: list[int], most: int) -> list[int]:
 def _stands_for_text(backbone: Backbone, token: int) -> bool:
     try:
         return backbone.tokenizer.decode([token]) != ""
+    except PeftlabError:  # there is no tokenizer
+        raise
     except (ValueError, IndexError, OverflowError):  # the model embeds more ids than the tokenizer makes
         return False

@@ -81,19 +81,19 @@ def _require_same_labels(splits: Splits, trained: Sequence[str]) -> None:
 
 
 def predict(
-    folder: RunFolder, config: RunConfig, texts: Sequence[str], *, task: str | None = None
+    assembled: Assembled, facts: dict[str, Any], config: RunConfig, texts: Sequence[str], *, task: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """``text``, ``label`` and ``probabilities`` (label → probability) of each text, in order.
 
     Args:
-        folder: the run's.
+        assembled: the run's model, rebuilt; it is put on the device that there is, and into eval mode.
+        facts: what the run's adapter.json says.
         config: the run's.
         texts: what to label.
         task: theirs, for a run on data of several tasks; the labels are that task's.
     """
     from peftlab.data.module import predict_batches
 
-    assembled, facts = reassemble(folder, config)
     number, classes = _classes_of(facts, task)
     names = facts["label_names"][classes]
     backbone = assembled.backbone.eval()

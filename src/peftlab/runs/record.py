@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from peftlab import cli
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import content_hash, split_hashes
@@ -100,8 +99,13 @@ def by_label(values: dict[str, list[float]], splits: Splits) -> dict[str, dict[s
     return {name: dict(zip(splits.label_names, numbers, strict=True)) for name, numbers in values.items()}
 
 
-def timing(module: ClassificationModule, test_rows: int, test_seconds: float, *, resumed: bool) -> dict[str, Any]:
-    """Seconds and texts per second; training time is that of all attempts, without validation."""
+def timing(
+    module: ClassificationModule, test_rows: int, test_seconds: float, *, resumed: bool, began: float
+) -> dict[str, Any]:
+    """Seconds and texts per second; training time is that of all attempts, without validation.
+
+    ``began``: when the work began, in seconds since the epoch.
+    """
     train_seconds = sum(row["train_seconds"] for row in module.history)
     train_rows = sum(row["train_rows"] for row in module.history)
     first_step = module.first_step_at
@@ -110,8 +114,8 @@ def timing(module: ClassificationModule, test_rows: int, test_seconds: float, *,
         "train_samples_per_second": train_rows / max(train_seconds, 1e-9),
         "test_seconds": test_seconds,
         "evaluation_samples_per_second": test_rows / max(test_seconds, 1e-9),
-        "start_to_first_step_seconds": None if first_step is None else first_step - cli.STARTED,
-        "total_seconds": time.time() - cli.STARTED,
+        "start_to_first_step_seconds": None if first_step is None else first_step - began,
+        "total_seconds": time.time() - began,
         "resumed": resumed,
     }
 

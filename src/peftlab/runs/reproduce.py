@@ -114,6 +114,10 @@ def prepare(given: str, to: Path, places: Sequence[str]) -> Reproduction:
             f"this peftlab does not accept the config of run {record['key']}, which peftlab "
             f"{record['versions'].get('peftlab')} has run: {error}"
         ) from error
+    if reason := config.data.unavailable():
+        raise RunError(
+            f"run {record['key']} cannot be reproduced: {reason} fit(…, data=…) with the same rows is that run."
+        )
     require_places(config, places)
     beside = look_beside(config, original)
     if beside is not config and not any(place.startswith("backbone.from_run=") for place in places):

@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
+from peftlab import cli
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import TextDataModule
@@ -36,14 +37,19 @@ from peftlab.training.config import selection_rule
 from peftlab.training.trainer import build_trainer, quiet
 
 
-def train(config: RunConfig, *, argv: list[str]) -> dict[str, Any]:
+def train(config: RunConfig, *, argv: list[str], began: float | None = None) -> dict[str, Any]:
     """Run ``config``, or finish it, or find that it is finished; return its record.
 
     In the other ranks of a DDP run the record is empty: rank 0 holds the run and writes.
+
+    Args:
+        config: the run's.
+        argv: what was typed, for the record.
+        began: when that was, in seconds since the epoch; None: when the process started.
     """
     folder = RunFolder.of(config)
     if rank() != 0:
-        return _train(config, folder, argv, identity={})
+        return _train(config, folder, argv, began, identity={})
     with folder.locked():
         if (finished := finished_record(config, folder)) is not None:
             return finished
@@ -52,7 +58,7 @@ def train(config: RunConfig, *, argv: list[str]) -> dict[str, Any]:
         folder.write_config(config)
         identity = recorded(config)  # now: its files may change while it runs
         try:
-            return _train(config, folder, argv, identity=identity)
+            return _train(config, folder, argv, began, identity=identity)
         except (Exception, KeyboardInterrupt) as error:
             if not isinstance(error, PeftlabError) or folder.checkpoints.exists():
                 _note_failure(config, folder, argv, error, identity=identity)
@@ -66,7 +72,9 @@ def rank() -> int:
     return int(vars(rank_zero_only).get("rank") or 0)
 
 
-def _train(config: RunConfig, folder: RunFolder, argv: list[str], *, identity: dict[str, Any]) -> dict[str, Any]:
+def _train(
+    config: RunConfig, folder: RunFolder, argv: list[str], began: float | None, *, identity: dict[str, Any]
+) -> dict[str, Any]:
     quiet()
     # Nothing of ours draws from the global generator before training seeds it step by step; this is for
     # whatever a method or a model might draw all the same.
@@ -85,7 +93,8 @@ def _train(config: RunConfig, folder: RunFolder, argv: list[str], *, identity: d
         run.close_logger()
     if rank() != 0:
         return {}
-    written = run.write_down(argv, chosen, test_seconds, resumed=resumed, identity=identity)
+    began = cli.STARTED if began is None else began
+    written = run.write_down(argv, chosen, test_seconds, resumed=resumed, began=began, identity=identity)
     print_result(folder.path, written)
     return written
 
@@ -188,7 +197,7 @@ class _Run:
             "metrics": record.metrics(self.module, chosen["epoch"], splits),
             "forgetting": forgetting,
             "history": history,
-            "timing": record.timing(self.module, len(splits.test), test_seconds, resumed=resumed),
+            "timing": record.timing(self.module, len(splits.test), test_seconds, resumed=resumed, began=began),
             "memory": facts.peak_memory_mib(),
             "files": {folder.adapter.name: adapter} | record.file_facts(folder, beside),
         }

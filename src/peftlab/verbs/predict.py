@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peftlab.errors import DataError
+from peftlab.library.run import load_run
 from peftlab.pairs import SEPARATOR, paired
-from peftlab.runs.folder import finished_run
 from peftlab.verbs.task_option import require_task
 
 
@@ -30,14 +30,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line: text, label, probabilities")
     parser.add_argument("--task", metavar="NAME", help="the texts' task, for a run on data of several tasks")
     given = parser.parse_args(list(arguments))
-    folder, config, _ = finished_run(given.run)
-    require_task(config, given.run, given.task)
+    run = load_run(given.run)
+    require_task(run.config, given.run, given.task)
     texts = read_texts(given.text, given.file)
-    if config.data.has_pairs(given.task):
+    if run.config.data.has_pairs(given.task):
         texts = as_pairs(texts, "--text" if given.text is not None else given.file or "standard input")
-    from peftlab.runs.evaluate import predict
-
-    for found in predict(folder, config, texts, task=given.task):
+    for found in run.predictions(texts, task=given.task):
         found["text"] = found["text"].replace(SEPARATOR, "\t")
         if given.json:
             print(json.dumps(found, ensure_ascii=False), flush=True)

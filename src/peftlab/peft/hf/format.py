@@ -50,7 +50,7 @@ _ALWAYS_UNDERSTOOD = {
 }
 """Options that say what the folder belongs to, and nothing about the computation."""
 
-_HEADS = ("classifier", "score")
+_HEADS = ("classifier", "score", "qa_outputs")
 """Modules that peft saves with every sequence classifier."""
 
 
@@ -125,6 +125,14 @@ class HFFolder:
                 "the adapter with HF peft to one without it."
             )
 
+    def saved_modules(self) -> list[str]:
+        """Names of the modules that the folder brings whole, a classification head; those that have tensors in it."""
+        prefix = PROMPT_MODEL if PROMPT in self.tensors else MODEL
+        named = [*(self.config.get("modules_to_save") or []), *_HEADS]
+        return [
+            name for name in dict.fromkeys(named) if any(key.startswith(f"{prefix}{name}.") for key in self.tensors)
+        ]
+
     def modules_with(self, *endings: str) -> list[str]:
         """Names of the modules that have a tensor ``<module>.<ending>``, in the order of the names."""
         found = {
@@ -144,7 +152,7 @@ class HFFolder:
     def move_into_trunk(self, backbone: Backbone) -> bool:
         """Rename what was made for the model without its classification class; return whether that was so."""
         own = dict(backbone.model.named_modules())
-        prefix = f"{backbone.model.base_model_prefix}."
+        prefix = f"{trunk_name(backbone)}."
         if not self.modules or not all(name not in own and f"{prefix}{name}" in own for name in self.modules):
             return False
         inside = tuple(f"{MODEL}{name}." for name in self.modules)
@@ -273,7 +281,7 @@ class HFFolder:
                 raise PeftlabError(f"{self._foreign(backbone)} its head is '{min(saved)}'.")
             return False
         # A head that the checkpoint brought along (a pooler) trains here, and may stay as it is with peft.
-        needed = {name for name in head if name.partition(".")[0] != backbone.model.base_model_prefix}
+        needed = {name for name in head if name.partition(".")[0] != trunk_name(backbone)}
         if missing := sorted(needed - there):
             raise PeftlabError(f"{self._foreign(backbone)} '{missing[0]}' of the head is missing.")
         for name in sorted(there):
@@ -286,6 +294,11 @@ class HFFolder:
                 )
             self.copy(f"{prefix}{name}", head[name], backbone)
         return True
+
+
+def trunk_name(backbone: Backbone) -> str:
+    """The child of a model of ``transformers`` that is its encoder or decoder; empty for any other model."""
+    return str(getattr(backbone.model, "base_model_prefix", ""))
 
 
 def module_names(backbone: Backbone, chosen: Collection[str]) -> list[str]:

@@ -133,13 +133,12 @@ def prompt_adapter(
         PeftlabError: if it does not stand in front of the text, or the model reads it twice.
     """
     model: Any = backbone.model
-    placement: Any = getattr(backbone, "_prompt", None)
     if getattr(model.config, "is_encoder_decoder", False):
         raise PeftlabError(
             f"a soft prompt in {backbone.architecture} cannot be written in the format of HF peft, whose classifiers "
             "of that kind take none. Use an encoder or a decoder, or peft=lora."
         )
-    if placement is None or placement.position != "before":
+    if backbone.prompt_position != "before":
         raise PeftlabError(
             "this soft prompt stands behind the text's first token, and HF peft always puts it in front: it would "
             "compute something else. Train it with peft.position=before to export it."

@@ -1,0 +1,161 @@
+"""``fit``: what ``peftlab train`` does, called from Python."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+
+from peftlab.composition import composed, override_values
+from peftlab.config import GROUPS, RunConfig, check, from_plain, resolved
+from peftlab.data.given import GivenRows, GivenTexts, given_rows
+from peftlab.errors import ConfigError, listed, nearest
+from peftlab.library.run import Run
+from peftlab.runs.folder import RunFolder
+
+_COMPOSING = threading.Lock()
+"""Hydra keeps what it composes in the process."""
+
+
+def fit(*overrides: str, data: Any = None, **keys: Any) -> Run:
+    """Train what ``peftlab train`` trains with the same words, or find that it is finished.
+
+    The run has the key, the folder and the record that it has from the command line. Started again, as a notebook's
+    cell is, it is found; interrupted, it resumes.
+
+    Args:
+        overrides: as on the command line: ``"peft=dora"``, ``"peft.rank=4"``, ``"experiment=first_run"``.
+        data: rows in memory instead of a data set by name: a pandas DataFrame, a ``datasets.Dataset``, lists
+            ``(texts, labels)``, or a ``DatasetDict`` or dict of these by split. A split that is not given is held out
+            of train. The run is known by their content. ``"data.text_column=…"`` and the like name the columns.
+        keys: top-level keys: ``seed=1``, ``name="first"``, ``output_dir="outputs"``, ``force=True``.
+
+    Returns:
+        the finished run.
+
+    Raises:
+        ConfigError: for a word that does not fit, as on the command line; or several devices.
+        DataError: naming the row that cannot be used.
+    """
+    began = time.time()
+    words = [*_strings(overrides), *_from_keys(keys)]
+    config, rows = _config(words, data)
+    _require_one_device(config)
+    from peftlab.runs.train import train
+
+    with _signals_as_they_were():
+        record = train(config, argv=_argv(words, rows), began=began)
+    run = Run(RunFolder.of(config), config, record)
+    run._holds = rows
+    return run
+
+
+def _strings(overrides: tuple[Any, ...]) -> list[str]:
+    for override in overrides:
+        if not isinstance(override, str):
+            raise ConfigError(
+                f"fit takes overrides as texts, fit('peft=lora', 'peft.rank=4'), not {override!r}; rows are "
+                "given as data=."
+            )
+    return list(overrides)
+
+
+def _from_keys(keys: dict[str, Any]) -> list[str]:
+    """Keywords as overrides; values are quoted as Hydra wants them."""
+    allowed = [name for name in RunConfig.__dataclass_fields__ if name not in GROUPS and name != "trainer"]
+    allowed += [group for group in GROUPS if group != "data"] + ["trainer", "experiment", "debug"]
+    found = []
+    for name, value in keys.items():
+        if name not in allowed:
+            raise ConfigError(
+                f"fit has no keyword '{name}'.{nearest(name, allowed)} It has: {listed(allowed)}; other keys are "
+                "given as texts, 'a.b=value'."
+            )
+        if not isinstance(value, str | int | float | bool | None):
+            raise ConfigError(
+                f"fit(…, {name}={value!r}): a number, a text, or the name of a group's file is wanted here; fields of "
+                f"a group are given as '{name}.field=value'."
+            )
+        found.append(f"{name}={json.dumps(value, ensure_ascii=False) if name not in (*GROUPS, 'trainer') else value}")
+    return found
+
+
+def _config(words: list[str], data: Any) -> tuple[RunConfig, GivenRows | None]:
+    with _COMPOSING, _hydra_as_it_was():
+        if data is None:
+            return check(composed(words)), None
+        if isinstance(data, str):
+            raise ConfigError(f"data={data!r} is rows in memory; a data set by name is a word: fit('data={data}').")
+        if any(word.lstrip("+~").startswith("data=") for word in words):
+            raise ConfigError("data= is given twice: as rows, and by name. Leave one of them out.")
+        told = override_values(words)
+        columns = {
+            name: told[key]
+            for name in ("text_column", "label_column", "second_column")
+            if (key := f"data.{name}") in told
+        }
+        rows = given_rows(data, **columns)
+        values = resolved(composed(["data=text_files", *words]))
+    values["data"] |= {
+        "_target_": f"{GivenTexts.__module__}.{GivenTexts.__qualname__}",
+        "content": rows.content,
+        "kind": rows.kind,
+    }
+    if values["data"]["labels"] is None:
+        values["data"]["labels"] = rows.labels
+    return from_plain(values), rows
+
+
+@contextmanager
+def _hydra_as_it_was() -> Iterator[None]:
+    """A program that is a Hydra application itself keeps its own."""
+    hydra, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = hydra, config
+
+
+def _require_one_device(config: RunConfig) -> None:
+    trainer = config.trainer
+    if trainer.devices not in (1, "auto") or trainer.num_nodes > 1 or trainer.strategy == "ddp":
+        raise ConfigError(
+            f"fit trains on one device: trainer.devices={trainer.devices}, trainer.num_nodes={trainer.num_nodes}, "
+            f"trainer.strategy={trainer.strategy} starts further processes, each by running this program again from "
+            "its command line, which a notebook has not. Use `peftlab train` with the same words."
+        )
+    if trainer.devices == "auto" and _several_gpus():
+        raise ConfigError(
+            "fit trains on one device, and trainer.devices=auto is all of this machine's GPUs. Set trainer.devices=1, "
+            "or use `peftlab train` with the same words."
+        )
+
+
+def _several_gpus() -> bool:
+    import torch
+
+    return torch.cuda.device_count() > 1
+
+
+@contextmanager
+def _signals_as_they_were() -> Iterator[None]:
+    """Interrupted, Lightning lets the process ignore Ctrl-C from then on: a notebook goes on to live."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    finally:
+        if main and before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+def _argv(words: list[str], rows: GivenRows | None) -> list[str]:
+    """What the record says was typed; a run on rows in memory cannot be typed."""
+    return ["peftlab", "train", *words] if rows is None else ["fit", *words, f"data=<{rows.kind}>"]
