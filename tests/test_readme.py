@@ -8,9 +8,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from peftlab.library import fitting
 from tests.conftest import REPOSITORY, TINY, Peftlab, Result, run_folder
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -63,6 +65,25 @@ def test_command(
         (scratch / "sweeps").symlink_to(REPOSITORY / "sweeps")
         result = peftlab(verb, *arguments)
     assert result.status == 0, result.err
+
+
+def test_from_python(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of Python, one after the other in one session; runs on a few rows."""
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 4
+    real = fitting.fit
+    few = ("backbone=tiny", "logger=none", "trainer.max_epochs=1", "data.max_length=32")
+    rows = ("data.limit_train=64", "data.limit_val=32", "data.limit_test=32")
+
+    def cheap(*words: str, data: Any = None, **keys: Any) -> Any:
+        return real(*words, *few, *(rows if data is None else ()), data=data, **keys)
+
+    monkeypatch.setattr(fitting, "fit", cheap)
+    session: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, session)
+    assert len(session["find_runs"]("outputs")) == 2
+    assert session["run"].record["config"]["peft"]["rank"] == 4
 
 
 def sweep(peftlab: Peftlab, arguments: list[str], scratch: Path) -> Result:

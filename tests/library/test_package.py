@@ -50,7 +50,7 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_what_is_not_there_names_the_nearest() -> None:
-    with pytest.raises(AttributeError, match="peftlab has no 'atach'. Did you mean 'attach'?"):
+    with pytest.raises(AttributeError, match=r"peftlab has no 'atach'\. Did you mean 'attach'\?"):
         _ = peftlab.atach
     with pytest.raises(ImportError):
         exec("from peftlab import LoRa")

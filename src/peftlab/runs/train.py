@@ -176,6 +176,7 @@ class _Run:
         test_seconds: float,
         *,
         resumed: bool,
+        began: float,
         identity: dict[str, Any],
     ) -> dict[str, Any]:
         """Write everything a run leaves, the record last; return the record."""

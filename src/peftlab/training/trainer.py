@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from rich.progress import ProgressColumn, Task
@@ -41,9 +41,10 @@ def build_trainer(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     callbacks: list[Callback] = []
-    show_bar = config.progress_bar and sys.stdout.isatty()
+    notebook = in_notebook()
+    show_bar = config.progress_bar and (notebook or sys.stdout.isatty())
     if show_bar:
-        callbacks.append(SamplesProgressBar(rows_per_step))
+        callbacks.append(TQDMProgressBar() if notebook else SamplesProgressBar(rows_per_step))
     elif config.progress_bar:
         callbacks.append(ProgressLines(rows_per_step))
     if config.early_stopping_patience is not None:
@@ -143,6 +144,12 @@ def quiet() -> None:
         r".*treespec, LeafSpec.*",  # Lightning 2.6.6 on torch 2.13
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel, which draws a bar with its own means."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 class ProgressLines(Callback):
