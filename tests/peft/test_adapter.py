@@ -254,7 +254,7 @@ def test_other_rooms_hold_adapters_and_do_not_look_for_what_is_in_them() -> None
     source = REPOSITORY / "src/peftlab"
     wrong = []
     for path in source.rglob("*.py"):
-        if path.is_relative_to(source / "peft"):
+        if path.is_relative_to(source / "peft") or path == source / "__init__.py":  # which names the classes of methods
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("peftlab.peft"):
