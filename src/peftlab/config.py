@@ -22,8 +22,9 @@ from pydantic import Field
 from peftlab.backbones.config import BackboneConfig
 from peftlab.class_names import stable_name
 from peftlab.data.base import DataSet
-from peftlab.errors import ConfigError
+from peftlab.errors import ConfigError, nearest
 from peftlab.fields import NAME_PATTERN, NonNegativeInt, bookkeeping
+from peftlab.objectives.base import Objective
 from peftlab.peft.base import PEFTStrategy
 from peftlab.schema import BadValue, UnknownKey, check_keys, import_class, validate
 from peftlab.training.config import LoggerConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
@@ -123,11 +124,28 @@ def without_method(values: dict[str, Any]) -> dict[str, Any]:
         if group != "peft":
             parts[group] = validate_group(group, values.get(group), base)
     parts["trainer"] = validate(_as_mapping("trainer", values.get("trainer")), TrainerConfig, "trainer")
+    _fit_to_objective(parts["trainer"], parts["data"].what_is_learned())
     if parts["measure_forgetting"] and parts["backbone"].from_run is None:
         raise ConfigError(
             "measure_forgetting=true needs backbone.from_run=<run folder>, the run whose task may be forgotten."
         )
     return parts
+
+
+def _fit_to_objective(trainer: TrainerConfig, objective: Objective) -> None:
+    """Fill in what the objective decides, before the config has a key; refuse what it does not know."""
+    known = objective.every_epoch()
+    if trainer.monitor is None:
+        trainer.monitor = objective.selects
+    elif trainer.monitor not in known:
+        said = f"trainer.monitor='{trainer.monitor}' is not allowed: it must be one of {', '.join(known)}, or null"
+        about = "" if objective.name == "classification" else f" ({objective.name})"
+        raise BadValue([("trainer.monitor", f"{said}{about}.{nearest(trainer.monitor, known)}")])
+    if trainer.label_smoothing and not objective.smooths_labels:
+        said = (
+            f"trainer.label_smoothing={trainer.label_smoothing:g} has no meaning for {objective.about}. Leave it at 0."
+        )
+        raise BadValue([("trainer.label_smoothing", said)])
 
 
 def validate_group(group: str, given: Any, base: type) -> Any:

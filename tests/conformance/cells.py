@@ -112,7 +112,7 @@ def _untouched_logits(kind: str, weights: str) -> Tensor:
 
 @dataclass
 class Training:
-    """A model in training, as :class:`peftlab.training.module.ClassificationModule` trains it."""
+    """A model in training, as :class:`peftlab.training.module.TrainingModule` trains it."""
 
     adapter: Adapter
     kind: str

@@ -9,6 +9,7 @@ import torch
 
 from peftlab.data.batching import EvaluationBatchSampler, LengthGroupedBatchSampler, collate
 from peftlab.errors import DataError
+from peftlab.objectives.base import objective
 
 SKEWED = np.random.default_rng(0).lognormal(4, 1, size=1003).astype(int) + 2
 
@@ -20,7 +21,7 @@ def waste(batches: list[list[int]]) -> float:
 
 
 def test_collate_pads_on_the_right() -> None:
-    fn = pickle.loads(pickle.dumps(collate(pad_id=9)))
+    fn = pickle.loads(pickle.dumps(collate(pad_id=9, objective=objective("classification"))))
     batch = fn(
         [
             {"input_ids": np.array([1, 2, 3], dtype=np.int32), "label": 1},

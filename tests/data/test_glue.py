@@ -95,11 +95,11 @@ def test_test_is_the_validation_file(tmp_path: Path, task: Any, names: tuple[str
     assert {text.split()[0] for text in splits.validation.texts} == {"train"}
 
 
-def test_scores_are_refused(peftlab: Peftlab) -> None:
-    with pytest.raises(ConfigError, match=r"task=stsb is a regression.*The tasks are: sst2, cola, mrpc"):
-        validate({"task": "stsb"}, GLUE, "data")
-    scores = peftlab("train", "data=glue", "data.task=stsb")
-    assert (scores.status, "is a regression" in scores.err) == (2, True)
+def test_a_task_brings_its_objective(peftlab: Peftlab) -> None:
+    assert validate({"task": "stsb"}, GLUE, "data").objective == "regression"
+    assert validate({"task": "cola"}, GLUE, "data").objective == "classification"
+    with pytest.raises(ConfigError, match=r"data\.objective=regression is not what these labels are for"):
+        validate({"task": "cola", "objective": "regression"}, GLUE, "data")
     typo = peftlab("train", "data=glue", "data.task=colla")
     assert (typo.status, "Did you mean 'cola'?" in typo.err) == (2, True)
 

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from peftlab.data.labels import LabelSet, discover_labels, to_texts
+from peftlab.data.labels import to_texts
 from peftlab.data.readers import read_review_tree, read_table
 from peftlab.errors import DataError
+from peftlab.objectives.parts.class_labels import LabelSet, discover_labels
 
 LABELS = LabelSet(("negative", "positive"), {"neg": 0, "pos": 1})
 ROWS = [('Fine, "really"\nfine', 1), ("Dull – très long\u2028", 0), ("x" * 200_000, 1)]

@@ -7,6 +7,7 @@ import pytest
 from peftlab.data.base import DataSet, Splits, Texts
 from peftlab.data.splits import assemble, drop_duplicates, hold_out, stratified_split, stratified_take
 from peftlab.errors import DataError
+from peftlab.objectives.base import objective
 
 LABELS = [0] * 60 + [1] * 30 + [2] * 10  # ordered by label, as IMDb is
 
@@ -76,7 +77,10 @@ def test_every_copy_of_a_repeated_text_is_dropped() -> None:
 def test_repeated_texts_are_not_held_out_while_there_are_others() -> None:
     given = Texts(["same"] * 5 + list("abcde"), [0] * 10)
     for seed in range(20):
-        assert "same" not in hold_out(given, 0.5, seed, key="data.val_fraction")[1].texts
+        assert (
+            "same"
+            not in hold_out(given, 0.5, seed, key="data.val_fraction", objective=objective("classification"))[1].texts
+        )
     # None but repeated ones: held out all the same, and the record counts them.
     splits = assembled(Given(val_fraction=0.5), train=Texts(["same"] * 10, [0] * 10))
     assert splits.provenance["also_in_train"] == {"validation": 5, "test": 0}

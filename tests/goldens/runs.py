@@ -326,16 +326,16 @@ def _in_child(*call: str, kill: bool = False) -> tuple[int, str]:
 
 
 def _kill_as_the_second_epoch_begins() -> None:
-    from peftlab.training.module import ClassificationModule
+    from peftlab.training.module import TrainingModule
 
-    begin = ClassificationModule.on_train_epoch_start
+    begin = TrainingModule.on_train_epoch_start
 
-    def begin_or_die(module: ClassificationModule) -> None:
+    def begin_or_die(module: TrainingModule) -> None:
         if module.current_epoch == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         begin(module)
 
-    ClassificationModule.on_train_epoch_start = begin_or_die  # type: ignore[method-assign]
+    TrainingModule.on_train_epoch_start = begin_or_die  # type: ignore[method-assign]
 
 
 def _require(done: tuple[int, str], what: str) -> str:

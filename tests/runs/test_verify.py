@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from peftlab.objectives.base import objective
 from peftlab.runs.consistency import inconsistencies
 from peftlab.runs.tensors import read_tensors
 from peftlab.training.config import TrainerConfig
@@ -103,11 +104,13 @@ def test_the_chosen_epoch_is_the_best_by_its_rule(run: Path) -> None:
         record["history"][number]["validation/accuracy"] = accuracy
     for epoch, right in ((0, False), (1, True), (2, False)):  # of equals the first
         record["selection"] |= {"epoch": epoch, "validation/accuracy": record["history"][epoch]["validation/accuracy"]}
-        about = {finding.about for finding in inconsistencies(record, TrainerConfig())}
+        about = {finding.about for finding in inconsistencies(record, TrainerConfig(), objective("classification"))}
         assert ("selection.epoch" not in about) == right
     last = TrainerConfig(select="last")
     record["selection"] |= {"rule": "last epoch"}
-    assert "selection.epoch" not in {finding.about for finding in inconsistencies(record, last)}
+    assert "selection.epoch" not in {
+        finding.about for finding in inconsistencies(record, last, objective("classification"))
+    }
 
 
 def truncate(path: Path) -> None:

@@ -7,8 +7,9 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, recall_score
 from torch.nn import functional as F
 
-from peftlab.training.confusion import from_confusion
-from peftlab.training.metrics import ClassificationMetrics
+from peftlab.objectives.base import objective
+from peftlab.objectives.parts.confusion import from_confusion
+from peftlab.objectives.parts.split import SplitMetrics
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -16,7 +17,7 @@ def test_they_equal_scikit_learns(classes: int) -> None:
     generator = torch.Generator().manual_seed(classes)
     logits = torch.randn(101, classes, generator=generator)
     labels = torch.randint(classes, (101,), generator=generator)
-    metrics = ClassificationMetrics(classes)
+    metrics = SplitMetrics(objective("classification"), [str(number) for number in range(classes)])
     for start, end in ((0, 1), (1, 64), (64, 101)):
         part = slice(start, end)
         metrics.update(logits[part], labels[part], F.cross_entropy(logits[part], labels[part]))

@@ -16,12 +16,13 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 from torch.nn import functional as F
 
 from peftlab.data.base import Task
+from peftlab.objectives.base import objective
+from peftlab.objectives.parts.blocks import MultitaskMetrics, TaskBlocks
 from peftlab.peft.base import attach
 from peftlab.peft.full import FullFineTuning
 from peftlab.training.config import ScheduleConfig
-from peftlab.training.module import ClassificationModule
+from peftlab.training.module import TrainingModule
 from peftlab.training.optim import SGD
-from peftlab.training.tasks import MultitaskMetrics, TaskBlocks
 from tests.backbones.tiny_backbones import shake, tiny
 from tests.conftest import Peftlab
 from tests.data.two_tasks import CLASSES, SIZES, entries, overrides, write_topics
@@ -55,12 +56,20 @@ def test_the_loss_is_each_tasks_own_cross_entropy(smoothing: float) -> None:
     assert (logits.grad[~foreign] != 0).all()
 
 
-def module_on(kind: str) -> ClassificationModule:
+def module_on(kind: str) -> TrainingModule:
     backbone = tiny(kind, num_labels=9)
     shake(backbone)
     adapter = attach(backbone, FullFineTuning(), seed=0)
     schedule: Any = ScheduleConfig
-    return ClassificationModule(adapter, SGD(lr=0.1), schedule, num_labels=9, seed=0, tasks=TASKS).eval()
+    return TrainingModule(
+        adapter,
+        SGD(lr=0.1),
+        schedule,
+        objective=objective("classification"),
+        label_names=[str(n) for n in range(9)],
+        seed=0,
+        tasks=TASKS,
+    ).eval()
 
 
 @pytest.mark.parametrize(

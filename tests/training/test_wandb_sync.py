@@ -260,13 +260,13 @@ def test_a_process_of_wandb_for_each_job_which_ends_with_it(reviews: Path) -> No
 def test_a_run_that_fails_is_a_failed_run_in_wandb(
     peftlab: Peftlab, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from peftlab.training.module import ClassificationModule
+    from peftlab.training.module import TrainingModule
 
     def broken(self: Any) -> None:
         raise RuntimeError("no more")
 
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(ClassificationModule, "on_test_epoch_end", broken)
+    monkeypatch.setattr(TrainingModule, "on_test_epoch_end", broken)
     with pytest.raises(RuntimeError, match="no more"):
         peftlab("train", "logger=wandb", "trainer.max_epochs=1", "name=w", *WANDB, f"data.path={reviews}")
     (file,) = Path("outputs/w").glob("*/logs/wandb/offline-run-*/*.wandb")

@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from peftlab.fields import Fraction, NonNegativeInt, PositiveInt, bookkeeping
+from peftlab.fields import Fraction, NonNegativeInt, PositiveInt, added, bookkeeping
+from peftlab.objectives.base import Label, Objective, ObjectiveName, objective
 
 
 @dataclass(frozen=True)
 class Texts:
-    """One split: ``texts[i]``, perhaps a pair (:mod:`peftlab.pairs`), carries the class index ``labels[i]``."""
+    """One split: ``texts[i]``, perhaps a pair (:mod:`peftlab.pairs`), carries the label ``labels[i]``: the index
+    of a class, or whatever else the objective has made of its cell."""
 
     texts: list[str]
-    labels: list[int]
+    labels: list[Label]
 
     def __post_init__(self) -> None:
         assert len(self.texts) == len(self.labels)
@@ -65,6 +67,7 @@ class Splits:
     ``"subset of train (train_subset.parquet, 18,615 rows)"``.
     ``provenance`` goes into the run's record as it is (plain containers only); its keys ``source``
     and ``rows`` (rows of each split as used) are always there.
+    ``label_names`` are what the outputs of the head stand for: classes, or one ``value``.
     ``tasks`` are the tasks of a multitask data set, in the order of their classes; a class belongs to one task,
     so that a row's label says its task too.
     """
@@ -77,6 +80,15 @@ class Splits:
     provenance: dict[str, Any] = field(default_factory=dict)
     train_kind: str = "train"
     tasks: tuple[Task, ...] = ()
+
+
+def require_objective(data: DataSet, name: str) -> None:
+    """Raise ValueError unless ``data`` is used for the objective that its labels are made for."""
+    if data.objective != name:
+        raise ValueError(
+            f"data.objective={data.objective} is not what these labels are for: they are those of "
+            f"{objective(name).about}. Leave data.objective={name}; your own files go by data=text_files."
+        )
 
 
 @dataclass(kw_only=True)
@@ -104,10 +116,17 @@ class DataSet(ABC):
     so that runs with different seeds are compared on the same rows."""
     order_seed: NonNegativeInt | None = None
     """Decides the order of the training batches; null: the run's ``seed``."""
+    objective: ObjectiveName = added("classification")
+    """What is learned of a text: ``classification``, a class; ``regression``, a number. Published data sets say it
+    themselves."""
     group_by_length: bool = True
     """Put texts of similar length into one batch (less padding); batches still come in random order."""
     num_workers: NonNegativeInt = bookkeeping(0)
     """Loader processes. Does not change the numbers."""
+
+    def what_is_learned(self) -> Objective:
+        """The objective that :attr:`objective` names."""
+        return objective(self.objective)
 
     @abstractmethod
     def load(self) -> Splits:

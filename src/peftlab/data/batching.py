@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from peftlab.errors import DataError
+from peftlab.objectives.base import Objective
 from peftlab.seeding import derive_seed
 
 BATCHES_IN_CHUNK = 50
@@ -30,27 +31,30 @@ def pad(rows: Sequence[Sequence[int] | npt.NDArray[np.int32]], pad_id: int) -> d
 
 
 class Collate:
-    """Rows of :class:`~peftlab.data.tokens.TokenizedTexts` to one padded batch with ``labels`` (B,) int64.
+    """Rows of :class:`~peftlab.data.tokens.TokenizedTexts` to one padded batch with ``labels`` (B,).
 
     With ``task_of_class``, the task of each class, the batch also has ``task_ids`` (B,) int64.
     """
 
-    def __init__(self, pad_id: int, task_of_class: Sequence[int] = ()) -> None:
+    def __init__(self, pad_id: int, objective: Objective, task_of_class: Sequence[int] = ()) -> None:
         self.pad_id = pad_id
+        self.objective = objective
         self.task_of_class = tuple(task_of_class)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """One batch of ``rows``."""
         batch = pad([row["input_ids"] for row in rows], self.pad_id)
-        batch["labels"] = torch.tensor([row["label"] for row in rows], dtype=torch.int64)
+        batch["labels"] = self.objective.target(rows)
         if self.task_of_class:
             batch["task_ids"] = torch.tensor([self.task_of_class[row["label"]] for row in rows], dtype=torch.int64)
         return batch
 
 
-def collate(pad_id: int, task_of_class: Sequence[int] = ()) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+def collate(
+    pad_id: int, objective: Objective, task_of_class: Sequence[int] = ()
+) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
     """The ``collate_fn`` of a loader (a class instance, so that loader processes can be spawned)."""
-    return Collate(pad_id, task_of_class)
+    return Collate(pad_id, objective, task_of_class)
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):

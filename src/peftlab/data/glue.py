@@ -1,4 +1,4 @@
-"""The classification tasks of GLUE (Wang et al. 2018, arXiv:1804.07461)."""
+"""The tasks of GLUE (Wang et al. 2018, arXiv:1804.07461)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from peftlab.data.published import Official, PublishedDataSet
 
 
 def _task(
-    title: str, columns: tuple[str, ...], label_names: tuple[str, ...], train_rows: int, test_rows: int, *splits: str
+    title: str,
+    columns: tuple[str, ...],
+    label_names: tuple[str, ...],
+    train_rows: int,
+    test_rows: int,
+    *splits: str,
+    objective: str = "classification",
 ) -> Official:
     return Official(
         title=f"GLUE {title}",
@@ -19,6 +25,7 @@ def _task(
         train_rows=train_rows,
         test_rows=test_rows,
         packaged="imdb_packaged",
+        objective=objective,
         layout=Layout(
             configuration=title.lower().replace("-", ""),
             text_column=columns[0],
@@ -41,6 +48,7 @@ TASKS = {
     ),
     "qnli": _task("QNLI", ("question", "sentence"), _ENTAILMENT, 104_743, 5_463),
     "rte": _task("RTE", _TWO_SENTENCES, _ENTAILMENT, 2_490, 277),
+    "stsb": _task("STS-B", _TWO_SENTENCES, (), 5_749, 1_500, objective="regression"),
     "wnli": _task("WNLI", _TWO_SENTENCES, ("not_entailment", "entailment"), 635, 71),
 }  # fmt: skip
 
@@ -57,16 +65,14 @@ class GLUE(PublishedDataSet):
     task: Literal["sst2", "cola", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli", "stsb"] = "sst2"
     """sst2: sentiment of phrases from film reviews. cola: whether a sentence is acceptable English. mrpc, qqp: whether
     two sentences or questions mean the same. mnli (both validation splits, matched and mismatched), rte, wnli: whether
-    the second sentence follows from the first. qnli: whether the sentence answers the question. stsb is refused: its
-    labels are scores."""
+    the second sentence follows from the first. qnli: whether the sentence answers the question. stsb: how alike two
+    sentences are in meaning, from 0 to 5: a regression."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for the task of scores."""
-        if self.task not in TASKS:
-            raise ValueError(
-                f"task={self.task} is a regression: its labels are scores from 0 to 5, and everything here counts "
-                f"right and wrong classes. The tasks are: {', '.join(TASKS)}."
-            )
+        """The task brings its objective; another one that was typed is refused."""
+        if self.objective == "classification":
+            self.objective = self.official().objective
+        super().__post_init__()
 
     def has_pairs(self, task: str | None = None) -> bool:
         """See :meth:`DataSet.has_pairs`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from peftlab.data.base import Splits
-from peftlab.data.labels import LabelSet, to_texts
+from peftlab.data.labels import to_texts
 from peftlab.data.packaged import PackagedDataSet
 from peftlab.data.readers import Table, read_table
 
@@ -39,7 +39,7 @@ class IMDbPackaged(PackagedDataSet):
         rows = read_table(file)
         reviews = Table(rows.name, rows.texts[:IMDB_ROWS], rows.labels[:IMDB_ROWS], rows.lines)
         return self.split(
-            to_texts(reviews, LabelSet(self.label_names)),
+            to_texts(reviews, self.what_is_learned().reader([reviews], self.label_names)),
             self.label_names,
             "hold-out of the official train split",
             {"data_set": "IMDb", "rows_not_used": len(rows.texts) - IMDB_ROWS},

@@ -1,86 +1,29 @@
-"""Label cells to class indices: names, integers and what spreadsheets make of integers."""
+"""Cells of a table to texts and labels."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-
 from peftlab.data.base import Texts
 from peftlab.data.readers import Table
-from peftlab.errors import DataError, nearest
+from peftlab.errors import DataError
+from peftlab.objectives.base import Label, LabelReader
 from peftlab.pairs import is_pair, paired
 
-# "1.0" is what a spreadsheet or pandas writes for 1 once a column has had a gap.
-_INTEGER_LIKE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
-_FRACTION = re.compile(r"-?[0-9]*\.[0-9]+")
 
-
-def canonical(value: object) -> str | None:
-    """The label as text, ``1.0`` as ``1`` and booleans as ``true``/``false``; None if there is none."""
-    if value is None or value != value:  # NaN is what parquet files from pandas have for a missing cell
-        return None
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = str(value).strip()
-    if match := _INTEGER_LIKE.fullmatch(text):
-        return match.group(1)
-    return text or None
-
-
-class LabelSet:
-    """The classes of a data set, in order, and how a cell names one of them.
-
-    A cell may hold a class name, one of ``aliases``, or, unless the names are integers themselves,
-    the index of the class.
-    """
-
-    def __init__(self, names: Sequence[str], aliases: Mapping[str, int] | None = None) -> None:
-        self.names = tuple(names)
-        self._index = {_required(name): i for i, name in enumerate(self.names)}
-        self._index |= dict(aliases or {})
-        names_are_integers = any(_INTEGER_LIKE.fullmatch(name) for name in self.names)
-        self.allows_index = not names_are_integers
-        if self.allows_index:
-            self._index |= {str(i): i for i in range(len(self.names))}
-            if len(self.names) == 2 and not {"true", "false"} & set(self._index):
-                self._index |= {"false": 0, "true": 1}
-
-    def index(self, value: object) -> int | None:
-        """Index of the class that ``value`` names, or None."""
-        text = canonical(value)
-        return None if text is None else self._index.get(text)
-
-    def describe(self) -> str:
-        """``negative (0), positive (1)``: what a cell may hold, for messages."""
-        if self.allows_index:
-            return ", ".join(f"{name} ({i})" for i, name in enumerate(self.names))
-        return ", ".join(self.names)
-
-
-def _required(name: str) -> str:
-    text = canonical(name)
-    assert text is not None
-    return text
-
-
-def to_texts(table: Table, labels: LabelSet) -> Texts:
-    """The rows of ``table`` with checked texts and class indices.
+def to_texts(table: Table, labels: LabelReader) -> Texts:
+    """The rows of ``table`` with checked texts and labels.
 
     Raises:
         DataError: naming file and row of the first cell that cannot be used.
     """
     texts: list[str] = []
-    indices: list[int] = []
-    for row, (text, label) in enumerate(zip(table.texts, table.labels, strict=True)):
+    found: list[Label] = []
+    for row, text in enumerate(table.texts):
         checked = _checked_text(table, row, text, table.text_column)
         if table.seconds is not None:
             checked = paired(checked, _checked_text(table, row, table.seconds[row], table.second_column))
         texts.append(checked)
-        index = labels.index(label)
-        if index is None:
-            raise _label_error(table, row, label, labels)
-        indices.append(index)
-    return Texts(texts, indices)
+        found.append(labels.read(table, row))
+    return Texts(texts, found)
 
 
 def _checked_text(table: Table, row: int, text: object, column: str) -> str:
@@ -99,41 +42,3 @@ def _checked_text(table: Table, row: int, text: object, column: str) -> str:
             "between the two texts of a pair here. Take it out."
         )
     return text
-
-
-def _label_error(table: Table, row: int, value: object, labels: LabelSet) -> DataError:
-    text = canonical(value)
-    if text is None:
-        return DataError(
-            f"{table.place(row)}: the label (column '{table.label_column}') is missing. Allowed: {labels.describe()}."
-        )
-    return DataError(
-        f"{table.place(row)}: unknown label {value!r} (column '{table.label_column}'). "
-        f"Allowed: {labels.describe()}.{nearest(text, labels.names)}"
-    )
-
-
-def discover_labels(tables: Iterable[Table]) -> tuple[str, ...]:
-    """The distinct labels of ``tables``, sorted: as numbers if all are integers, else as text.
-
-    Raises:
-        DataError: for a missing label or one that is a fraction, naming file and row.
-    """
-    found: set[str] = set()
-    for table in tables:
-        for row, value in enumerate(table.labels):
-            text = canonical(value)
-            if text is None:
-                raise DataError(
-                    f"{table.place(row)}: the label (column '{table.label_column}') is missing. "
-                    "Remove the row or fill in its label."
-                )
-            if _FRACTION.fullmatch(text) or not isinstance(value, str | int | float):
-                raise DataError(
-                    f"{table.place(row)}: the label {value!r} is not a class name or an integer. Turn scores "
-                    "into classes first; if it is the name of a class, list the classes in data.labels."
-                )
-            found.add(text)
-    if all(_INTEGER_LIKE.fullmatch(name) for name in found):
-        return tuple(sorted(found, key=int))
-    return tuple(sorted(found))

@@ -34,7 +34,7 @@ Batch = dict[str, Tensor]
 class TextDataModule(LightningDataModule):
     """Train, validation and test loaders over token ids.
 
-    A batch is ``input_ids`` (B, T) int64, ``attention_mask`` (B, T) int64 and ``labels`` (B,) int64, padded
+    A batch is ``input_ids`` (B, T) int64, ``attention_mask`` (B, T) int64 and ``labels`` (B,), of classes int64, padded
     on the right; of several tasks it has ``task_ids`` (B,) int64 too. Batches depend on the config and ``order_seed``
     alone: not on ``num_workers``, and not on the global random state, which loading leaves as it was. Use
     ``Trainer(use_distributed_sampler=False)``: the samplers share the rows among the trainer's processes themselves.
@@ -123,7 +123,7 @@ class TextDataModule(LightningDataModule):
         return DataLoader(
             _MapStyle(rows),
             batch_sampler=sampler,
-            collate_fn=collate(self.tokenizer.pad_id, self._task_of_class),
+            collate_fn=collate(self.tokenizer.pad_id, self.dataset.what_is_learned(), self._task_of_class),
             num_workers=self.dataset.num_workers,
             persistent_workers=self.dataset.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -2,7 +2,7 @@
 
 Every task is loaded and split as it would be alone, so a task's validation and test rows are those of its own data
 set. Classes are called ``task/label``; a task owns a block of them, so that a row's label says its task. How the model
-keeps the tasks apart is told in :mod:`peftlab.training.tasks`.
+keeps the tasks apart is told in :mod:`peftlab.objectives.parts.blocks`.
 
 ``mixing`` says how many of an epoch's rows are a task's: with n_k training rows of task k, in proportion to
 
@@ -37,6 +37,7 @@ from peftlab.fields import PositiveInt, enters_identity
 
 OF_THE_MIXTURE = (
     "max_length", "truncation", "batch_size", "eval_batch_size", "order_seed", "group_by_length", "num_workers",
+    "objective",
 )  # fmt: skip
 """Fields that an entry cannot say, as batches hold rows of all tasks."""
 OF_EACH_TASK = ("limit_train", "limit_val", "limit_test", "val_fraction", "split_seed")
@@ -61,6 +62,11 @@ class Multitask(DataSet):
         """Check every entry, and write down all that it says."""
         if not self.tasks:
             raise ValueError("data.tasks is empty: name at least one, for example [imdb_packaged, bbc_news].")
+        if not self.what_is_learned().mixes:
+            raise ValueError(
+                f"data.objective={self.objective}: several tasks share one model as blocks of classes, which is for "
+                "data.objective=classification alone. Train the tasks one by one."
+            )
         self.tasks = [self._checked(entry, f"data.tasks[{index}]") for index, entry in enumerate(self.tasks)]
         names = self.task_names()
         for index, name in enumerate(names):
@@ -204,6 +210,11 @@ class Multitask(DataSet):
         """``entry`` with all fields of its data set, but for those that it has from the mixture."""
         given = {"name": entry} if isinstance(entry, str) else dict(entry)
         part = self._part(given, key)
+        if part.objective != self.objective:
+            raise ConfigError(
+                f"{key} is {part.what_is_learned().about}: several tasks share one model as blocks of classes, so only "
+                "classifications can be mixed. Leave it out, and train it alone."
+            )
         name = given.get("task", given.get("name"))
         if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
             raise ConfigError(

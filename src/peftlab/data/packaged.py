@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from peftlab.data.base import DataSet, Splits, Texts
+from peftlab.data.base import DataSet, Splits, Texts, require_objective
 from peftlab.data.splits import assemble, drop_duplicates, hold_out
 from peftlab.errors import DataError
 from peftlab.fields import Fraction
@@ -34,6 +34,10 @@ class PackagedDataSet(DataSet, ABC):
 
     holdout_fraction: Fraction = 0.2
     """Share of the texts held out as test, stratified by label and drawn by ``split_seed``."""
+
+    def __post_init__(self) -> None:
+        """The labels are classes."""
+        require_objective(self, "classification")
 
     def package_folder(self) -> Path:
         """Where the package is installed.
@@ -70,7 +74,9 @@ class PackagedDataSet(DataSet, ABC):
         """Drop every copy of a repeated text, then hold out test and validation."""
         distinct, dropped = drop_duplicates(texts)
         seed = derive_seed(self.split_seed, "hold-out")
-        train, test = hold_out(distinct, self.holdout_fraction, seed, key="data.holdout_fraction")
+        train, test = hold_out(
+            distinct, self.holdout_fraction, seed, key="data.holdout_fraction", objective=self.what_is_learned()
+        )
         return assemble(
             self,
             train=train,

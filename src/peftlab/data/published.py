@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from peftlab.data.base import DataSet, Splits, Texts
+from peftlab.data.base import DataSet, Splits, Texts, require_objective
 from peftlab.data.hub import PLAIN, Layout, read_hub
-from peftlab.data.labels import LabelSet, to_texts
+from peftlab.data.labels import to_texts
 from peftlab.data.readers import SUFFIXES, Table, read_pairs, read_review_tree, read_table, review_files
 from peftlab.data.splits import assemble, repeated_rows
 from peftlab.errors import DataError, listed
@@ -24,8 +24,9 @@ class Official:
     """What is published under a data set's name."""
 
     title: str
-    label_names: tuple[str, ...]
-    hub_label_names: tuple[str, ...]
+    label_names: tuple[str, ...] = ()
+    """Names of the classes; none where labels are numbers."""
+    hub_label_names: tuple[str, ...] = ()
     """The classes as the hub calls them, in the same order."""
     train_rows: int
     test_rows: int
@@ -35,6 +36,7 @@ class Official:
     """How the hub lays it out; its ``test_splits`` name the local files too."""
     train_stems: tuple[str, ...] = ("train",)
     reads_review_tree: bool = False
+    objective: str = "classification"
 
 
 @dataclass(kw_only=True)
@@ -49,6 +51,10 @@ class PublishedDataSet(DataSet, ABC):
     """Repository on the hub."""
     hub_revision: str | None = None
     """Branch, tag or commit on the hub; null: its main branch. The record keeps the commit it was."""
+
+    def __post_init__(self) -> None:
+        """The set says what its labels are for."""
+        require_objective(self, self.official().objective)
 
     @abstractmethod
     def official(self) -> Official:
@@ -65,14 +71,18 @@ class PublishedDataSet(DataSet, ABC):
         """Read both official splits and hold validation out of train."""
         official = self.official()
         (train_table, *test_tables), provenance = self._tables()
-        labels = LabelSet(official.label_names, {name: i for i, name in enumerate(official.hub_label_names)})
+        labels = self.what_is_learned().reader(
+            [train_table],
+            official.label_names or None,
+            {name: i for i, name in enumerate(official.hub_label_names)},
+        )
         train, test = to_texts(train_table, labels), Texts.joined([to_texts(table, labels) for table in test_tables])
         return assemble(
             self,
             train=train,
             validation=None,
             test=test,
-            label_names=official.label_names,
+            label_names=labels.names,
             train_kind=self._train_kind(train_table, len(train)),
             test_kind=self._test_kind(len(test)),
             provenance={"data_set": official.title} | provenance | _repetitions(train, test),

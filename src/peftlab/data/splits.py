@@ -15,6 +15,7 @@ from typing import Any
 
 from peftlab.data.base import DataSet, Splits, Texts
 from peftlab.errors import DataError
+from peftlab.objectives.base import Objective
 from peftlab.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def drop_duplicates(texts: Texts) -> tuple[Texts, int]:
     return texts.take([row for row in range(len(texts)) if row not in repeated]), len(repeated)
 
 
-def hold_out(texts: Texts, fraction: float, seed: int, *, key: str) -> tuple[Texts, Texts]:
+def hold_out(texts: Texts, fraction: float, seed: int, *, key: str, objective: Objective) -> tuple[Texts, Texts]:
     """``texts`` without the held-out rows, and the held-out rows.
 
     A text that occurs more than once stays on the first side as long as others are left, so that what
@@ -85,13 +86,14 @@ def hold_out(texts: Texts, fraction: float, seed: int, *, key: str) -> tuple[Tex
 
     Args:
         key: The config field behind ``fraction``, for the message.
+        objective: says what keeps its share on both sides.
     """
     if len(texts) < 2:
         raise DataError(
             f"{key}={fraction} needs at least 2 rows to leave one on each side, "
             f"but there {'is only 1' if len(texts) else 'are none'}. Give more rows."
         )
-    kept, held_out = stratified_split(texts.labels, fraction, seed, repeated_rows(texts.texts))
+    kept, held_out = stratified_split(objective.strata(texts.labels), fraction, seed, repeated_rows(texts.texts))
     return texts.take(kept), texts.take(held_out)
 
 
@@ -110,14 +112,15 @@ def assemble(
 
     The limits come last, so a smaller ``limit_train`` keeps the same validation and test rows.
     """
+    objective = config.what_is_learned()
     if validation is None:
         seed = derive_seed(config.split_seed, "validation")
-        train, validation = hold_out(train, config.val_fraction, seed, key="data.val_fraction")
+        train, validation = hold_out(train, config.val_fraction, seed, key="data.val_fraction", objective=objective)
         provenance = provenance | {"validation": f"{config.val_fraction:g} of the train rows, held out"}
     available = {"train": len(train), "validation": len(validation), "test": len(test)}
-    train = _limited(train, config.limit_train, "limit_train", config.split_seed)
-    validation = _limited(validation, config.limit_val, "limit_val", config.split_seed)
-    test = _limited(test, config.limit_test, "limit_test", config.split_seed)
+    train = _limited(train, config.limit_train, "limit_train", config.split_seed, objective)
+    validation = _limited(validation, config.limit_val, "limit_val", config.split_seed, objective)
+    test = _limited(test, config.limit_test, "limit_test", config.split_seed, objective)
     splits = {"train": train, "validation": validation, "test": test}
     for name, texts in splits.items():
         if not len(texts):
@@ -134,14 +137,14 @@ def assemble(
         | {
             "rows": rows,
             "rows_available": available,
-            "rows_by_label": {name: _by_label(texts, label_names) for name, texts in splits.items()},
+            **objective.label_facts({name: texts.labels for name, texts in splits.items()}, label_names),
             "split_seed": config.split_seed,
             "also_in_train": _also_in_train(splits),
         },
     )
 
 
-def _limited(texts: Texts, limit: int | None, key: str, split_seed: int) -> Texts:
+def _limited(texts: Texts, limit: int | None, key: str, split_seed: int, objective: Objective) -> Texts:
     if limit is None:
         return texts
     if limit > len(texts):
@@ -149,16 +152,11 @@ def _limited(texts: Texts, limit: int | None, key: str, split_seed: int) -> Text
             f"data.{key}={limit} asks for more rows than there are: {len(texts)}. "
             f"Give at most {len(texts)}, or leave data.{key}=null for all of them."
         )
-    return texts.take(stratified_take(texts.labels, limit, derive_seed(split_seed, key)))
+    return texts.take(stratified_take(objective.strata(texts.labels), limit, derive_seed(split_seed, key)))
 
 
 def _kind(kind: str, used: int, available: int) -> str:
     return kind if used == available else f"{kind}, {used:,} of its {available:,} rows"
-
-
-def _by_label(texts: Texts, label_names: tuple[str, ...]) -> dict[str, int]:
-    counts = Counter(texts.labels)
-    return {name: counts[index] for index, name in enumerate(label_names)}
 
 
 def _also_in_train(splits: dict[str, Texts]) -> dict[str, int]:

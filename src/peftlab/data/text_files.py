@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftlab.data.base import DataSet, Splits, Texts
-from peftlab.data.labels import LabelSet, canonical, discover_labels, to_texts
+from peftlab.data.base import DataSet, Splits
+from peftlab.data.labels import to_texts
 from peftlab.data.published import split_file
 from peftlab.data.readers import SUFFIXES, Table, read_pairs, read_table
 from peftlab.data.splits import assemble, hold_out
@@ -36,7 +35,7 @@ class TextFiles(DataSet):
     text_column: str = "text"
     """Column (or JSON key) of the text."""
     label_column: str = "label"
-    """Column (or JSON key) of the label: a name, or an integer."""
+    """Column (or JSON key) of the label: a name or an integer; with objective=regression a number."""
     second_column: str | None = added(None)
     """Column (or JSON key) of the second text, where a row is a pair of texts."""
     labels: list[str] | None = None
@@ -56,21 +55,22 @@ class TextFiles(DataSet):
         """Read the files, name the classes, and hold out the splits that are not given."""
         files = self._split_files()
         tables = {split: self._read(split, file) for split, file in files.items()}
-        names = self._label_names(tables["train"])
-        texts = {split: to_texts(table, LabelSet(names)) for split, table in tables.items()}
+        objective = self.what_is_learned()
+        reader = objective.reader([tables["train"]], self.labels)
+        texts = {split: to_texts(table, reader) for split, table in tables.items()}
         train, test = texts["train"], texts.get("test")
         test_kind = "" if test is None else f"test file ({len(test):,} rows)"
         if test is None:
             seed = derive_seed(self.split_seed, "hold-out")
-            train, test = hold_out(train, self.holdout_fraction, seed, key="data.holdout_fraction")
+            train, test = hold_out(train, self.holdout_fraction, seed, key="data.holdout_fraction", objective=objective)
             test_kind = f"hold-out of {files['train'].name}"
-        self._check_every_label(train, names, files["train"])
+        objective.check_training_labels(train.labels, reader.names, files["train"])
         return assemble(
             self,
             train=train,
             validation=texts.get("validation"),
             test=test,
-            label_names=names,
+            label_names=reader.names,
             train_kind=f"train file ({files['train'].name}, {len(texts['train']):,} rows)",
             test_kind=test_kind,
             provenance={
@@ -123,24 +123,6 @@ class TextFiles(DataSet):
         except DataError as error:
             key = f"data.{split}" if self.path is None else "data.path"
             raise DataError(f"{key}: {error}") from None
-
-    def _label_names(self, train: Table) -> tuple[str, ...]:
-        names = discover_labels([train]) if self.labels is None else tuple(self.labels)
-        repeated = [name for name, count in Counter(map(canonical, names)).items() if count > 1]
-        if repeated or None in map(canonical, names):
-            raise DataError(f"data.labels={list(names)}: names must be distinct and not empty.")
-        if len(names) < 2:
-            source = "data.labels" if self.labels is not None else f"{train.name}, column {self.label_column}"
-            raise DataError(f"{source}: only {len(names)} label ({listed(names)}); at least 2 are needed.")
-        return names
-
-    def _check_every_label(self, train: Texts, names: tuple[str, ...], file: Path) -> None:
-        absent = [name for index, name in enumerate(names) if index not in set(train.labels)]
-        if absent:
-            raise DataError(
-                f"{file}: no row left for training has the label {listed(absent)}. "
-                "Add such rows, or leave the label out of data.labels."
-            )
 
 
 def _siblings(path: Path) -> str:

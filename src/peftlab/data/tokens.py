@@ -18,6 +18,7 @@ from peftlab import files
 from peftlab.backbones.base import Tokenizer
 from peftlab.data.base import Texts
 from peftlab.errors import DataError
+from peftlab.objectives.base import Label
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +42,12 @@ def cache_key(texts: Sequence[str], fingerprint: str, max_length: int) -> str:
 
 
 class TokenizedTexts:
-    """A split as token ids: ``self[row]`` is ``{"input_ids": (T,) int32, "label": int}``.
+    """A split as token ids: ``self[row]`` is ``{"input_ids": (T,) int32, "label": …}``.
 
     The ids stay on disk until they are read, and every process of a run shares the same pages.
     """
 
-    def __init__(self, folder: Path, labels: Sequence[int]) -> None:
+    def __init__(self, folder: Path, labels: Sequence[Label]) -> None:
         self.folder = folder
         self.labels = list(labels)
         self._open()

@@ -11,6 +11,7 @@ from peftlab.backbones.base import Tokenizer
 from peftlab.backbones.tokenizers import HFTokenizer
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.config import RunConfig
+from peftlab.objectives.base import shown
 
 CARD_FILE = "README.md"
 
@@ -38,6 +39,8 @@ def card(
 ) -> str:
     """Markdown with the front matter that the hub reads."""
     counts, metrics, data = record["parameters"], record["metrics"], record["data"]
+    objective = config.data.what_is_learned()
+    figure = objective.figure(objective.selects)
     front = ["---", "library_name: peft" if title != _MERGED else "library_name: transformers"]
     front += [f"base_model: {base}"] if base and not Path(base).is_absolute() else []
     front += ["tags:", "- peftlab", f"- {facts['method']}", "---"]
@@ -47,10 +50,10 @@ def card(
         ("trainable parameters", f"{counts['trainable']:,} of {counts['total']:,}"),
         ("without the head", f"{counts['trainable_without_head']:,}"),
         ("data", f"{data.get('data_set', data['source'])}, {data['rows']['train']:,} texts to train on"),
-        ("classes, in order", ", ".join(facts["label_names"])),
+        objective.output_in_words(facts["label_names"]),
         ("longest text", f"{facts['max_length']} tokens, cut by `{facts['truncation']}`"),
-        ("validation accuracy", f"{metrics['validation']['accuracy']:.4f}"),
-        ("test accuracy", f"{metrics['test']['accuracy']:.4f} ({metrics['test']['rows']:,} texts)"),
+        (f"validation {figure.title}", shown(metrics["validation"][figure.name])),
+        (f"test {figure.title}", f"{shown(metrics['test'][figure.name])} ({metrics['test']['rows']:,} texts)"),
         ("run", f"{facts['run']}, peftlab {__version__}"),
     ]
     lines = [*front, "", f"# {title}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]

@@ -78,7 +78,14 @@ def export_adapter(
         longest=facts["max_length"],
     )
     kind = "trunk" if trunk_only else "adapter"
-    how = how_to_load(kind, named, assembled.backbone, facts["label_names"], backbone_config, written=base is not None)
+    how = how_to_load(
+        kind,
+        named,
+        assembled.backbone,
+        config.data.what_is_learned().hf_config(facts["label_names"]),
+        backbone_config,
+        written=base is not None,
+    )
     readme = card(
         config,
         facts,
@@ -94,7 +101,9 @@ def export_adapter(
         if base is not None:
             labels = facts["label_names"]
             save_model(
-                untouched_backbone(folder, config, labels), stack.enter_context(whole_folder(base, "--base")), labels
+                untouched_backbone(folder, config, labels),
+                stack.enter_context(whole_folder(base, "--base")),
+                config.data.what_is_learned().hf_config(labels),
             )
         into = stack.enter_context(whole_folder(to, "--to"))
         for name, content in files.items():
@@ -174,13 +183,13 @@ def export_merged(
     assembled, facts, record = _reassembled(folder, config, record, task)
     labels = facts["label_names"]
     merged, notes = merged_backbone(folder, config, assembled, labels)
-    how = how_to_load("merged", None, merged, labels, backbone_config)
+    how = how_to_load("merged", None, merged, {}, backbone_config)
     named = base_name(backbone_config, None)
     text = card(
         config, facts, record, title=TITLES["merged"], base=named, notes=notes, how=how, tokenizer=merged.tokenizer
     )
     with whole_folder(to, "--to") as into:
-        save_model(merged, into, labels)
+        save_model(merged, into, config.data.what_is_learned().hf_config(labels))
         (into / CARD_FILE).write_text(text, encoding="utf-8")
     return notes
 

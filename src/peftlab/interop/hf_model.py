@@ -95,16 +95,20 @@ def require_pooling(config: TransformerConfig, option: str) -> None:
         )
 
 
-def save_model(backbone: Backbone, path: Path, label_names: Sequence[str]) -> None:
+def save_model(backbone: Backbone, path: Path, fields: dict[str, Any]) -> None:
     """Write config.json, model.safetensors and the tokenizer's files into ``path``.
+
+    Args:
+        backbone: the model.
+        path: an empty folder.
+        fields: of config.json, which say what the outputs are.
 
     Raises:
         PeftlabError: if it cannot be written, as on a full disk.
     """
     model: Any = backbone.model
-    model.config.id2label = dict(enumerate(label_names))
-    model.config.label2id = {name: index for index, name in enumerate(label_names)}
-    model.config.problem_type = "single_label_classification"
+    for name, value in fields.items():
+        setattr(model.config, name, value)
     try:
         with quiet_transformers():
             model.save_pretrained(path)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from peftlab.backbones.base import Backbone
 from peftlab.backbones.tokenizers import HFTokenizer
 from peftlab.backbones.transformer import TransformerConfig
+
+_TAKEN_FOR_GRANTED = ("problem_type", "single_label_classification")
 
 
 def how_to_load(
     kind: str,
     base: str | None,
     backbone: Backbone,
-    labels: Sequence[str],
+    fields: Mapping[str, Any],
     config: TransformerConfig,
     *,
     written: bool = False,
@@ -24,7 +27,7 @@ def how_to_load(
         kind: ``adapter``, ``trunk`` or ``merged``.
         base: what peft can load the backbone from; None if there is no such thing.
         backbone: of the run.
-        labels: names of the classes.
+        fields: of the config, which say what the outputs are.
         config: the backbone's.
         written: whether ``base`` was written together with the folder, with what the run has set in its config.
     """
@@ -40,8 +43,8 @@ def how_to_load(
         return "\n".join(
             ["import torch", *imports, "", start, *_call("trunk", classes[0], options), *_head(backbone, config)]
         )
-    names = dict(enumerate(labels))
-    options = {"id2label": repr(names), "label2id": repr({name: index for index, name in names.items()}), **options}
+    told = {name: repr(value) for name, value in fields.items() if (name, value) != _TAKEN_FOR_GRANTED}
+    options = told | options
     lines = [*imports, "", start, *_call("model", classes[0], options)]
     if backbone.head_modules() == ["score"] and not written:
         # Decoders find a text's last token by it, and many of them come without one.

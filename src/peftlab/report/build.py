@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from peftlab.errors import ConfigError, listed, nearest
+from peftlab.objectives.base import figure_called
 from peftlab.report.groups import Group, Grouped, group_runs, keep_where
 from peftlab.report.groups_sweep import SweepFile, read_sweep_file
 from peftlab.report.marks import Marks, marks_of
 from peftlab.report.notes import FailureNote, add_notes
-from peftlab.report.records import Found, LeftOut, Run, find, number_paths, read_runs
+from peftlab.report.records import Found, LeftOut, Run, find, first_objective, number_paths, read_runs
 from peftlab.report.same_rows import SameRows, same_rows
 from peftlab.report.statistics import Comparison, Summary, compare, corrected, summarise
 from peftlab.report.tables_columns import STANDARD, Column, columns_of
 
-METRIC = "metrics.test.accuracy"
 FIGURE_VALUES = ("parameters.trainable", "timing.train_seconds", "memory.peak_mib")
 
 
@@ -31,7 +32,7 @@ class Request:
     where: tuple[str, ...] = ()
     baseline: str | None = None
     best: str | None = None
-    """``highest`` or ``lowest``; None: by the metric's name."""
+    """``highest`` or ``lowest``; None: as the records say of the metric."""
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Report:
 
     title: str
     metric: Column
+    curve: str
+    """The quantity of the history that goes with the metric."""
     highest: bool
     """Whether the highest value of the metric is the best."""
     columns: list[Column]
@@ -84,11 +87,13 @@ def build(request: Request) -> Report:
     """
     found = find(request.folders)
     sweeps = _sweep_files(found)
-    metric_path = request.metric or (sweeps[0].metric if sweeps else METRIC)
+    objective = first_objective(found)
+    metric_path = request.metric or (sweeps[0].metric if sweeps else f"metrics.test.{objective['selects']}")
     columns = columns_of(request.columns, metric_path, sweeps[0].columns if sweeps else [])
     metric = next(column for column in columns if column.value == metric_path)
     paths = [*(column.value for column in columns), *STANDARD, *FIGURE_VALUES]
-    curves = ("train/loss", curve_of(metric_path))
+    curve = curve_of(metric_path, objective)
+    curves = ("train/loss", curve)
     runs = read_runs(found, paths, curves)
     if request.where:
         runs = keep_where(runs, request.where)
@@ -100,10 +105,11 @@ def build(request: Request) -> Report:
     if not rows:
         raise ConfigError("no cell with a run is a row of the table (row: false in the sweep).")
     _require_one_id_each(rows)
-    highest = request.best == "highest" if request.best else not metric.lower_is_better
+    highest = request.best == "highest" if request.best else not metric.lower_is_better(objective["metrics"])
     same = same_rows(grouped.groups, metric.value)
     summaries = {group.id: summarise(group.values(metric.value)) for group in rows}
     report = Report(
+        curve=curve,
         title=" + ".join(sweep.title for sweep in sweeps) or ", ".join(sorted({run.name for run in runs})),
         metric=metric, highest=highest, columns=columns, rows=rows,
         others=[group for group in grouped.groups if not group.row], grouped=grouped, summaries=summaries,
@@ -117,12 +123,15 @@ def build(request: Request) -> Report:
     return report
 
 
-def curve_of(metric: str) -> str:
-    """The quantity of the history that goes with a metric: ``validation/accuracy`` for ``metrics.test.accuracy``."""
+def curve_of(metric: str, objective: Mapping[str, Any]) -> str:
+    """The quantity of the history that goes with a metric: ``validation/loss`` for ``metrics.test.loss``.
+
+    For a metric that the history has not, the figure that selects for the records' ``objective``.
+    """
     last = metric.rpartition(".")[2]
-    return f"validation/{last}" if metric.startswith("metrics.") and last in ("loss", "macro_f1") else (
-        "validation/accuracy"
-    )  # fmt: skip
+    known = figure_called(last)
+    in_history = metric.startswith("metrics.") and last in objective["metrics"] and (known is None or known.each_epoch)
+    return f"validation/{last if in_history else objective['selects']}"
 
 
 def _sweep_files(found: Found) -> list[SweepFile]:

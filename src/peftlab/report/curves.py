@@ -1,17 +1,21 @@
-"""curves.png: loss and accuracy an epoch, on train and validation."""
+"""curves.png: loss and the selecting figure an epoch, on train and validation."""
 
 from __future__ import annotations
 
 import io
+from math import nan
 from pathlib import Path
 from typing import Any
 
 from peftlab.files import write_atomically
+from peftlab.objectives.base import Objective
 
 COLOURS = {"train": "#4477aa", "validation": "#ee6677"}  # Paul Tol's "bright": told apart by the colour-blind
 
 
-def draw_curves(path: Path, history: list[dict[str, Any]], *, title: str, chosen_epoch: int | None = None) -> None:
+def draw_curves(
+    path: Path, history: list[dict[str, Any]], objective: Objective, *, title: str, chosen_epoch: int | None = None
+) -> None:
     """Draw ``history``; a dashed line marks the epoch whose weights were kept.
 
     Epochs are counted from 1, as people do; the figures on train are running means over the epoch.
@@ -24,14 +28,14 @@ def draw_curves(path: Path, history: list[dict[str, Any]], *, title: str, chosen
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     epochs = [row["epoch"] + 1 for row in history]
-    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    for axes, quantity in zip(figure.subplots(1, 2), ("loss", objective.selects), strict=True):
         for split, colour in COLOURS.items():
-            values = [row[f"{split}/{quantity}"] for row in history]
+            values = [nan if (value := row[f"{split}/{quantity}"]) is None else value for row in history]
             axes.plot(epochs, values, color=colour, marker="o", markersize=4, label=split)
         if chosen_epoch is not None:
             axes.axvline(chosen_epoch + 1, color="#999999", linestyle="--", linewidth=1, label="kept epoch")
         axes.set_xlabel("epoch")
-        axes.set_ylabel("cross-entropy loss" if quantity == "loss" else "accuracy")
+        axes.set_ylabel(objective.loss_title if quantity == "loss" else objective.figure(quantity).title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(0.5, max(epochs) + 0.5)
         axes.grid(alpha=0.25)

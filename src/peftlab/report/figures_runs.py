@@ -7,7 +7,7 @@ from math import isfinite, nan
 from statistics import fmean, stdev
 from typing import Any
 
-from peftlab.report.build import Report, curve_of
+from peftlab.report.build import Report
 from peftlab.report.figures_labels import fitting
 from peftlab.report.figures_style import (
     COLOURS,
@@ -63,7 +63,7 @@ def draw_curves(report: Report) -> Drawn | str:
     if len(asked) > MOST_NAMED:
         best = {group.id for group in best_first(report, asked)[:MOST_NAMED]}
         kept = [group for group in asked if group.id in best]
-    names = ["train/loss", curve_of(report.metric.value)]
+    names = ["train/loss", report.curve]
     labels = fitting([f"{group.label}{_diverged(group)}" for group in kept], 58, lines=2)
     lines = sum(1 + label.count("\n") for label in labels)
     figure, panels = blank(10.0, 3.7 + 0.19 * (lines + 1) / 2, columns=2)

@@ -66,7 +66,7 @@ def read_sweep_file(path: str) -> SweepFile | LeftOut:
             baseline=given.get("baseline"),
             seeds=[int(seed) for seed in given["seeds"]],
             columns=[
-                {"title": str(c["title"]), "value": str(c["value"]), "format": str(c.get("format", "accuracy"))}
+                {"title": str(c["title"]), "value": str(c["value"]), "format": str(c.get("format", "score"))}
                 for c in given["columns"]
             ],
             cells=[_cell(cell) for cell in given["cells"]],

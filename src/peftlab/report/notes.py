@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peftlab.objectives.base import figure_called
 from peftlab.report.groups import Group
 from peftlab.report.groups_sweep import SweepFile
 from peftlab.report.legends import SHOWN_NAMES, counted, names
@@ -166,7 +167,7 @@ def _about_versions(rows: Sequence[Group]) -> list[str]:
 
 
 def _about_single_seeds(report: Report) -> list[str]:
-    """With one seed there is no spread; what the sampling of test rows makes of an accuracy is known all the same."""
+    """With one seed there is no spread; what the sampling of test rows makes of a share of them is known."""
     single = [group for group in report.rows if report.summaries[group.id].n == 1]
     if not single:
         return []
@@ -182,14 +183,20 @@ def _about_single_seeds(report: Report) -> list[str]:
 
 
 def sampling_error(report: Report, group: Group) -> float | None:
-    """Binomial standard error of the group's mean accuracy on its number of test (or validation) rows."""
+    """Binomial standard error of the group's mean share of right rows on its number of test (or validation) rows."""
     path, summary = report.metric.value, report.summaries[group.id]
-    if not path.startswith(("metrics.test.", "metrics.validation.")) or not path.endswith("accuracy"):
+    if not path.startswith(("metrics.test.", "metrics.validation.")) or not _is_share(path):
         return None
     rows = {run.facts[f"{path.split('.')[1]} rows"] for run in group.runs}
     if not summary.finite or len(rows) != 1 or not (one := rows.pop()).isdigit():
         return None
     return binomial_error(summary.mean or 0.0, int(one)) if int(one) else None
+
+
+def _is_share(path: str) -> bool:
+    """Whether the figure at ``path`` is a share of the rows."""
+    figure = figure_called(path.rpartition(".")[2])
+    return figure is not None and figure.share_of_rows
 
 
 def _about_divergence(rows: Sequence[Group]) -> list[str]:

@@ -183,7 +183,7 @@ def _runs_of(report: Report, group: Group, target: Path) -> dict[str, Any]:
 
 def _run_entry(report: Report, run: Run, target: Path) -> list[Any]:
     value = run.number(report.metric.value)
-    text = "–" if value is None else fixed(value) if report.metric.format == "accuracy" else plain_number(value)
+    text = "–" if value is None else fixed(value) if report.metric.format == "score" else plain_number(value)
     has = ("config.yaml" in run.files) + 2 * ("curves.png" in run.files)
     log = f"/.logs/{quote(run.key)}.txt" if run.logged else ""  # beside the run's folder
     return [run.seed, text, run.key, relative(run.folder, target), has, log]

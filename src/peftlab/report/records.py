@@ -19,6 +19,7 @@ from typing import Any
 
 from peftlab.class_names import stable_name
 from peftlab.errors import PeftlabError, RunError, nearest
+from peftlab.objectives.recorded import BEFORE, objective_facts
 from peftlab.report.forks import cpus, map_in_forks
 from peftlab.report.records_config import COMPUTED, DATA_HASH, TARGET, flat, identity_of
 from peftlab.report.records_facts import facts_of
@@ -165,7 +166,7 @@ def read_runs(found: Found, paths: Iterable[str], curves: Sequence[str]) -> list
 
     Args:
         found: of :func:`find`.
-        paths: places of the values that are wanted, such as ``metrics.test.accuracy``.
+        paths: places of the values that are wanted, such as ``metrics.test.loss``.
         curves: quantities of the history that are wanted.
 
     Raises:
@@ -197,6 +198,15 @@ def read_runs(found: Found, paths: Iterable[str], curves: Sequence[str]) -> list
             f"{found.left_out[0].reason}."
         )
     return runs
+
+
+def first_objective(found: Found) -> Mapping[str, Any]:
+    """What the first finished record says of its objective: what is reported unless something else is asked for."""
+    for folder, _ in found.run_folders:
+        record = _record(folder)
+        if not isinstance(record, LeftOut) and record.get("status") == "finished":
+            return objective_facts(record)
+    return BEFORE
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAVY
 from rich.console import Console
 from rich.table import Table
+
+from peftlab.objectives.base import Objective, shown
 
 
 def console() -> Console:
@@ -17,46 +19,58 @@ def console() -> Console:
     return wide if wide.is_terminal else Console(width=110)
 
 
-def add_tasks(table: Table, metrics: dict[str, Any], kinds: Mapping[str, str] | None = None) -> None:
-    """A line for each task of ``metrics``, with the kind of its rows; none for data of one task.
+class FiguresTable:
+    """Rows of figures under the titles of an objective, the loss last."""
 
-    The line above them is their mean.
-    """
-    for name, figures in metrics.get("tasks", {}).items():
-        table.add_row(
-            f"  {name}: {kinds[name]}" if kinds and name in kinds else f"  {name}",
-            f"{figures['rows']:,}",
-            f"{figures['accuracy']:.4f}",
-            f"{figures['macro_f1']:.4f}",
-            f"{figures['loss']:.4f}",
-        )
+    def __init__(self, objective: Objective) -> None:
+        names = [name for name in objective.every_epoch() if name != "loss"]
+        self._names = (*names, "loss")
+        self.table = Table(box=SIMPLE_HEAVY)
+        for column in ("split", "rows", *(objective.figure(name).title for name in self._names)):
+            self.table.add_column(column, justify="left" if column == "split" else "right")
+
+    def add(self, title: str, rows: int | None, values: Mapping[str, Any]) -> None:
+        """A line; a figure that ``values`` lack leaves its cell empty."""
+        cells = [shown(values[name]) if name in values else "" for name in self._names]
+        self.table.add_row(title, "" if rows is None else f"{rows:,}", *cells)
+
+    def add_tasks(self, metrics: Mapping[str, Any], kinds: Mapping[str, str] | None = None) -> None:
+        """A line for each task of ``metrics``, with the kind of its rows; none for data of one task.
+
+        The line above them is their mean.
+        """
+        for name, figures in metrics.get("tasks", {}).items():
+            title = f"  {name}: {kinds[name]}" if kinds and name in kinds else f"  {name}"
+            self.add(title, figures["rows"], figures)
 
 
-def print_result(path: Path, record: dict[str, Any]) -> None:
+def undefined_lines(objective: Objective, split: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """Why figures of ``values`` are undefined: a line for each reason."""
+    for why in dict.fromkeys(values.get("undefined", {}).values()):
+        names = [objective.figure(name).title for name, said in values["undefined"].items() if said == why]
+        yield f"{' and '.join(names)} on {split}: {why}"
+
+
+def print_result(path: Path, record: dict[str, Any], objective: Objective) -> None:
     """Print metrics, selection, size and speed from ``record``."""
     metrics, timing = record["metrics"], record["timing"]
-    table = Table(box=SIMPLE_HEAVY)
-    for column in ("split", "rows", "accuracy", "macro-F1", "loss"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+    figures = FiguresTable(objective)
     for split in ("train", "validation", "test"):
         values = metrics[split]
         tasks = record["data"]["tasks"] if "tasks" in values else {}
         name = f"{split}, mean of the tasks" if tasks else split
         if split == "test" and not tasks:
             name = f"test: {record['data']['test_kind']}"
-        table.add_row(
-            name,
-            f"{record['data']['rows'][split]:,}",
-            f"{values['accuracy']:.4f}",
-            f"{values['macro_f1']:.4f}",
-            f"{values['loss']:.4f}",
-        )
+        figures.add(name, record["data"]["rows"][split], values)
         if split != "train":
             kinds = {task: facts["test_kind"] for task, facts in tasks.items()} if split == "test" else {}
-            add_tasks(table, values, kinds)
+            figures.add_tasks(values, kinds)
     selection = record["selection"]
     out = console()
-    out.print(table)
+    out.print(figures.table)
+    for split, values in metrics.items():
+        for line in undefined_lines(objective, split, values):
+            out.print(line, highlight=False)
     out.print(
         f"weights of epoch {selection['epoch'] + 1} ({selection['rule']}); "
         f"{record['parameters']['trainable']:,} trainable parameters; "

@@ -190,7 +190,7 @@ def _about(sweep: Sweep, records: Records) -> list[str]:
         if lost:
             about.append(
                 f"Training “{escaped(cell.title)}” diverged with seed {', '.join(map(str, lost))}: its loss is not "
-                "finite; its accuracy is in the mean."
+                "finite; its figures are in the means."
             )
     return [" ".join(about)]
 

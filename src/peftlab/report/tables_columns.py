@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
 from peftlab.errors import ConfigError, listed
+from peftlab.objectives.recorded import FORMATS_BEFORE
 from peftlab.report.groups import Group
 from peftlab.report.statistics import summarise
 
-FORMATS = ("accuracy", "difference", "count", "seconds", "number", "text")
-LOWER_IS_BETTER = ("loss", "seconds", "bytes", "mib", "forgetting", "forgetting_with_adapter_off", "perplexity")
-"""Last parts of paths, or their last words, whose values are better when they are lower."""
+FORMATS = ("score", "difference", "count", "seconds", "number", "text")
+LOWER_IS_BETTER = ("seconds", "bytes", "mib", "forgetting", "forgetting_with_adapter_off", "perplexity")
+"""Last parts of paths, or their last words, whose values are better when they are lower; what of the metrics is, the
+records say."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,14 @@ class Column:
 
     title: str
     value: str
-    """Where the value stands in a record: ``metrics.test.accuracy``."""
+    """Where the value stands in a record: ``metrics.test.loss``."""
     format: str
 
-    @property
-    def lower_is_better(self) -> bool:
-        """Whether the lowest value is the best one."""
+    def lower_is_better(self, directions: Mapping[str, str]) -> bool:
+        """Whether the lowest value is the best one; ``directions`` of figures are what the records say of them."""
         last = self.value.rpartition(".")[2]
+        if self.value.startswith("metrics.") and last in directions:
+            return directions[last] == "min"
         return (
             last in LOWER_IS_BETTER or last.rpartition("_")[2] in LOWER_IS_BETTER or self.value.startswith("parameters")
         )
@@ -39,14 +42,14 @@ def column_of(path: str) -> Column:
     first, _, rest = path.partition(".")
     last = path.rpartition(".")[2]
     if first == "metrics":
-        return Column(rest.replace(".", " ").replace("_", " "), path, "accuracy")
+        return Column(rest.replace(".", " ").replace("_", " "), path, "score")
     if first == "parameters" or last in ("rows", "bytes") or path.startswith("data.rows"):
         titles = {"trainable": "trainable parameters", "trainable_without_head": "trainable, without the head"}
         return Column(titles.get(last, last.replace("_", " ")), path, "count")
     if last.endswith("seconds"):
         return Column(last.replace("_", " "), path, "seconds")
     if first == "forgetting":
-        return Column(last.replace("_", " "), path, "accuracy" if last in ("before", "after") else "difference")
+        return Column(last.replace("_", " "), path, "score" if last in ("before", "after") else "difference")
     if path == "memory.peak_mib":
         return Column("peak memory, MiB", path, "number")
     return Column(rest or path if first == "config" else path, path, "text" if first == "config" else "number")
@@ -71,7 +74,10 @@ def columns_of(given: str | None, metric: str, of_sweep: Sequence[dict[str, str]
                 f"--columns {STANDARD[0]},{STANDARD[2]}; or leave it out."
             )
     elif of_sweep:
-        columns = [Column(column["title"], column["value"], column["format"]) for column in of_sweep]
+        columns = [
+            Column(column["title"], column["value"], FORMATS_BEFORE.get(column["format"], column["format"]))
+            for column in of_sweep
+        ]
     else:
         columns = [column_of(path) for path in STANDARD]
     for column in columns:
@@ -92,7 +98,7 @@ def cell_text(group: Group, column: Column) -> str:
         return "–"
     text = _number_text(values, column.format)
     # What is the same for all seeds, or a cost, says so only where it lacks more than the column n says.
-    complete = group.expected if column.format in ("accuracy", "difference") else len(group.runs)
+    complete = group.expected if column.format in ("score", "difference") else len(group.runs)
     return text if len(values) == complete else f"{text} ({seeds_text(group, len(values))})"
 
 
@@ -118,7 +124,7 @@ def _number_text(values: Sequence[float], form: str) -> str:
         return "0 (exactly)"
     found = summarise(values)
     assert found.mean is not None
-    if form in ("accuracy", "difference"):
+    if form in ("score", "difference"):
         text = fixed(found.mean, sign=form == "difference")
     else:
         text = f"{found.mean:,.1f}" if form == "seconds" else plain_number(found.mean)

@@ -22,7 +22,7 @@ from peftlab.peft.surgery import dequantize, is_conv1d
 from peftlab.runs.adapter_file import backbone_fingerprint, load_adapter, read_facts
 from peftlab.runs.folder import RunFolder, finished_run
 from peftlab.runs.identity import content_sha256
-from peftlab.training.module import ClassificationModule
+from peftlab.training.module import TrainingModule
 
 
 @dataclass
@@ -41,7 +41,9 @@ class Assembled:
 def assemble(config: RunConfig, splits: Splits) -> Assembled:
     """Build the backbone, check that the texts fit it, and put the method's adapter into it."""
     if config.backbone.from_run is None:
-        backbone = config.backbone.build(len(splits.label_names), seed=config.seed, train_texts=splits.train.texts)
+        backbone = config.backbone.build(
+            _outputs(config, splits.label_names), seed=config.seed, train_texts=splits.train.texts
+        )
     else:
         backbone = start_from_run(config, splits.label_names)
     backbone.check_length(config.data.max_length, extra_tokens=config.peft.extra_tokens())
@@ -49,6 +51,10 @@ def assemble(config: RunConfig, splits: Splits) -> Assembled:
     _require_prompts_fit(config, backbone, len(splits.tasks))
     assembled.adapter.load_source(assembled.fingerprint)
     return assembled
+
+
+def _outputs(config: RunConfig, label_names: Sequence[str]) -> int:
+    return config.data.what_is_learned().head_size(label_names)
 
 
 def _require_prompts_fit(config: RunConfig, backbone: Backbone, tasks: int) -> None:
@@ -73,7 +79,9 @@ def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[st
     """
     facts = read_facts(folder)
     if config.backbone.from_run is None:
-        backbone = config.backbone.build(len(facts["label_names"]), seed=config.seed, run_folder=folder.path)
+        backbone = config.backbone.build(
+            _outputs(config, facts["label_names"]), seed=config.seed, run_folder=folder.path
+        )
     else:
         backbone = start_from_run(config, facts["label_names"])
     assembled = _attached(config, backbone)
@@ -91,8 +99,9 @@ def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[st
 def start_from_run(config: RunConfig, label_names: Sequence[str]) -> Backbone:
     """The backbone of ``config`` with the weights that the run in ``backbone.from_run`` ended with.
 
-    An adapter of that run is merged into the weights. Its head is taken over when its classes are those of
-    ``label_names``; else the head is new, drawn from the seed. ``provenance["from_run"]`` says which.
+    An adapter of that run is merged into the weights. Its head is taken over when its objective is that of
+    ``config`` and its labels are ``label_names``; else the head is new, drawn from the seed.
+    ``provenance["from_run"]`` says which.
 
     Raises:
         RunError: if the earlier run cannot be read, or had another backbone.
@@ -107,12 +116,13 @@ def start_from_run(config: RunConfig, label_names: Sequence[str]) -> Backbone:
         weights = plain_weights(earlier, plain.model)
     except PeftlabError as error:
         raise type(error)(f"backbone.from_run={given}: {error}") from error
-    backbone = config.backbone.build(len(label_names), seed=config.seed, run_folder=folder.path)
+    backbone = config.backbone.build(_outputs(config, label_names), seed=config.seed, run_folder=folder.path)
     head = {name for name, _ in backbone.head_parameters()}
-    same_classes = list(label_names) == list(facts["label_names"])
+    same_labels = list(label_names) == list(facts["label_names"])
+    same_labels = same_labels and config.data.objective == earlier_config.data.objective
     with torch.no_grad():
         for name, tensor in backbone.model.state_dict(keep_vars=True).items():
-            if same_classes or name not in head:
+            if same_labels or name not in head:
                 tensor.copy_(weights[name])
     backbone.provenance["from_run"] = {
         "path": given,
@@ -120,9 +130,9 @@ def start_from_run(config: RunConfig, label_names: Sequence[str]) -> Backbone:
         "method": facts["method"],
         "adapter_sha256": content_sha256([folder.adapter]),
         "label_names": facts["label_names"],
-        "head": "taken over" if same_classes else "new",
+        "head": "taken over" if same_labels else "new",
         "parameters_taken_over": sum(
-            p.numel() for name, p in backbone.model.named_parameters() if same_classes or name not in head
+            p.numel() for name, p in backbone.model.named_parameters() if same_labels or name not in head
         ),
     }
     return backbone
@@ -189,13 +199,14 @@ def _attached(config: RunConfig, backbone: Backbone) -> Assembled:
     return Assembled(adapter, fingerprint)
 
 
-def lightning_module(config: RunConfig, assembled: Assembled, splits: Splits) -> ClassificationModule:
+def lightning_module(config: RunConfig, assembled: Assembled, splits: Splits) -> TrainingModule:
     """The module that trains or tests ``assembled`` on ``splits``."""
-    return ClassificationModule(
+    return TrainingModule(
         assembled.adapter,
         config.optim,
         config.schedule,
-        num_labels=len(splits.label_names),
+        objective=config.data.what_is_learned(),
+        label_names=splits.label_names,
         tasks=splits.tasks,
         seed=config.seed,
         label_smoothing=config.trainer.label_smoothing,

@@ -1,20 +1,20 @@
-"""Whether the figures of a record agree with each other: what can be checked with the record alone.
+"""Whether the figures of a record agree with each other: what can be checked with the record alone. Imports no torch.
 
-Counts of right answers are whole numbers, so that accuracy, recall and F1 of one test determine each other: a figure
-that was changed by hand no longer fits the rest. Imports no torch.
+How the figures of one split determine each other, the objective knows.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from peftlab.training.config import MODES, TrainerConfig, selection_rule
-from peftlab.training.confusion import matthews
+from peftlab.objectives.base import Figure, Objective
+from peftlab.objectives.recorded import FIELD
+from peftlab.training.config import TrainerConfig, monitored, selection_rule
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,21 @@ class Finding:
         return f"{self.about}: {self.said}"
 
 
-def inconsistencies(record: dict[str, Any], trainer: TrainerConfig) -> Iterator[Finding]:
+def inconsistencies(record: dict[str, Any], trainer: TrainerConfig, objective: Objective) -> Iterator[Finding]:
     """Every figure of a finished ``record`` that contradicts another one.
 
     Args:
         record: of the known schema version.
         trainer: the run's checked ``trainer`` group, which holds the rule of selection.
+        objective: the run's.
     """
     yield from _seeds(record)
-    yield from _history(record["history"])
-    yield from _selection(record, trainer)
+    yield from _objective(record, objective)
+    yield from _history(record["history"], objective)
+    yield from _selection(record, trainer, objective)
     yield from _rows(record)
-    yield from _split("metrics.validation", record, "validation")
-    yield from _split("metrics.test", record, "test")
+    yield from _split(record, "validation", objective)
+    yield from _split(record, "test", objective)
     yield from _timing(record)
     yield from _frozen(record["backbone"])
 
@@ -70,7 +72,20 @@ def _seeds(record: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("name", f"'{record['name']}', but the config's is '{config['name']}'")
 
 
-def _history(history: list[dict[str, Any]]) -> Iterator[Finding]:
+def _objective(record: dict[str, Any], objective: Objective) -> Iterator[Finding]:
+    """What a reader of the record is told of its figures; figures that came later are not there."""
+    known, told = objective.facts(), record.get(FIELD)
+    if told is None:
+        return
+    for name in ("name", "selects"):
+        if told[name] != known[name]:
+            yield Finding(f"{FIELD}.{name}", f"'{told[name]}', but the config's objective has '{known[name]}'")
+    for name, better in told["metrics"].items():
+        if known["metrics"].get(name) != better:
+            yield Finding(f"{FIELD}.metrics.{name}", f"'{better}', but the objective has {known['metrics'].get(name)}")
+
+
+def _history(history: list[dict[str, Any]], objective: Objective) -> Iterator[Finding]:
     epochs = [row["epoch"] for row in history]
     if not history or epochs != list(range(len(history))):
         yield Finding("history", f"its epochs are {epochs}; they must count from 0 without a gap")
@@ -78,31 +93,54 @@ def _history(history: list[dict[str, Any]]) -> Iterator[Finding]:
     if any(later <= earlier for earlier, later in pairwise(steps)):
         yield Finding("history", f"its steps are {steps}; each epoch must have made some")
     for row in history:
-        for name in ("train/accuracy", "train/macro_f1", "validation/accuracy", "validation/macro_f1"):
-            yield from _share(f"history, epoch {row['epoch']}, {name}", row[name])
+        for split in ("train", "validation"):
+            for name in objective.every_epoch():
+                about = f"history, epoch {row['epoch']}, {split}/{name}"
+                reasons = row.get(f"{split}/undefined", {})
+                yield from _in_range(about, objective.figure(name), row[f"{split}/{name}"], reasons)
 
 
-def _share(about: str, value: Any) -> Iterator[Finding]:
-    if not (isinstance(value, int | float) and 0 <= value <= 1):
-        yield Finding(about, f"{value} is not between 0 and 1")
+def _in_range(about: str, figure: Figure, value: Any, reasons: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether a figure is a number within its bounds, or undefined for a reason that is said."""
+    if value is None:
+        if figure.name not in reasons:
+            yield Finding(about, "is null, and no reason is given why it would be undefined")
+    elif figure.name in reasons:
+        yield Finding(about, f"is {value}, and yet said to be {reasons[figure.name]}")
+    elif figure.low is not None or figure.high is not None:
+        low, high = -math.inf if figure.low is None else figure.low, math.inf if figure.high is None else figure.high
+        lost = isinstance(value, float) and not math.isfinite(value) and math.inf in (-low, high)  # as a loss can be
+        if not (isinstance(value, int | float) and (lost or low <= value <= high)):
+            span = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
+            yield Finding(about, f"{value} is not {span}")
 
 
-def _selection(record: dict[str, Any], trainer: TrainerConfig) -> Iterator[Finding]:
+def _split(record: dict[str, Any], split: str, objective: Objective) -> Iterator[Finding]:
+    """The figures of one split, against each other and against what the record says of its rows."""
+    metrics, about = record["metrics"][split], f"metrics.{split}"
+    for name in objective.every_epoch():
+        yield from _in_range(f"{about}.{name}", objective.figure(name), metrics[name], metrics.get("undefined", {}))
+    for key, said in objective.contradictions(metrics, record["data"], split):
+        yield Finding(f"{about}.{key}", said)
+
+
+def _selection(record: dict[str, Any], trainer: TrainerConfig, objective: Objective) -> Iterator[Finding]:
     chosen, history = record["selection"], record["history"]
-    if chosen["rule"] != (rule := selection_rule(trainer)):
+    if chosen["rule"] != (rule := selection_rule(trainer, objective)):
         yield Finding("selection.rule", f"'{chosen['rule']}', but the config's is '{rule}'")
     row = next((row for row in history if row["epoch"] == chosen["epoch"]), None)
     if row is None:
         yield Finding("selection.epoch", f"{chosen['epoch']} is not in the history")
         return
-    monitor = f"validation/{trainer.monitor}"
-    best = _best_epoch(history, trainer)
+    figure = monitored(trainer, objective)
+    monitor = f"validation/{figure.name}"
+    best = _best_epoch(history, figure, trainer)
     if chosen["epoch"] != best:
         yield Finding("selection.epoch", f"{chosen['epoch']}, but by its rule ({rule}) the history gives epoch {best}")
     if not same(chosen[monitor], row[monitor]):
         yield Finding(f"selection.{monitor}", f"{chosen[monitor]}, but the history has {row[monitor]}")
     for split in ("train", "validation"):
-        for name in ("loss", "accuracy", "macro_f1"):
+        for name in objective.every_epoch():
             value, expected = record["metrics"][split][name], row[f"{split}/{name}"]
             if not same(value, expected):
                 yield Finding(
@@ -111,13 +149,13 @@ def _selection(record: dict[str, Any], trainer: TrainerConfig) -> Iterator[Findi
                 )
 
 
-def _best_epoch(history: list[dict[str, Any]], trainer: TrainerConfig) -> int:
-    """The epoch the rule chooses: of equals the first."""
+def _best_epoch(history: list[dict[str, Any]], figure: Figure, trainer: TrainerConfig) -> int:
+    """The epoch the rule chooses: of equals the first; one whose figure is undefined only where all are."""
     if trainer.select == "last":
         return int(history[-1]["epoch"])
-    choose = max if MODES[trainer.monitor] == "max" else min
-    compared = [row for row in history if not math.isnan(row[f"validation/{trainer.monitor}"])] or history[:1]
-    return int(choose(compared, key=lambda row: row[f"validation/{trainer.monitor}"])["epoch"])
+    choose, name = max if figure.better == "max" else min, f"validation/{figure.name}"
+    compared = [row for row in history if row[name] is not None and not math.isnan(row[name])] or history[:1]
+    return int(choose(compared, key=lambda row: row[name])["epoch"])
 
 
 def _timing(record: dict[str, Any]) -> Iterator[Finding]:
@@ -151,94 +189,3 @@ def _rows(record: dict[str, Any]) -> Iterator[Finding]:
     for split, by_label in record["data"].get("rows_by_label", {}).items():
         if (total := sum(by_label.values())) != rows[split]:
             yield Finding(f"data.rows.{split}", f"{rows[split]}, but the rows by label add up to {total}")
-
-
-def _split(about: str, record: dict[str, Any], split: str) -> Iterator[Finding]:
-    """Accuracy, macro-F1 and the figures of each class of one split, against each other."""
-    metrics, labels = record["metrics"][split], record["data"]["label_names"]
-    for name in ("accuracy", "macro_f1"):
-        yield from _share(f"{about}.{name}", metrics[name])
-    recalls, f1s = metrics["per_class"]["accuracy"], metrics["per_class"]["f1"]
-    if list(recalls) != labels or list(f1s) != labels:
-        yield Finding(f"{about}.per_class", f"has the classes {', '.join(recalls)}; the data has {', '.join(labels)}")
-        return
-    counts = _rows_by_label(record["data"], split)
-    if counts is None:
-        return
-    right = {name: recalls[name] * counts[name] for name in labels}
-    if any(not math.isclose(value, round(value), abs_tol=1e-6) for value in right.values()):
-        yield Finding(f"{about}.per_class.accuracy", "a share of right answers that no whole number of texts gives")
-        return
-    for name in labels:
-        if not _possible_f1(f1s[name], right[name], counts[name]):
-            yield Finding(f"{about}.per_class.f1.{name}", f"{f1s[name]} does not follow from any number of predictions")
-    if "tasks" not in metrics:
-        yield from _whole(about, metrics, labels, counts, right, f1s)
-        if "matthews" in metrics:
-            yield from _matthews(about, metrics["matthews"], labels, counts, right, f1s)
-        return
-    for (task, figures), own in zip(metrics["tasks"].items(), _labels_by_task(record["data"]), strict=True):
-        yield from _whole(f"{about}.tasks.{task}", figures, own, counts, right, f1s)
-    seen = [figures for figures in metrics["tasks"].values() if figures["rows"]]
-    for name in ("loss", "accuracy", "macro_f1"):
-        mean = sum(figures[name] for figures in seen) / max(1, len(seen))
-        if not same(metrics[name], mean):
-            yield Finding(f"{about}.{name}", f"{metrics[name]}, but the mean over the tasks is {mean}")
-
-
-def _rows_by_label(data: dict[str, Any], split: str) -> dict[str, int] | None:
-    """Class name → rows in ``split``, of all tasks if there are several; None if the record does not say."""
-    parts = data["tasks"].values() if "tasks" in data else [data]
-    numbers = [n for part in parts for n in part.get("rows_by_label", {}).get(split, {}).values()]
-    return dict(zip(data["label_names"], numbers, strict=True)) if len(numbers) == len(data["label_names"]) else None
-
-
-def _labels_by_task(data: dict[str, Any]) -> Iterator[list[str]]:
-    """The classes of each task, which stand in the order of the tasks."""
-    first = 0
-    for part in data["tasks"].values():
-        stop = first + len(part["label_names"])
-        yield data["label_names"][first:stop]
-        first = stop
-
-
-def _whole(
-    about: str,
-    figures: dict[str, Any],
-    labels: list[str],
-    counts: dict[str, int],
-    right: dict[str, float],
-    f1s: dict[str, float],
-) -> Iterator[Finding]:
-    """Accuracy and macro-F1 over the classes ``labels``."""
-    accuracy = sum(round(right[name]) for name in labels) / max(1, sum(counts[name] for name in labels))
-    if figures["accuracy"] != accuracy:
-        yield Finding(f"{about}.accuracy", f"{figures['accuracy']}, but the figures of each class give {accuracy}")
-    # A class without texts occurs only among the predictions, or not at all; F1 is 0 either way.
-    occurring = max(1, sum(counts[name] > 0 for name in labels))
-    possible = [sum(f1s[name] for name in labels) / n for n in range(occurring, len(labels) + 1)]
-    if not any(math.isclose(figures["macro_f1"], mean, rel_tol=1e-12) for mean in possible):
-        yield Finding(f"{about}.macro_f1", f"{figures['macro_f1']}, but the mean over the classes is {possible[0]}")
-
-
-def _matthews(
-    about: str, found: float, labels: list[str], counts: dict[str, int], right: dict[str, float], f1s: dict[str, float]
-) -> Iterator[Finding]:
-    """Matthews correlation, where the predictions of each class follow from its F1."""
-    predicted = {name: round(2 * right[name] / f1s[name]) - counts[name] for name in labels if f1s[name]}
-    rows, unknown = sum(counts.values()), [name for name in labels if not f1s[name]]
-    if len(unknown) > 1:
-        return
-    predicted |= {name: rows - sum(predicted.values()) for name in unknown}
-    columns = [[of[name] for name in labels] for of in (counts, predicted)]
-    expected = matthews(rows, sum(round(right[name]) for name in labels), *columns)
-    if not same(found, expected):
-        yield Finding(f"{about}.matthews", f"{found}, but the figures of each class give {expected}")
-
-
-def _possible_f1(f1: float, right: float, texts: int) -> bool:
-    """Whether F1 = 2·right / (texts of the class + predictions of it) for a whole number of predictions."""
-    if not f1:
-        return round(right) == 0
-    predicted = 2 * right / f1 - texts
-    return math.isclose(predicted, round(predicted), abs_tol=1e-5) and round(predicted) >= round(right)

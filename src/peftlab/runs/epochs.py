@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from peftlab.report.history import write_metrics_csv
-from peftlab.training.module import ClassificationModule
+from peftlab.training.module import TrainingModule
 
 
 class WritesEpochs(Callback):
@@ -19,5 +19,5 @@ class WritesEpochs(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the history. A module's own row of an epoch is added after the callbacks' epoch end."""
-        if trainer.is_global_zero and isinstance(pl_module, ClassificationModule) and pl_module.history:
+        if trainer.is_global_zero and isinstance(pl_module, TrainingModule) and pl_module.history:
             write_metrics_csv(self._path, pl_module.history)

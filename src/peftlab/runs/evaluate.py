@@ -12,8 +12,11 @@ from peftlab.data.base import Splits, Texts
 from peftlab.data.module import TextDataModule
 from peftlab.data.truncation import truncating
 from peftlab.errors import DataError, RunError
+from peftlab.objectives import recorded
+from peftlab.objectives.base import objective as known
 from peftlab.runs.assemble import Assembled, count_parameters, lightning_module, reassemble
 from peftlab.runs.folder import RunFolder
+from peftlab.training.config import monitored
 from peftlab.training.trainer import build_trainer
 
 
@@ -34,12 +37,10 @@ def evaluate_counted(
     splits = config.data.load()
     assembled, facts = reassemble(folder, config)
     parameters = count_parameters(assembled.adapter)  # before a test can repack 8-bit weights
-    _require_same_labels(splits, facts["label_names"])
+    _require_same_labels(config, splits, facts)
     rows = getattr(splits, split)
     metrics = measure(config, assembled, splits, rows, folder)
-    metrics["per_class"] = {
-        name: dict(zip(splits.label_names, numbers, strict=True)) for name, numbers in metrics["per_class"].items()
-    }
+    metrics = config.data.what_is_learned().named(metrics, splits.label_names)
     kind = splits.test_kind if split == "test" else split
     return {"run": str(folder.path), "split": split, "kind": kind, "metrics": metrics}, parameters
 
@@ -56,6 +57,7 @@ def measure(config: RunConfig, assembled: Assembled, splits: Splits, rows: Texts
     module = lightning_module(config, assembled, splits)
     trainer = build_trainer(
         config.trainer,
+        monitored(config.trainer, module.objective),
         folder=folder.path,
         checkpoints=folder.checkpoints,
         logger=None,
@@ -66,13 +68,24 @@ def measure(config: RunConfig, assembled: Assembled, splits: Splits, rows: Texts
     return module.test_metrics
 
 
+def objective_of(facts: dict[str, Any]) -> str:
+    """The objective that adapter.json names; before it named one, there was but one."""
+    return str(facts.get("objective", recorded.BEFORE["name"]))
+
+
 def require_all_rows(seen: int, expected: int) -> None:
     """Raise RunError unless a test saw every row, and none twice."""
     if seen != expected:
         raise RunError(f"the test saw {seen} rows of {expected}: the figure would be wrong.")
 
 
-def _require_same_labels(splits: Splits, trained: Sequence[str]) -> None:
+def _require_same_labels(config: RunConfig, splits: Splits, facts: dict[str, Any]) -> None:
+    trained, objective = facts["label_names"], objective_of(facts)
+    if config.data.objective != objective:
+        raise DataError(
+            f"the run learned {known(objective).about}; this data is for {config.data.what_is_learned().about}. "
+            f"Evaluate it on data with data.objective={objective}."
+        )
     if list(splits.label_names) != list(trained):
         raise DataError(
             f"the run was trained on the labels {', '.join(trained)}; this data has {', '.join(splits.label_names)}. "
@@ -83,19 +96,19 @@ def _require_same_labels(splits: Splits, trained: Sequence[str]) -> None:
 def predict(
     assembled: Assembled, facts: dict[str, Any], config: RunConfig, texts: Sequence[str], *, task: str | None = None
 ) -> Iterator[dict[str, Any]]:
-    """``text``, ``label`` and ``probabilities`` (label → probability) of each text, in order.
+    """``text``, and what the run's objective predicts of each text, in order: a label and probabilities, or a value.
 
     Args:
         assembled: the run's model, rebuilt; it is put on the device that there is, and into eval mode.
         facts: what the run's adapter.json says.
         config: the run's.
-        texts: what to label.
+        texts: what to predict from.
         task: theirs, for a run on data of several tasks; the labels are that task's.
     """
     from peftlab.data.module import predict_batches
 
     number, classes = _classes_of(facts, task)
-    names = facts["label_names"][classes]
+    names, objective = facts["label_names"][classes], known(objective_of(facts))
     backbone = assembled.backbone.eval()
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     backbone.to(device)
@@ -109,14 +122,9 @@ def predict(
             inputs = [batch["input_ids"].to(device), batch["attention_mask"].to(device)]
             if number is not None:
                 inputs.append(torch.full((len(rows),), number, device=device))
-            logits = backbone(*inputs).float()[:, classes]
-        for row, probabilities in zip(rows, logits.softmax(dim=-1).tolist(), strict=True):
-            best = max(range(len(names)), key=probabilities.__getitem__)
-            ready[row] = {
-                "text": texts[row],
-                "label": names[best],
-                "probabilities": dict(zip(names, probabilities, strict=True)),
-            }
+            outputs = backbone(*inputs).float()[:, classes]
+        for row, predicted in zip(rows, objective.predictions(outputs, names), strict=True):
+            ready[row] = {"text": texts[row], **predicted}
         while following in ready:
             yield ready.pop(following)
             following += 1

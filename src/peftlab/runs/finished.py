@@ -17,5 +17,5 @@ def finished_record(config: RunConfig, folder: RunFolder) -> dict[str, Any] | No
     if record is None or record["status"] != "finished":
         return None
     print(f"{folder.path} is finished already; force=true runs it again.")
-    print_result(folder.path, record)
+    print_result(folder.path, record, config.data.what_is_learned())
     return record

@@ -60,7 +60,7 @@ class RunFolder:
 
     @property
     def curves(self) -> Path:
-        """Loss and accuracy an epoch, as a picture."""
+        """Loss and the selecting figure an epoch, as a picture."""
         return self.path / "curves.png"
 
     @property

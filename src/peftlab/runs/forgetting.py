@@ -2,9 +2,11 @@
 
 The earlier run's head is put back on the backbone as training left it, and tested on the earlier run's test rows:
 
-    forgetting = accuracy of the earlier run - accuracy with its head put back
+    forgetting = the earlier run's figure - the same with its head put back
 
-once with the adapter on, and once with it off, where the method has one that can be switched off.
+The figure is the one that selects for the earlier run's objective: a share of right answers, a correlation. Where less
+is better, the difference is taken the other way: what is forgotten is positive. Measured once with the adapter on,
+and once with it off, where the method has one that can be switched off.
 """
 
 from __future__ import annotations
@@ -27,36 +29,45 @@ from peftlab.runs.folder import RunFolder, finished_run
 
 
 def measure_forgetting(config: RunConfig, assembled: Assembled, folder: RunFolder) -> dict[str, Any]:
-    """Accuracies on the earlier task, and what was lost; leaves ``assembled`` as it was."""
+    """Figures on the earlier task, and what was lost; leaves ``assembled`` as it was."""
     earlier_folder, earlier_config, record = finished_run(str(config.backbone.from_run))
     earlier, _ = reassemble(earlier_folder, earlier_config)
-    one_device = replace(config.trainer, devices=1, num_nodes=1, strategy="auto", progress_bar=False)
+    one_device = replace(config.trainer, devices=1, num_nodes=1, strategy="auto", progress_bar=False, monitor=None)
     test_config = replace(earlier_config, trainer=one_device)
     splits = earlier_config.data.load()
 
-    def accuracy(model: Assembled) -> float:
-        found: float = measure(test_config, model, splits, splits.test, folder)["accuracy"]
+    objective = earlier_config.data.what_is_learned()
+    figure = objective.figure(objective.selects)
+
+    def measured(model: Assembled) -> float | None:
+        found: float | None = measure(test_config, model, splits, splits.test, folder)[figure.name]
         return found
 
-    before = accuracy(earlier)  # measured again, so that all three figures are of this machine
+    def lost(after: float | None) -> float | None:
+        if before is None or after is None:
+            return None
+        return before - after if figure.better == "max" else after - before
+
+    before = measured(earlier)  # measured again, so that all three figures are of this machine
     backbone = assembled.backbone
     with head_of(earlier.backbone, backbone):
-        after = accuracy(assembled)
+        after = measured(assembled)
         try:
             with assembled.adapter.disabled():
-                off = accuracy(assembled)
+                off = measured(assembled)
         except PeftlabError:  # it trains the backbone's own weights
             off = None
     return {
         "earlier_run": record["key"],
         "test_kind": splits.test_kind,
         "rows": len(splits.test),
-        "before_recorded": record["metrics"]["test"]["accuracy"],
+        "figure": figure.name,
+        "before_recorded": record["metrics"]["test"][figure.name],
         "before": before,
         "after": after,
-        "forgetting": before - after,
+        "forgetting": lost(after),
         "after_with_adapter_off": off,
-        "forgetting_with_adapter_off": None if off is None else before - off,
+        "forgetting_with_adapter_off": lost(off),
     }
 
 

@@ -16,7 +16,7 @@ from peftlab.runs import facts, identity_tags
 from peftlab.runs.assemble import Assembled
 from peftlab.runs.folder import SCHEMA_VERSION, RunFolder
 from peftlab.runs.identity import FIELD, run_tags
-from peftlab.training.module import ClassificationModule
+from peftlab.training.module import TrainingModule
 
 
 def head(
@@ -77,30 +77,28 @@ def data_facts(config: RunConfig, splits: Splits) -> dict[str, Any]:
     )
 
 
-def metrics(module: ClassificationModule, epoch: int, splits: Splits) -> dict[str, Any]:
+def metrics(module: TrainingModule, epoch: int, splits: Splits) -> dict[str, Any]:
     """Metrics of the chosen epoch on train and validation, and of the one test."""
     row: dict[str, Any] = next(row for row in module.history if row["epoch"] == epoch)
+    objective, names = module.objective, splits.label_names
+    kept = (*objective.every_epoch(), "undefined")
     found: dict[str, Any] = {
-        split: {name: row[f"{split}/{name}"] for name in ("loss", "accuracy", "macro_f1")}
+        split: {name: row[f"{split}/{name}"] for name in kept if f"{split}/{name}" in row}
         for split in ("train", "validation")
     }
     for split, figures in found.items() if splits.tasks else ():
         figures["tasks"] = {
-            task.name: {name: row[f"{split}/{task.name}/{name}"] for name in ("loss", "accuracy", "macro_f1", "rows")}
+            task.name: {name: row[f"{split}/{task.name}/{name}"] for name in (*objective.every_epoch(), "rows")}
             for task in splits.tasks
         }
-    found["validation"]["per_class"] = by_label(row["validation/per_class"], splits)
-    found["test"] = module.test_metrics | {"per_class": by_label(module.test_metrics["per_class"], splits)}
+    details = {name: row[f"validation/{name}"] for name in objective.details}
+    found["validation"] = objective.named(found["validation"] | details, names)
+    found["test"] = objective.named(module.test_metrics, names)
     return found
 
 
-def by_label(values: dict[str, list[float]], splits: Splits) -> dict[str, dict[str, float]]:
-    """Lists by class index as mappings by label name."""
-    return {name: dict(zip(splits.label_names, numbers, strict=True)) for name, numbers in values.items()}
-
-
 def timing(
-    module: ClassificationModule, test_rows: int, test_seconds: float, *, resumed: bool, began: float
+    module: TrainingModule, test_rows: int, test_seconds: float, *, resumed: bool, began: float
 ) -> dict[str, Any]:
     """Seconds and texts per second; training time is that of all attempts, without validation.
 
@@ -138,6 +136,7 @@ def adapter_facts(config: RunConfig, splits: Splits, assembled: Assembled, folde
         "backbone": plain["backbone"],
         "backbone_fingerprint": assembled.fingerprint,
         "train_head": config.backbone.train_head,
+        "objective": config.data.objective,
         "label_names": list(splits.label_names),
         "max_length": config.data.max_length,
         "truncation": config.data.truncation,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from rich.table import Table
@@ -20,10 +19,9 @@ def print_before(
     """The summary before training: data, model, what trains, and what will be saved."""
     table = Table(box=None, show_header=False, pad_edge=False, title_justify="left")
     rows = len(splits.train), len(splits.validation), len(splits.test)
-    counts = Counter(splits.train.labels)
-    classes = ", ".join(f"{name} {counts[i]:,}" for i, name in enumerate(splits.label_names))
+    labels = config.data.what_is_learned().labels_in_words(splits.train.labels, splits.label_names)
     table.add_row("run", str(folder.path))
-    table.add_row("data", f"{splits.train_kind}: {rows[0]:,} rows ({classes})")
+    table.add_row("data", f"{splits.train_kind}: {rows[0]:,} rows ({labels})")
     if splits.tasks:
         shares = ", ".join(f"{task} {count:,}" for task, count in splits.provenance["rows_an_epoch"].items())
         table.add_row("", f"rows an epoch: {shares}")
@@ -70,6 +68,6 @@ def _head_line(backbone: Backbone, parameters: dict[str, int], config: RunConfig
 
 
 def _start_line(start: dict[str, Any]) -> str:
-    classes = ", ".join(start["label_names"])
-    head = "its head too" if start["head"] == "taken over" else f"not its head, which knew other classes ({classes})"
+    labels = ", ".join(start["label_names"])
+    head = "its head too" if start["head"] == "taken over" else f"not its head, which knew other labels ({labels})"
     return f"{start['path']} (peft={start['method']}): took over {start['parameters_taken_over']:,} parameters, {head}"

@@ -19,6 +19,7 @@ from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import TextDataModule
 from peftlab.errors import PeftlabError, RunError
+from peftlab.objectives.recorded import FIELD as OBJECTIVE
 from peftlab.report.curves import draw_curves
 from peftlab.report.history import write_metrics_csv
 from peftlab.report.result import print_result
@@ -33,7 +34,7 @@ from peftlab.runs.forgetting import measure_forgetting
 from peftlab.runs.identity import recorded
 from peftlab.runs.summary import print_before
 from peftlab.seeding import derive_seed
-from peftlab.training.config import selection_rule
+from peftlab.training.config import monitored, selection_rule
 from peftlab.training.trainer import build_trainer, quiet
 
 
@@ -95,7 +96,7 @@ def _train(
         return {}
     began = cli.STARTED if began is None else began
     written = run.write_down(argv, chosen, test_seconds, resumed=resumed, began=began, identity=identity)
-    print_result(folder.path, written)
+    print_result(folder.path, written, run.module.objective)
     return written
 
 
@@ -119,6 +120,7 @@ class _Run:
         processes = 1 if config.trainer.devices == "auto" else config.trainer.devices * config.trainer.num_nodes
         self.trainer = build_trainer(
             config.trainer,
+            monitored(config.trainer, self.module.objective),
             folder=folder.path,
             checkpoints=folder.checkpoints,
             logger=self.logger,
@@ -149,8 +151,8 @@ class _Run:
         )
         self.module.load_trained(checkpoint)
         row = checkpoint["history"][-1]
-        monitor = f"validation/{config.monitor}"
-        return {"rule": selection_rule(config), "epoch": row["epoch"], monitor: row[monitor]}
+        monitor = f"validation/{monitored(config, self.module.objective).name}"
+        return {"rule": selection_rule(config, self.module.objective), "epoch": row["epoch"], monitor: row[monitor]}
 
     def test(self) -> float:
         """Test once; return the seconds it took.
@@ -185,12 +187,19 @@ class _Run:
         adapter = save_adapter(folder, assembled.adapter, about)
         history = self.module.history
         write_metrics_csv(folder.metrics, history)
-        draw_curves(folder.curves, history, title=f"{config.name}  {folder.key}", chosen_epoch=chosen["epoch"])
+        draw_curves(
+            folder.curves,
+            history,
+            self.module.objective,
+            title=f"{config.name}  {folder.key}",
+            chosen_epoch=chosen["epoch"],
+        )
         forgetting = measure_forgetting(config, assembled, folder) if config.measure_forgetting else None
         beside = (folder.config.name, folder.metrics.name, folder.adapter_facts.name, *assembled.backbone.files())
         # test() has compared the frozen weights, or we were not here
         frozen = {"fingerprint": assembled.fingerprint, "frozen_unchanged": True}
         written = record.head(config, folder, argv, "finished", identity=identity) | {
+            OBJECTIVE: self.module.objective.facts(),
             "data": record.data_facts(config, splits),
             "backbone": assembled.backbone.provenance | frozen,
             "parameters": self.parameters | {"adapter_bytes": adapter["bytes"]},

@@ -20,7 +20,7 @@ import numpy as np
 
 from peftlab.config import without_method
 from peftlab.errors import PeftlabError, RunError
-from peftlab.report.history import COLUMNS
+from peftlab.report.history import columns_of
 from peftlab.runs import identity_tags
 from peftlab.runs.consistency import Finding, inconsistencies
 from peftlab.runs.find import moved_runs
@@ -101,7 +101,7 @@ def verify(folder: RunFolder) -> Verdict:
             verdict.differences += _unfinished(record)
             return verdict
         verdict.diverged = not math.isfinite(record["metrics"]["test"]["loss"])
-        trainer = _config(verdict, record)
+        parts = _config(verdict, record)
         verdict.differences += _files(folder, record, verdict.not_checked)
         tensors, frozen = _tensors(verdict, record)
         if tensors is not None:
@@ -110,8 +110,9 @@ def verify(folder: RunFolder) -> Verdict:
         verdict.differences += _adapter_facts(folder, record)
         verdict.differences += _metrics_csv(folder, record["history"])
         verdict.differences += _not_hashed(folder, record, verdict.not_checked)
-        if trainer is not None:
-            verdict.differences += inconsistencies(record, trainer)
+        if parts is not None:
+            objective = parts["data"].what_is_learned()
+            verdict.differences += inconsistencies(record, parts["trainer"], objective)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         # A part of the record that is not there or is of another kind than every peftlab writes.
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
@@ -133,8 +134,8 @@ def _unfinished(record: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("status", f"'{record['status']}', but the record has results ({', '.join(results)})")
 
 
-def _config(verdict: Verdict, record: dict[str, Any]) -> TrainerConfig | None:
-    """The record's trainer group, checked; findings on the config, config.yaml and the key go to ``verdict``."""
+def _config(verdict: Verdict, record: dict[str, Any]) -> dict[str, Any] | None:
+    """The record's groups but the method's, checked; findings on the config, config.yaml and the key go to ``verdict``."""
     folder, found = verdict.folder, verdict.differences
     name = folder.path.absolute().name
     if record["key"] != name:
@@ -154,8 +155,7 @@ def _config(verdict: Verdict, record: dict[str, Any]) -> TrainerConfig | None:
     standing = identity_tags.standing(record)
     verdict.notes += [Finding(identity_tags.FIELD, line) for line in standing.lines()]
     _key(verdict, record, parts)
-    trainer: TrainerConfig = parts["trainer"]
-    return trainer
+    return parts
 
 
 def _key(verdict: Verdict, record: dict[str, Any], parts: dict[str, Any]) -> None:
@@ -311,8 +311,8 @@ def _metrics_csv(folder: RunFolder, history: list[dict[str, Any]]) -> Iterator[F
         yield Finding(name, f"has {len(rows)} epochs; the record's history has {len(history)}")
         return
     for row, recorded in zip(rows, history, strict=True):
-        for column in (*COLUMNS, *(column for column in recorded if column.count("/") == 2)):  # of each task
-            if (value := row.get(column)) != str(recorded[column]):
+        for column in columns_of(recorded):
+            if (value := row.get(column)) != ("" if recorded[column] is None else str(recorded[column])):
                 about = f"epoch {recorded['epoch']}, {column}"
                 yield Finding(name, f"{about}: {value}, but the record has {recorded[column]}")
 

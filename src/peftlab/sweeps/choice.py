@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any, Literal
 
 from peftlab.errors import ConfigError
-from peftlab.sweeps.declaration import assignments, is_loss
+from peftlab.sweeps.declaration import assignments, lower_is_better
 
 State = Literal["open", "finished", "diverged", "pruned", "failed"]
 
@@ -53,7 +53,7 @@ class Choice:
 
 
 def value_of(record: Mapping[str, Any], path: str) -> float | None:
-    """The number at ``path`` (``metrics.test.accuracy``); None where the record says there is none.
+    """The number at ``path`` (``metrics.test.loss``); None where the record says there is none.
 
     Raises:
         ConfigError: if records have no such place.
@@ -71,7 +71,7 @@ def value_of(record: Mapping[str, Any], path: str) -> float | None:
 
 
 def value_at_chosen_epoch(record: Mapping[str, Any], metric: str) -> float | None:
-    """``metric`` (``validation/accuracy``) in the epoch whose weights the run has kept."""
+    """``metric`` (``validation/loss``) in the epoch whose weights the run has kept."""
     epoch = record["selection"]["epoch"]
     row = next(row for row in record["history"] if row["epoch"] == epoch)
     value = row.get(metric)
@@ -85,6 +85,8 @@ def diverged(record: Mapping[str, Any]) -> bool:
 
 def ended(parameters: Mapping[str, Any], record: Mapping[str, Any], value: float | None) -> Tried:
     """A combination whose run is finished; a loss or a value that is not finite means that it diverged."""
+    if value is None and not diverged(record):
+        return Tried(parameters, "diverged", record, None, "undefined")
     if value is None or not isfinite(value) or diverged(record):
         return Tried(parameters, "diverged", record, None, "diverged")
     return Tried(parameters, "finished", record, value)
@@ -93,5 +95,5 @@ def ended(parameters: Mapping[str, Any], record: Mapping[str, Any], value: float
 def best(tried: Sequence[Tried], by: str) -> Tried | None:
     """The best of those that have a value; the first of equals."""
     finished = [one for one in tried if one.value is not None]
-    sign = -1.0 if is_loss(by) else 1.0
+    sign = -1.0 if lower_is_better(by) else 1.0
     return max(finished, key=lambda one: sign * (one.value or 0.0), default=None)

@@ -4,7 +4,7 @@
       data_set:
         hub:      {news: [data=ag_news], reviews: [data=imdb]}
         packaged: {news: [data=bbc_news], reviews: [data=imdb_packaged]}
-    tune_by: metrics.validation.accuracy
+    tune_by: metrics.validation.loss
     cells:
       - {id: pretrain, overrides: [experiment=lecture_pretrain, $news], row: false}
       - {id: lora, label: "LoRA, rank {peft.rank}", from: pretrain, grid: {peft.rank: [1, 2]},
@@ -26,9 +26,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from peftlab.fields import NAME_PATTERN, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from peftlab.objectives.base import figure_called, objectives
+from peftlab.objectives.recorded import FORMATS_BEFORE
 
 Text = Annotated[str, Field(min_length=1)]
 Values = dict[str, Annotated[list[Any], Field(min_length=1)]]
@@ -86,22 +88,26 @@ class Search:
     pruner: Literal["successive_halving", "median", "none"] = "none"
     """What stops a trial early, by its validation after each epoch."""
     direction: Literal["maximize", "minimize"] | None = None
-    """By default minimize for a loss, else maximize."""
-    metric: str = "validation/accuracy"
-    """A column of metrics.csv: an epoch's value while a trial runs, the chosen epoch's value at its end."""
+    """By default as the metric says: minimize a loss or an error, maximize the others."""
+    metric: str | None = None
+    """A column of metrics.csv; null: the validation figure that selects for the run's objective. An epoch's value while
+    a trial runs, the chosen epoch's value at its end."""
     seed: NonNegativeInt = 0
     """Seeds the sampler; run one trial at a time, a search draws the same trials again."""
     space: dict[str, Range]
 
     def __post_init__(self) -> None:
-        allowed = [f"{split}/{name}" for split in ("validation", "train") for name in ("accuracy", "macro_f1", "loss")]
-        if self.metric not in allowed:
+        names = dict.fromkeys(name for one in objectives().values() for name in reversed(one.every_epoch()))
+        allowed = [f"{split}/{name}" for split in ("validation", "train") for name in names]
+        if self.metric is not None and self.metric not in allowed:
             raise ValueError(f"metric '{self.metric}' must be one of {', '.join(allowed)}: never tuned on test data.")
         if not self.space:
             raise ValueError(
                 "space is empty: name at least one key, as space: {optim.lr: {low: 1e-5, high: 1e-2, log: true}}."
             )
-        better = "minimize" if is_loss(self.metric) else "maximize"
+        if self.metric is None:  # known with the run's objective
+            return
+        better = "minimize" if lower_is_better(self.metric) else "maximize"
         if self.direction not in (None, better):
             raise ValueError(f"direction: {self.direction} contradicts metric '{self.metric}', which is to {better}.")
 
@@ -152,14 +158,18 @@ class Cell:
         return (self.search or {}).get("optuna")
 
 
+def _present_format(given: Any) -> Any:
+    return FORMATS_BEFORE.get(given, given) if isinstance(given, str) else given
+
+
 @dataclass(kw_only=True)
 class Column:
     """A column of the table."""
 
     title: str
     value: str
-    """Where the value stands in a record: ``metrics.test.accuracy``."""
-    format: Literal["accuracy", "difference", "count", "seconds"] = "accuracy"
+    """Where the value stands in a record: ``metrics.test.loss``."""
+    format: Annotated[Literal["score", "difference", "count", "seconds"], BeforeValidator(_present_format)] = "score"
 
 
 @dataclass(kw_only=True)
@@ -205,8 +215,9 @@ class Sweep:
     grid: Values = field(default_factory=dict)
     tune: Values = field(default_factory=dict)
     search: dict[Literal["optuna"], Search] = field(default_factory=dict)
-    tune_by: str = "metrics.validation.accuracy"
-    """Where the value that ``tune`` chooses by stands in a record; a loss is better when lower."""
+    tune_by: str | None = None
+    """Where the value that ``tune`` chooses by stands in a record; a loss or an error is better when lower. null: the
+    validation figure that selects for each run's objective."""
     seeds: list[NonNegativeInt]
     metric: str
     """Column value that the figures show."""
@@ -226,9 +237,10 @@ class Sweep:
         return any(cell.tune or cell.search for cell in self.cells)
 
 
-def is_loss(path: str) -> bool:
-    """Whether less is better of the value at ``path`` (``metrics.validation.loss``, ``validation/loss``)."""
-    return path.replace("/", ".").rpartition(".")[2] == "loss"
+def lower_is_better(path: str) -> bool:
+    """Whether less is better of the figure at ``path`` (``metrics.validation.loss``, ``validation/loss``)."""
+    figure = figure_called(path.replace("/", ".").rpartition(".")[2])
+    return figure is not None and figure.better == "min"
 
 
 def combinations(values: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:

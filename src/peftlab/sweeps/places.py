@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from peftlab.errors import ConfigError, nearest
+from peftlab.objectives.base import objectives
 
 PARTS = ("metrics", "parameters", "timing", "memory", "forgetting", "selection", "data", "backbone")
 """The parts of a record that hold numbers."""
-_OF_EVERY_SPLIT = ("accuracy", "macro_f1", "loss", "tasks")
+_OF_EVERY_SPLIT = (*dict.fromkeys(n for one in objectives().values() for n in one.every_epoch()), "tasks")
+_DETAILS = tuple(name for one in objectives().values() for name in one.details)
+_OF_THE_TEST = tuple(f.name for one in objectives().values() for f in one.figures if not f.each_epoch)
 LEAVES: dict[str, tuple[str, ...]] = {
     "metrics.train": _OF_EVERY_SPLIT,
-    "metrics.validation": (*_OF_EVERY_SPLIT, "per_class"),
-    "metrics.test": (*_OF_EVERY_SPLIT, "per_class", "matthews", "rows"),
+    "metrics.validation": (*_OF_EVERY_SPLIT, *_DETAILS),
+    "metrics.test": (*_OF_EVERY_SPLIT, *_DETAILS, *_OF_THE_TEST, "rows"),
     "parameters": (
         "total", "trainable", "trainable_without_head", "head", "added", "adapted", "stored", "adapter_bytes",
         "model_bytes",
@@ -27,11 +30,11 @@ LEAVES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What stands directly below some places. The names below ``tasks`` and ``per_class``, and what ``data``, ``backbone``
 and ``selection`` hold, depend on the run."""
-_NAMED_BY_THE_DATA = ("tasks", "per_class")
+_NAMED_BY_THE_DATA = ("tasks", *_DETAILS)
 
 
 def check_place(path: str) -> None:
-    """Look whether records can have a number at ``path`` (``metrics.test.accuracy``).
+    """Look whether records can have a number at ``path`` (``metrics.test.loss``).
 
     Raises:
         ConfigError: saying which part of it there is not, and what there is.

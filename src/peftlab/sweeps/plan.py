@@ -69,6 +69,7 @@ class DeclaredPlan:
         self._overrides = _overrides_of_cells(sweep, self.settings, more)
         _check_chosen_keys(sweep, more)
         self._searches: dict[str, Any] = {}
+        self._selecting: dict[str, str] = {}
         self._variants: dict[str, Variant] = {}
         self._handed_out: set[str] = set()
         self._all_handed_out: set[str] = set()  # cells: with 1,000 jobs, looking at each after each takes seconds
@@ -147,12 +148,12 @@ class DeclaredPlan:
 
     def choice(self, cell: Cell, outcome: Outcome) -> Choice | None:
         """What was tried for ``cell``; None if nothing is to be chosen."""
-        if (search := cell.optuna()) is not None:
+        if cell.optuna() is not None:
             opened = self._searches.get(cell.id)
             tried = opened.tried(outcome) if opened else [Tried({})]
-            by = search.metric
+            by = self._metric(cell)
         elif cell.tune:
-            by = self.sweep.tune_by
+            by = self._tuned_by(cell)
             tried = [self._tried(cell, parameters, outcome) for parameters in cell.candidates()]
         else:
             return None
@@ -260,7 +261,9 @@ class DeclaredPlan:
         job_id = Variant(cell, self.sweep.seeds[0], tuple(parameters.items())).id
         if (record := outcome.records.get(job_id)) is not None:
             search = cell.optuna()
-            value = value_at_chosen_epoch(record, search.metric) if search else value_of(record, self.sweep.tune_by)
+            value = (
+                value_at_chosen_epoch(record, self._metric(cell)) if search else value_of(record, self._tuned_by(cell))
+            )
             return ended(parameters, record, value)
         state: State
         if (reason := getattr(outcome, "pruned", {}).get(job_id)) is not None:
@@ -270,6 +273,25 @@ class DeclaredPlan:
         else:
             state, reason = "open", ""
         return Tried(parameters, state, reason=reason)
+
+    def _metric(self, cell: Cell) -> str:
+        """The column of the history that the trials of a search are compared by."""
+        search = cell.optuna()
+        assert search is not None
+        return search.metric or f"validation/{self._selects(cell)}"
+
+    def _tuned_by(self, cell: Cell) -> str:
+        """Where the value stands in a record that the candidates of a cell are compared by."""
+        return self.sweep.tune_by or f"metrics.validation.{self._selects(cell)}"
+
+    def _selects(self, cell: Cell) -> str:
+        """The figure that selects for the objective of the cell's runs."""
+        if cell.id not in self._selecting:
+            search, first = cell.optuna(), next(iter(cell.candidates()), {})
+            values = {key: limits.corners()[0] for key, limits in search.space.items()} if search else first
+            config = self.composed(Variant(cell, self.sweep.seeds[0], tuple(values.items())))
+            self._selecting[cell.id] = config.data.what_is_learned().selects
+        return self._selecting[cell.id]
 
     def _count(self, cell: Cell) -> int:
         search = cell.optuna()

@@ -36,7 +36,9 @@ def check_all(plan: DeclaredPlan) -> list[Checked]:
         PeftlabError: naming the cell, and what in it does not compose.
     """
     known = plan.sweep.columns
-    for path in dict.fromkeys([*(column.value for column in known), plan.sweep.tune_by]):
+    for path in dict.fromkeys(
+        [*(column.value for column in known), *([plan.sweep.tune_by] if plan.sweep.tune_by else [])]
+    ):
         check_place(path)
     if any(cell.search for cell in plan.sweep.cells):
         from peftlab.sweeps.search import require_optuna

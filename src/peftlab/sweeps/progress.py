@@ -15,6 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from peftlab.objectives.recorded import objective_facts, selected
+
 
 @dataclass
 class Running:
@@ -42,7 +44,9 @@ class Progress:
     waiting: dict[str, str] = field(default_factory=dict)
     """Jobs that another launcher has at work, by what is said of them."""
     best: tuple[float, str] | None = None
-    """Highest validation accuracy so far, and of which job."""
+    """Best validation figure so far, and of which job; of the objective that the first record has."""
+    figure: str = ""
+    """Name of that figure."""
 
     def __enter__(self) -> Progress:
         self._began = self.clock()
@@ -87,15 +91,19 @@ class Progress:
         self.skipped += count
 
     def take(self, record: dict[str, Any], title: str) -> None:
-        """Remember the best validation accuracy."""
-        value = accuracy(record, "validation")
-        if value is not None and (self.best is None or value > self.best[0]):
+        """Remember the best validation figure."""
+        value, about = selected(record, "validation"), objective_facts(record)
+        self.figure = self.figure or about["selects"]
+        if value is None or about["selects"] != self.figure:
+            return
+        sign = -1.0 if about["metrics"][self.figure] == "min" else 1.0
+        if self.best is None or sign * value > sign * self.best[0]:
             self.best = (value, title)
 
     def finish(self, key: str, title: str, record: dict[str, Any]) -> None:
         """A job has a record now."""
         self.take(record, title)
-        figures = [(split, accuracy(record, split)) for split in ("validation", "test")]
+        figures = [(split, selected(record, split)) for split in ("validation", "test")]
         self._end(key, title, ", ".join(f"{split} {value:.4f}" for split, value in figures if value is not None))
 
     def fail(self, key: str, title: str, reason: str, log: Path | None) -> None:
@@ -139,14 +147,8 @@ class Progress:
             counts += f"; about {_duration(self.seconds_left())} left"
         lines = [Text(line) for line in self.waiting.values()]
         if self.best is not None:
-            lines.append(Text(f"best validation accuracy so far: {self.best[0]:.4f} ({self.best[1]})"))
+            lines.append(Text(f"best validation {self.figure} so far: {self.best[0]:.4f} ({self.best[1]})"))
         return Group(table, *lines, Text(counts))
-
-
-def accuracy(record: dict[str, Any], split: str) -> float | None:
-    """The accuracy of ``split``, if the record has one."""
-    value = record.get("metrics", {}).get(split, {}).get("accuracy")
-    return float(value) if isinstance(value, int | float) else None
 
 
 def _duration(seconds: float) -> str:

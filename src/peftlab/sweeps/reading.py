@@ -177,12 +177,13 @@ def _option_overrides(sweep: Sweep) -> list[tuple[str, list[str]]]:
 
 
 def _check_choices(sweep: Sweep) -> None:
-    if sweep.tune_by.startswith(("metrics.test", "forgetting")):
+    tune_by = sweep.tune_by or "metrics.validation."
+    if tune_by.startswith(("metrics.test", "forgetting")):
         raise ConfigError(f"tune_by '{sweep.tune_by}': nothing is tuned on test data; name a value of validation.")
-    if not sweep.tune_by.startswith(("metrics.validation.", "metrics.train.", "selection.")):
+    if not tune_by.startswith(("metrics.validation.", "metrics.train.", "selection.")):
         raise ConfigError(
             f"tune_by '{sweep.tune_by}' must lie under metrics.validation, metrics.train or selection, "
-            "as metrics.validation.accuracy does."
+            "as metrics.validation.loss does."
         )
     for cell in sweep.cells:
         search = cell.optuna()

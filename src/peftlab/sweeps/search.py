@@ -17,18 +17,18 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from peftlab.config import RunConfig
-from peftlab.errors import ConfigError, RunError
+from peftlab.errors import ConfigError, RunError, nearest
 from peftlab.runs import identity_tags
 from peftlab.runs.identity import run_key
 from peftlab.seeding import derive_seed
 from peftlab.sweeps.choice import Tried
-from peftlab.sweeps.declaration import Range, Search, is_loss, override_value
+from peftlab.sweeps.declaration import Range, Search, lower_is_better, override_value
 from peftlab.sweeps.jobs import Outcome
 
 if TYPE_CHECKING:
@@ -68,6 +68,15 @@ class OptunaSearch:
         slots: int,
         reading: bool,
     ) -> None:
+        objective = config.data.what_is_learned()
+        self.metric = search.metric or f"validation/{objective.selects}"
+        """What its trials are compared by."""
+        if (name := self.metric.partition("/")[2]) not in objective.every_epoch():
+            raise ConfigError(
+                f"cell '{cell_id}': metric '{self.metric}' is none of {objective.about}. It has: "
+                f"{', '.join(objective.every_epoch())}.{nearest(name, objective.every_epoch())}"
+            )
+        search = replace(search, metric=self.metric)
         self._search, self._look, self._slots, self._reading = search, look, slots, reading
         self._max_epochs = config.trainer.max_epochs
         self._optuna = require_optuna(cell_id)
@@ -184,16 +193,17 @@ class OptunaSearch:
         assert self._study is not None
         live = self._optuna.trial.Trial(self._study, trial._trial_id)
         for row in rows:
-            epoch, value = int(row["epoch"]) + 1, float(row[self._search.metric])
-            if epoch in trial.intermediate_values:
+            epoch, given = int(row["epoch"]) + 1, row[self.metric]
+            if epoch in trial.intermediate_values or given in (None, ""):  # undefined there
                 continue
+            value = float(given)
             if not (isfinite(value) and isfinite(float(row["train/loss"]))):
                 reason = f"diverged in epoch {epoch}"
             else:
                 live.report(value, epoch)
                 if not live.should_prune():
                     continue
-                reason = f"stopped after epoch {epoch}: {self._search.metric} {value:.4f}"
+                reason = f"stopped after epoch {epoch}: {self.metric} {value:.4f}"
             self._end(trial, self._optuna.trial.TrialState.PRUNED, reason)
             return reason
         return None
@@ -243,7 +253,7 @@ class OptunaSearch:
         import optuna
         from optuna.storages import journal
 
-        direction: Literal["minimize", "maximize"] = "minimize" if is_loss(self._search.metric) else "maximize"
+        direction: Literal["minimize", "maximize"] = "minimize" if lower_is_better(self.metric) else "maximize"
         pruner = self._pruner()
         try:
             storage = optuna.storages.JournalStorage(

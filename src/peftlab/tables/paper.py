@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
 from peftlab.fields import FiniteFloat
+from peftlab.objectives.recorded import BEFORE
 from peftlab.schema import check_keys, validate
 from peftlab.tables import counts
 from peftlab.tables.declared import Computed, read_table
@@ -25,7 +26,7 @@ CellStatus = Literal["match", "differs", "measured", "not run here", "cannot be 
 class Task:
     """A column of scores."""
 
-    metric: str = "metrics.test.accuracy"
+    metric: str = f"metrics.test.{BEFORE['selects']}"
     """Where the score stands in a record; times 100 it is the paper's."""
     overrides: list[str] = field(default_factory=list)
     """Of ``peftlab train``: the task's data."""

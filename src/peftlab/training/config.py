@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from peftlab.fields import NonNegativeFloat, PositiveFloat, PositiveInt, Probability, bookkeeping
+from peftlab.objectives.base import Figure, Objective
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from torch.optim import Optimizer
-
-MODES: dict[str, Literal["min", "max"]] = {"accuracy": "max", "macro_f1": "max", "loss": "min"}
-"""Whether more or less of a validation metric is better."""
 
 Factor = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -90,8 +88,8 @@ class TrainerConfig:
     label_smoothing: Probability = 0.0
     select: Literal["best", "last"] = "best"
     """Which epoch's weights are tested and saved: the best on validation, or the last."""
-    monitor: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
-    """The validation metric that 'best' and early stopping look at."""
+    monitor: str | None = None
+    """The validation metric that 'best' and early stopping look at; null: the objective's own."""
     early_stopping_patience: PositiveInt | None = None
     """Stop after this many epochs without a better validation metric; null: never."""
     deterministic: bool = True
@@ -102,11 +100,17 @@ class TrainerConfig:
     progress_bar: bool = bookkeeping(True)
 
 
-def selection_rule(config: TrainerConfig) -> str:
+def monitored(config: TrainerConfig, objective: Objective) -> Figure:
+    """The figure that the trainer looks at."""
+    return objective.figure(config.monitor or objective.selects)
+
+
+def selection_rule(config: TrainerConfig, objective: Objective) -> str:
     """By which rule the tested epoch is chosen, in words: ``highest validation/accuracy``."""
     if config.select == "last":
         return "last epoch"
-    return f"{'highest' if MODES[config.monitor] == 'max' else 'lowest'} validation/{config.monitor}"
+    figure = monitored(config, objective)
+    return f"{'highest' if figure.better == 'max' else 'lowest'} validation/{figure.name}"
 
 
 @dataclass(kw_only=True)
@@ -122,7 +126,6 @@ class LoggerConfig(ABC):
 
 
 __all__ = [
-    "MODES",
     "Factor",
     "LoggerConfig",
     "OptimizerConfig",
@@ -130,5 +133,6 @@ __all__ = [
     "ScheduleConfig",
     "Share",
     "TrainerConfig",
+    "monitored",
     "selection_rule",
 ]

@@ -1,4 +1,4 @@
-"""The one LightningModule: an adapter in its backbone, and classification by cross-entropy."""
+"""The one LightningModule: an adapter in its backbone, trained for an objective."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from peftlab.data.base import Task
+from peftlab.objectives.base import Objective, shown
+from peftlab.objectives.parts.blocks import MultitaskMetrics, TaskBlocks, by_task
+from peftlab.objectives.parts.split import SplitMetrics
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.legacy import FORMAT, present_state
 from peftlab.seeding import derive_seed
 from peftlab.training.config import OptimizerConfig, ScheduleConfig
-from peftlab.training.metrics import ClassificationMetrics
-from peftlab.training.tasks import MultitaskMetrics, TaskBlocks, by_task
 
 Batch = dict[str, Tensor]
-"""``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,), of several tasks ``task_ids`` (B,) too; all int64."""
+"""``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,), of several tasks ``task_ids`` (B,) too; all int64, but
+labels that are numbers float32."""
 
 
-class ClassificationModule(L.LightningModule):
+class TrainingModule(L.LightningModule):
     """Trains what the adapter owns, and the head; every combination of data, backbone and method runs here.
 
     After each epoch one row of metrics is added to :attr:`history`; it travels in the checkpoint, so
@@ -37,7 +38,8 @@ class ClassificationModule(L.LightningModule):
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
         *,
-        num_labels: int,
+        objective: Objective,
+        label_names: Sequence[str],
         seed: int,
         label_smoothing: float = 0.0,
         max_steps: int | None = None,
@@ -46,6 +48,7 @@ class ClassificationModule(L.LightningModule):
         super().__init__()
         self.adapter = adapter
         self.backbone = adapter.backbone
+        self.objective = objective
         self.optimizer_config = optimizer
         self.schedule_config = schedule
         self.seed = seed
@@ -56,7 +59,7 @@ class ClassificationModule(L.LightningModule):
         self.tasks = TaskBlocks(tasks) if tasks else None
         self.metrics = nn.ModuleDict(
             {
-                split: MultitaskMetrics(tasks) if tasks else ClassificationMetrics(num_labels)
+                split: MultitaskMetrics(tasks) if tasks else SplitMetrics(objective, label_names)
                 for split in ("train_", "validation_", "test_")
             }
         )
@@ -67,7 +70,7 @@ class ClassificationModule(L.LightningModule):
         self._clock = _Stopwatch()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None = None) -> Tensor:
-        """Logits (B, C) in fp32; of several tasks, -inf for the classes that are not of a row's own."""
+        """Outputs of the head (B, C) in fp32; of several tasks, -inf for the classes that are not of a row's own."""
         if self.tasks is None:
             logits: Tensor = self.backbone(input_ids, attention_mask)
             return logits.float()
@@ -89,7 +92,7 @@ class ClassificationModule(L.LightningModule):
         torch.manual_seed(derive_seed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the batch, and the method's own term if it has one."""
+        """The batch's mean loss, and the method's own term if it has one."""
         loss = self._loss("train", batch, self.label_smoothing)
         self.log("train/loss_step", loss, prog_bar=True)
         penalty = self.adapter.regularization(self.global_step + 1, self._total_steps())
@@ -120,9 +123,7 @@ class ClassificationModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Compute the validation metrics and show them to checkpointing and early stopping."""
         self._validation_row = self._metrics("validation").finish()
-        for name in ("loss", "accuracy", "macro_f1"):
-            self.log(f"validation/{name}", self._validation_row[name], prog_bar=name == "accuracy")
-        self._log_tasks("validation", self._validation_row)
+        self._log_figures("validation", self._validation_row)
         self._clock.start()
 
     def on_train_epoch_end(self) -> None:
@@ -137,17 +138,18 @@ class ClassificationModule(L.LightningModule):
             "train_rows": train["rows"],
         }
         for split, values in (("train", train), ("validation", self._validation_row)):
-            row |= {f"{split}/{name}": values[name] for name in ("loss", "accuracy", "macro_f1")}
+            row |= {f"{split}/{name}": values[name] for name in self.objective.every_epoch()}
             row |= {f"{split}/{name}": number for name, number in by_task(values).items()}
-        row["validation/per_class"] = self._validation_row["per_class"]
+            if "undefined" in values:
+                row[f"{split}/undefined"] = values["undefined"]
+        row |= {f"validation/{name}": self._validation_row[name] for name in self.objective.details}
         self.history.append(row)
-        for name in ("loss", "accuracy", "macro_f1"):
-            self.log(f"train/{name}", train[name])
-        self._log_tasks("train", train)
+        self._log_figures("train", train)
+        figure = self.objective.figure(self.objective.selects)
         self.print(
             f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"
-            f"   train loss {train['loss']:.4f}  accuracy {train['accuracy']:.4f}"
-            f"   validation loss {row['validation/loss']:.4f}  accuracy {row['validation/accuracy']:.4f}"
+            f"   train loss {train['loss']:.4f}  {figure.title} {shown(train[figure.name])}"
+            f"   validation loss {row['validation/loss']:.4f}  {figure.title} {shown(row[f'validation/{figure.name}'])}"
             f"   {seconds:.1f} s  {train['rows'] / max(seconds, 1e-9):.1f} samples/s"
         )
 
@@ -164,9 +166,7 @@ class ClassificationModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Compute the test metrics."""
         self.test_metrics = self._metrics("test").finish()
-        for name in ("loss", "accuracy", "macro_f1"):
-            self.log(f"test/{name}", self.test_metrics[name])
-        self._log_tasks("test", self.test_metrics)
+        self._log_figures("test", self.test_metrics)
 
     def _evaluate(self, split: str, batch: Batch) -> None:
         self._loss(split, batch)
@@ -175,22 +175,26 @@ class ClassificationModule(L.LightningModule):
         """The batch's mean loss; what the batch says is added to the split's metrics."""
         labels, task_ids = batch["labels"], batch.get("task_ids")
         if self.tasks is None or task_ids is None:
-            logits = self(batch["input_ids"], batch["attention_mask"])
-            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-            self._metrics(split).update(logits.detach(), labels, loss.detach())
+            outputs = self(batch["input_ids"], batch["attention_mask"])
+            loss = self.objective.loss(outputs, labels, label_smoothing=label_smoothing)
+            self._metrics(split).update(outputs.detach(), labels, loss.detach())
             return loss
         logits = self(batch["input_ids"], batch["attention_mask"], task_ids)
         losses = self.tasks.losses(logits, labels, task_ids, label_smoothing)  # (B,)
         self._metrics(split).update(logits.detach(), labels, losses.detach())
         return losses.mean()
 
-    def _log_tasks(self, split: str, values: dict[str, Any]) -> None:
+    def _log_figures(self, split: str, values: dict[str, Any]) -> None:
+        """Show the figures to loggers, checkpointing and early stopping; an undefined one is as bad as can be."""
+        for name in self.objective.every_epoch():
+            value, bar = values[name], split == "validation" and name == self.objective.selects
+            self.log(f"{split}/{name}", self.objective.figure(name).worst if value is None else value, prog_bar=bar)
         for name, number in by_task(values).items():
             self.log(f"{split}/{name}", float(number))
 
-    def _metrics(self, split: str) -> ClassificationMetrics:
+    def _metrics(self, split: str) -> SplitMetrics:
         found = self.metrics[f"{split}_"]  # "train" itself is a method of every module
-        assert isinstance(found, ClassificationMetrics)
+        assert isinstance(found, SplitMetrics)
         return found
 
     # -- optimizer and checkpoint --------------------------------------------------------------------

@@ -18,17 +18,25 @@ from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
 from peftlab.errors import ConfigError
+from peftlab.objectives.base import Figure
 from peftlab.training.checkpoint import AtomicCheckpointIO
-from peftlab.training.config import MODES, TrainerConfig
+from peftlab.training.config import TrainerConfig
 
 
 def build_trainer(
-    config: TrainerConfig, *, folder: Path, checkpoints: Path, logger: Logger | None, rows_per_step: int
+    config: TrainerConfig,
+    monitor: Figure,
+    *,
+    folder: Path,
+    checkpoints: Path,
+    logger: Logger | None,
+    rows_per_step: int,
 ) -> L.Trainer:
     """The Trainer of one run.
 
     Args:
         config: the run's ``trainer`` group.
+        monitor: the validation figure that chooses the best epoch and stops early.
         folder: the run's folder.
         checkpoints: where ``best.ckpt`` and ``last.ckpt`` go.
         logger: per-step logger, or None.
@@ -50,13 +58,13 @@ def build_trainer(
     if config.early_stopping_patience is not None:
         callbacks.append(
             EarlyStopping(
-                f"validation/{config.monitor}",
-                mode=MODES[config.monitor],
+                f"validation/{monitor.name}",
+                mode=monitor.better,
                 patience=config.early_stopping_patience,
                 check_on_train_epoch_end=True,
             )
         )
-    callbacks += _checkpointing(config, checkpoints)
+    callbacks += _checkpointing(config, monitor, checkpoints)
     try:
         return L.Trainer(
             accelerator=config.accelerator,
@@ -104,7 +112,7 @@ def _strategy(config: TrainerConfig) -> Strategy | str:
     return "auto"
 
 
-def _checkpointing(config: TrainerConfig, folder: Path) -> list[Callback]:
+def _checkpointing(config: TrainerConfig, monitor: Figure, folder: Path) -> list[Callback]:
     """``best.ckpt`` by the selection rule, then ``last.ckpt``, which knows of that best."""
     last = ModelCheckpoint(
         dirpath=folder,
@@ -119,8 +127,8 @@ def _checkpointing(config: TrainerConfig, folder: Path) -> list[Callback]:
     best = ModelCheckpoint(
         dirpath=folder,
         filename="best",
-        monitor=f"validation/{config.monitor}",
-        mode=MODES[config.monitor],
+        monitor=f"validation/{monitor.name}",
+        mode=monitor.better,
         save_top_k=1,
         save_on_train_epoch_end=True,
         enable_version_counter=False,

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.box import SIMPLE_HEAVY
-from rich.table import Table
-
 from peftlab.class_names import stable_name
 from peftlab.composition import composed, override_values, parse
 from peftlab.config import RunConfig, check, validate_group
 from peftlab.data.base import DataSet
 from peftlab.errors import ConfigError
+from peftlab.objectives.base import Objective, shown
 from peftlab.runs.folder import finished_run
 from peftlab.training.config import TrainerConfig
 
@@ -38,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.json:
         print(json.dumps(result, ensure_ascii=False))
     else:
-        _print(result, record, unchanged=not given.overrides and given.split == "test")
+        _print(result, record, config.data.what_is_learned(), unchanged=not given.overrides and given.split == "test")
     return 0
 
 
@@ -82,25 +80,19 @@ def _plain_values(overrides: Sequence[str], group: str) -> dict[str, Any]:
     return {key.removeprefix(f"{group}."): value for key, value in override_values(overrides).items()}
 
 
-def _print(result: dict[str, Any], record: dict[str, Any], *, unchanged: bool) -> None:
-    from peftlab.report.result import add_tasks, console
+def _print(result: dict[str, Any], record: dict[str, Any], objective: Objective, *, unchanged: bool) -> None:
+    from peftlab.report.result import FiguresTable, console, undefined_lines
 
-    table = Table(box=SIMPLE_HEAVY)
-    for column in ("split", "rows", "accuracy", "macro-F1", "loss"):
-        table.add_column(column, justify="left" if column == "split" else "right")
-    metrics = result["metrics"]
-    table.add_row(
-        f"{result['split']}: {result['kind']}" if result["split"] == "test" else result["split"],
-        f"{metrics['rows']:,}",
-        f"{metrics['accuracy']:.4f}",
-        f"{metrics['macro_f1']:.4f}",
-        f"{metrics['loss']:.4f}",
-    )
-    add_tasks(table, metrics)
-    for name, accuracy in metrics["per_class"]["accuracy"].items():
-        table.add_row(f"  {name}", "", f"{accuracy:.4f}", f"{metrics['per_class']['f1'][name]:.4f}", "")
+    metrics, figures = result["metrics"], FiguresTable(objective)
+    title = f"{result['split']}: {result['kind']}" if result["split"] == "test" else result["split"]
+    figures.add(title, metrics["rows"], metrics)
+    figures.add_tasks(metrics)
+    for name, values in objective.detail_rows(metrics):
+        figures.add(f"  {name}", None, values)
     out = console()
-    out.print(table)
+    out.print(figures.table)
+    for line in undefined_lines(objective, result["split"], metrics):
+        out.print(line, highlight=False)
     if unchanged:
-        same = metrics["accuracy"] == record["metrics"]["test"]["accuracy"]
-        out.print(f"the record says {record['metrics']['test']['accuracy']:.4f}: {'the same' if same else 'DIFFERENT'}")
+        now, before = metrics[objective.selects], record["metrics"]["test"][objective.selects]
+        out.print(f"the record says {shown(before)}: {'the same' if now == before else 'DIFFERENT'}")

@@ -1,4 +1,4 @@
-"""``peftlab predict RUN``: label texts with a finished run."""
+"""``peftlab predict RUN``: labels, or values, of texts with a finished run."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from peftlab.verbs.task_option import require_task
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Label texts given with ``--text``, in a ``--file``, or a line each on standard input.
+    """Predict from texts given with ``--text``, in a ``--file``, or a line each on standard input.
 
     For a run on pairs, a tab stands between the two texts.
     """
     parser = argparse.ArgumentParser(
         "peftlab predict",
-        description="Label texts with a finished run. For a run on pairs of texts, a tab stands between the two.",
+        description="Predict a label or a value of each text. For a run on pairs, a tab stands between the two.",
     )
     parser.add_argument("run", metavar="RUN", help="a run folder: outputs/<name>/<key>")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--text", action="append", metavar="TEXT", help="a text (may be given several times)")
     where.add_argument("--file", metavar="FILE", help="a file with a text a line; without either: standard input")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line: text, label, probabilities")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object a line: text, then label and probabilities, or value"
+    )
     parser.add_argument("--task", metavar="NAME", help="the texts' task, for a run on data of several tasks")
     given = parser.parse_args(list(arguments))
     run = load_run(given.run)
@@ -35,13 +37,13 @@ def main(arguments: Sequence[str]) -> int:
     texts = read_texts(given.text, given.file)
     if run.config.data.has_pairs(given.task):
         texts = as_pairs(texts, "--text" if given.text is not None else given.file or "standard input")
+    objective = run.config.data.what_is_learned()
     for found in run.predictions(texts, task=given.task):
         found["text"] = found["text"].replace(SEPARATOR, "\t")
         if given.json:
             print(json.dumps(found, ensure_ascii=False), flush=True)
         else:
-            shares = "  ".join(f"{label} {share:.4f}" for label, share in found["probabilities"].items())
-            print(f"{found['label']}\t{shares}\t{_shortened(found['text'])}", flush=True)
+            print(f"{objective.prediction_in_words(found)}\t{_shortened(found['text'])}", flush=True)
     return 0
 
 

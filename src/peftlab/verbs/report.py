@@ -9,7 +9,7 @@ from pathlib import Path
 
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.files import write_atomically
-from peftlab.report.build import METRIC, Report, Request, build, default_target
+from peftlab.report.build import Report, Request, build, default_target
 from peftlab.report.latex import latex
 from peftlab.report.tables import groups_csv, json_text, left_out_lines, markdown, runs_csv
 from peftlab.report.tables_terminal import print_report
@@ -51,7 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a run's, a name's, or one of many names")
     parser.add_argument("--to", metavar="DIR", help="where the report goes (default: FOLDER/report of the first)")
-    parser.add_argument("--metric", metavar="PATH", help=f"what is compared (default: the sweep's, or {METRIC})")
+    parser.add_argument(
+        "--metric",
+        metavar="PATH",
+        help="what is compared (default: the sweep's, or what selects for the first run's objective, on test)",
+    )
     parser.add_argument(
         "--columns", metavar="PATH,…", help="places in record.json: parameters.trainable, config.optim.lr"
     )
@@ -61,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--baseline", metavar="ROW", help="label or id of the row that the others are tested against")
     parser.add_argument(
-        "--best", choices=("highest", "lowest"), help="which value is best (default: by the metric's name)"
+        "--best", choices=("highest", "lowest"), help="which value is best (default: as the records say)"
     )
     parser.add_argument("--format", metavar="NAME,…", help=f"only some of: {', '.join(FORMATS)}")
     return parser

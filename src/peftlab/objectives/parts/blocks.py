@@ -25,8 +25,9 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from peftlab.data.base import Task
-from peftlab.training.confusion import from_confusion
-from peftlab.training.metrics import ClassificationMetrics
+from peftlab.objectives.base import objective
+from peftlab.objectives.parts.confusion import from_confusion
+from peftlab.objectives.parts.split import SplitMetrics
 
 FIGURES = ("loss", "accuracy", "macro_f1")
 """What is averaged over tasks."""
@@ -89,7 +90,7 @@ class TaskLosses(Metric):
         return self.total / self.rows.clamp(min=1)
 
 
-class MultitaskMetrics(ClassificationMetrics):
+class MultitaskMetrics(SplitMetrics):
     """Figures of each task over its own classes, and their means.
 
     ``finish()`` has ``tasks``: name to ``loss``, ``accuracy``, ``macro_f1``, ``rows``. The figures beside it are the
@@ -99,7 +100,7 @@ class MultitaskMetrics(ClassificationMetrics):
     task_of_class: Tensor
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        super().__init__(tasks[-1].stop)
+        super().__init__(objective("classification"), [""] * tasks[-1].stop)
         self.tasks = tuple(tasks)
         self.losses = TaskLosses(len(tasks))
         task_of_class = torch.tensor([number for number, task in enumerate(tasks) for _ in task.classes])
@@ -113,7 +114,7 @@ class MultitaskMetrics(ClassificationMetrics):
     def finish(self) -> dict[str, Any]:
         """See the class; then start anew."""
         # Masked logits predict none of another task's classes: the matrix is made of the tasks' blocks.
-        counts: list[list[int]] = self.confusion.compute().tolist()
+        counts: list[list[int]] = self.states["confusion"].compute().tolist()  # type: ignore[operator]
         losses = self.losses.compute().tolist()
         self.losses.reset()
         found = super().finish()

@@ -1,0 +1,1 @@
+"""What a run learns to say of a text, a file an objective."""

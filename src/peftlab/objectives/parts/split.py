@@ -1,0 +1,59 @@
+"""An objective's figures over a split, correct across processes and batches of unequal size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+
+from peftlab.objectives.base import Objective
+
+
+class SplitMetrics(nn.Module):
+    """The loss, and what the objective's figures follow from."""
+
+    def __init__(self, objective: Objective, names: Sequence[str]) -> None:
+        super().__init__()
+        self.objective = objective
+        self.loss = MeanMetric()
+        self.states = nn.ModuleDict(objective.states(names))
+
+    def update(self, outputs: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Add a batch: ``outputs`` (B, C), ``labels`` (B,), ``loss`` the batch's mean."""
+        self.loss.update(loss, weight=len(labels))
+        self.objective.update(self.states, outputs, labels)
+
+    def finish(self) -> dict[str, Any]:
+        """The values over everything seen in all processes, as plain numbers; then start anew."""
+        computed = {name: state.compute() for name, state in self.states.items()}  # type: ignore[operator]
+        values = {"loss": float(self.loss.compute()), **self.objective.compute(computed)}
+        self.loss.reset()
+        for state in self.states.values():
+            state.reset()  # type: ignore[operator]
+        return values
+
+
+class Collected(Metric):
+    """Rows of numbers, kept as they are, of all processes: for figures that no running sum gives exactly."""
+
+    full_state_update = False
+    rows: list[Tensor]
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(self, *columns: Tensor) -> None:
+        """Add rows: ``width`` columns of (B,), kept as float32, which predictions and labels are."""
+        self.rows.append(torch.stack([column.detach().float() for column in columns], dim=1))
+
+    def compute(self) -> Tensor:
+        """(N, width) float64 on the CPU, sorted: whatever order the rows came in, sums over them are the same."""
+        given: Any = self.rows
+        parts = [given] if isinstance(given, Tensor) else list(given)
+        found = torch.cat(parts).cpu().double() if parts else torch.zeros(0, self.width, dtype=torch.float64)
+        return torch.tensor(sorted(found.tolist()), dtype=torch.float64).reshape(-1, self.width)
