@@ -61,7 +61,6 @@ def measure_forgetting(config: RunConfig, assembled: Assembled, folder: RunFolde
         "earlier_run": record["key"],
         "test_kind": splits.test_kind,
         "rows": len(splits.test),
-        "figure": figure.name,
         "before_recorded": record["metrics"]["test"][figure.name],
         "before": before,
         "after": after,
