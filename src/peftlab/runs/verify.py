@@ -31,7 +31,6 @@ from peftlab.runs.seal import HASHED, broken_seal, lost_hashes
 from peftlab.runs.sizes import size_findings
 from peftlab.runs.tensors import Array, frozen_in, tensors_in
 from peftlab.shipped import require_known_fields
-from peftlab.training.config import TrainerConfig
 
 UNFINISHED = ("failed", "interrupted")
 """What a record can say of a run beside ``finished``; it then holds no results."""
@@ -135,7 +134,7 @@ def _unfinished(record: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _config(verdict: Verdict, record: dict[str, Any]) -> dict[str, Any] | None:
-    """The record's groups but the method's, checked; findings on the config, config.yaml and the key go to ``verdict``."""
+    """The groups but the method's, checked; what is found of config, config.yaml and key goes to ``verdict``."""
     folder, found = verdict.folder, verdict.differences
     name = folder.path.absolute().name
     if record["key"] != name:
