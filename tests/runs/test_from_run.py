@@ -69,7 +69,7 @@ def test_lora_forgets_nothing_with_the_adapter_off(peftlab: Peftlab, topics: Pat
     before = earlier(peftlab, topics)
     after, said = later(peftlab, reviews, before, *LORA)
     assert "456 parameters beside the 12,800 of the weights they adapt: 28.1 times fewer" in " ".join(said.split())
-    assert "not its head, which knew other classes (space, sport, trade)" in " ".join(said.split())
+    assert "not its head, which knew other labels (space, sport, trade)" in " ".join(said.split())
     record = record_of(after)
     assert record["parameters"]["trainable_without_head"] == 2 * 100 + 2 * 128 == 456
     assert record["parameters"]["adapted"] == 12_800
