@@ -20,6 +20,7 @@ from peftlab.backbones.transformer_backbone import TransformerBackbone
 from peftlab.errors import PeftlabError
 from peftlab.interop.hf_model import save_model
 from peftlab.interop.whole_folder import whole_folder
+from peftlab.objectives.base import objective
 from peftlab.runs.assemble import reassemble
 from peftlab.runs.folder import finished_run
 from tests.backbones.tiny_backbones import tiny
@@ -305,7 +306,7 @@ def test_a_failure_takes_the_parents_along_that_it_made(tmp_path: Path) -> None:
 
 def test_a_model_is_for_those_whom_the_umask_lets_read(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "model", "--to") as folder:
-        save_model(tiny("bert", num_labels=2), folder, ["bad", "good"])
+        save_model(tiny("bert", num_labels=2), folder, objective("classification").hf_config(["bad", "good"]))
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
     assert "model.safetensors" in modes
     assert set(modes.values()) == {0o666 & ~_umask()}
@@ -319,7 +320,7 @@ def test_a_full_disk_while_a_model_is_saved(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(backbone.model, "save_pretrained", full)
     with pytest.raises(PeftlabError, match=r"Nothing was left there\. Free some space"):
-        save_model(backbone, tmp_path, ["a", "b", "c"])
+        save_model(backbone, tmp_path, objective("classification").hf_config(["a", "b", "c"]))
 
 
 def _umask() -> int:

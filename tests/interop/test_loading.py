@@ -14,6 +14,7 @@ from peftlab.backbones.quantize import quantize
 from peftlab.backbones.tokenizers import ByteTokenizer
 from peftlab.backbones.transformer_backbone import TransformerBackbone
 from peftlab.interop.loading import how_to_load
+from peftlab.objectives.base import objective
 from peftlab.peft.base import attach
 from peftlab.peft.lora import LoRA
 from tests.backbones.tiny_backbones import ARCHITECTURES, shake, tiny, tiny_config
@@ -37,7 +38,9 @@ def exported(kind: str, scratch: Path, **more: Any) -> tuple[TransformerBackbone
     adapter = attach(float_backbone, LoRA(rank=4), seed=1)
     randomise(float_backbone)
     write(adapter, scratch / "adapter", base=str(scratch / "base"))
-    code = how_to_load("adapter", str(scratch / "base"), float_backbone, LABELS, config)
+    code = how_to_load(
+        "adapter", str(scratch / "base"), float_backbone, objective("classification").hf_config(LABELS), config
+    )
     return float_backbone.eval(), code.replace("FOLDER", str(scratch / "adapter"))
 
 
@@ -81,14 +84,22 @@ def test_the_code_loads_what_was_exported(name: str, scratch: Path) -> None:
 def test_the_weights_of_a_hub_id_are_those_of_the_run() -> None:
     backbone = tiny("bert")
     config = replace(tiny_config("bert"), architecture=None, name_or_path="owner/name", revision="main")
-    assert "revision='main'" in how_to_load("adapter", "owner/name", backbone, LABELS, config)
+    assert "revision='main'" in how_to_load(
+        "adapter", "owner/name", backbone, objective("classification").hf_config(LABELS), config
+    )
     backbone.provenance["commit"] = "0123abc"
-    assert "revision='0123abc'" in how_to_load("trunk", "owner/name", backbone, LABELS, config)
-    assert "revision" not in how_to_load("adapter", "/base", backbone, LABELS, config, written=True)
+    assert "revision='0123abc'" in how_to_load(
+        "trunk", "owner/name", backbone, objective("classification").hf_config(LABELS), config
+    )
+    assert "revision" not in how_to_load(
+        "adapter", "/base", backbone, objective("classification").hf_config(LABELS), config, written=True
+    )
 
 
 def test_a_merged_model_names_no_tokenizer_that_is_not_there() -> None:
     backbone = tiny("bert")
     assert isinstance(backbone.tokenizer, ByteTokenizer)
     config = tiny_config("bert")
-    assert "AutoTokenizer" not in how_to_load("merged", None, backbone, LABELS, config)
+    assert "AutoTokenizer" not in how_to_load(
+        "merged", None, backbone, objective("classification").hf_config(LABELS), config
+    )

@@ -116,7 +116,7 @@ def test_what_is_expected_or_published_has_a_source(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_chosen_by_test_data(name: str) -> None:
-    assert "test" not in shipped(name).tune_by
+    assert "test" not in (shipped(name).tune_by or "")  # without it: what the objective selects by, on validation
     for cell in shipped(name).cells:
         search = cell.optuna()
         assert search is None or "test" not in search.metric
