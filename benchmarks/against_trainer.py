@@ -76,7 +76,7 @@ def peer(overrides: list[str]) -> dict[str, float]:
     import transformers
 
     from peftlab.composition import checked
-    from peftlab.runs.facts import peak_memory_mib
+    from peftlab.records.environment import peak_memory_mib
 
     config = checked(overrides, real=True)
     splits = config.data.load()

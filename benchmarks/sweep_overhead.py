@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 from peftlab.sweeps import processes
+from peftlab.sweeps.job_spec import JobSpec
 
 RUN = (
     "backbone=text_classifier", "logger=none", "data=text_files", "data.path=reviews.jsonl", "data.batch_size=8",
@@ -73,7 +74,7 @@ def write_reviews() -> None:
 def finish(jobs: int, name: str) -> None:
     """Train the run of seed 0, and give its record to the other seeds."""
     from peftlab.composition import checked
-    from peftlab.runs.folder import RunFolder
+    from peftlab.records.folder import RunFolder
 
     timed(["train", *RUN, f"name={name}", "seed=0"])
     config = checked([*RUN, f"name={name}", "seed=0"])
@@ -111,12 +112,12 @@ def timed(command: list[str]) -> tuple[str, str]:
     return f"{seconds:.1f} s ({cpu:.1f} s of a CPU)", done.stdout
 
 
-def measured(order: processes.Order) -> None:
+def measured(spec: JobSpec) -> None:
     """A job's process as the pool starts it, but for its work: that says when it begins."""
     import peftlab.sweeps.worker as worker
 
     worker.work = lambda _: print(f"at work {time.monotonic()}", flush=True) or 0  # type: ignore[assignment]
-    processes._main(order)
+    processes._main(spec)
 
 
 def warm_starts(count: int = 10) -> tuple[float, list[float]]:
@@ -126,11 +127,11 @@ def warm_starts(count: int = 10) -> tuple[float, list[float]]:
     times = []
     for number in range(count + 1):
         log = Path(f"start{number}.txt")
-        order = processes.Order(
+        spec = JobSpec(
             values={}, folder="nowhere/key", arguments=("train",), threads=1, environment=dict(os.environ), log=str(log)
         )
         began = time.monotonic()
-        process = context.Process(target=measured, args=(order,))
+        process = context.Process(target=measured, args=(spec,))
         process.start()
         process.join()
         times.append(float(log.read_text().rpartition("at work ")[2]) - began)

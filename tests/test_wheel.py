@@ -24,7 +24,7 @@ def test_the_wheel_runs_from_an_empty_folder(scratch: Path, reviews: Path) -> No
     empty = scratch / "empty"
     empty.mkdir()
     start = (
-        f"import sys; sys.path.insert(0, {str(installed)!r}); import peftlab.config as c; "
+        f"import sys; sys.path.insert(0, {str(installed)!r}); import peftlab.shipped as c; "
         f"assert c.config_folder().is_relative_to({str(installed)!r}); from peftlab.cli import main; sys.exit(main())"
     )
     arguments = ["train", *TINY, f"data.path={reviews}", "trainer.max_epochs=1", "name=wheel"]

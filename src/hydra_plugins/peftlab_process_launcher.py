@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, PeftlabError, SweepFailed
-from peftlab.runs.folder import RunFolder
+from peftlab.records.folder import RunFolder
 from peftlab.sweeps import pool
+from peftlab.sweeps.cache import ConfigCache
 from peftlab.sweeps.jobs import FixedPlan, Job, Outcome
-from peftlab.sweeps.memo import Memo
 from peftlab.sweeps.slots import PoolOptions
 
 
@@ -77,12 +77,12 @@ class ProcessLauncher(Launcher):
         common = set.intersection(*map(set, kept)) if len(kept) > 1 else set()
         config_dir, config_name = self._config_dir(), str(self.config.hydra.job.config_name)
         jobs, configs = [], []
-        with Memo() as memo:
+        with ConfigCache() as cache:
             for number, overrides in enumerate(kept, start=initial_job_idx):
                 title = " ".join(o for o in overrides if o not in common) or f"job {number}"
                 job = Job(str(number), title, tuple(overrides), config_dir, config_name)
                 try:
-                    config = memo.config(job)
+                    config = cache.config(job)
                     RunFolder.of(config)
                 except PeftlabError as error:
                     words = " ".join(filter_overrides(overrides))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import PeftlabError, nearest
+from peftlab.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from peftlab.library.attaching import attach, load_adapter
@@ -52,8 +53,6 @@ if TYPE_CHECKING:
     from peftlab.peft.prefix_tuning import PrefixTuning as PrefixTuning
     from peftlab.peft.prompt_tuning import PromptTuning as PromptTuning
     from peftlab.peft.vera import VeRA as VeRA
-
-__version__ = "0.1.0"
 
 __all__ = ["Adapter", "PeftlabError", "Run", "attach", "find_runs", "fit", "load_adapter", "load_run"]
 

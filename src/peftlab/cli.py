@@ -1,20 +1,16 @@
-"""``peftlab VERB …``: thin; a verb's module is imported only when that verb is called."""
+"""``peftlab COMMAND …``: thin; a command's module is imported only when that command is called."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
-import time
 from collections.abc import Sequence
 
-from peftlab import __version__
 from peftlab.errors import PeftlabError, nearest
+from peftlab.version import __version__
 
-STARTED = time.time()
-"""When this process began its work (seconds since the epoch), for the record's start-to-first-step time."""
-
-VERBS = {
+COMMANDS = {
     "train": "fine-tune: compose a config from groups and key=value, run it, leave a record",
     "sweep": "run a declared sweep (sweeps/*.yaml) and make its table and pictures",
     "report": "make tables, statistics, figures and a page of the records in a folder",
@@ -32,20 +28,22 @@ VERBS = {
 
 USAGE = """peftlab {version}: a laboratory for parameter-efficient fine-tuning
 
-usage: peftlab VERB [arguments]
+usage: peftlab COMMAND [arguments]
 
-{verbs}
+{commands}
 
-peftlab VERB --help explains a verb.    PEFTLAB_DEBUG=1 shows tracebacks."""
+peftlab COMMAND --help explains a command.    PEFTLAB_DEBUG=1 shows tracebacks."""
 
 
 def usage() -> str:
     """What ``peftlab --help`` prints."""
-    return USAGE.format(version=__version__, verbs="\n".join(f"  {verb:<11}{text}" for verb, text in VERBS.items()))
+    return USAGE.format(
+        version=__version__, commands="\n".join(f"  {command:<11}{text}" for command, text in COMMANDS.items())
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb.
+    """Run one command.
 
     Returns:
         exit status: 0 done, 1 a run failed, 2 something given cannot be used, 130 interrupted.
@@ -57,32 +55,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] in ("-V", "--version"):
         print(f"peftlab {__version__}")
         return 0
-    verb, rest = given[0], given[1:]
-    if verb not in VERBS:
+    command, rest = given[0], given[1:]
+    if command not in COMMANDS:
         print(
-            f"peftlab: unknown verb '{verb}'.{nearest(verb, VERBS)} The verbs are: {', '.join(VERBS)}.",
+            f"peftlab: unknown command '{command}'.{nearest(command, COMMANDS)} "
+            f"The commands are: {', '.join(COMMANDS)}.",
             file=sys.stderr,
         )
         return 2
     try:
-        status: int = importlib.import_module(f"peftlab.verbs.{verb.replace('-', '_')}").main(rest)
+        status: int = importlib.import_module(f"peftlab.commands.{command.replace('-', '_')}").main(rest)
         return status
     except PeftlabError as error:
-        return _report(verb, error)
+        return _report(command, error)
     except OSError as error:  # a full disk, a folder that may not be written
         if isinstance(error, BrokenPipeError):  # the reader of a pipe (head) has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        return _report(verb, error, status=1)
+        return _report(command, error, status=1)
     except KeyboardInterrupt:
-        print(f"peftlab {verb}: interrupted.", file=sys.stderr)
+        print(f"peftlab {command}: interrupted.", file=sys.stderr)
         return 130
 
 
-def _report(verb: str, error: Exception, status: int = 2) -> int:
+def _report(command: str, error: Exception, status: int = 2) -> int:
     if os.environ.get("PEFTLAB_DEBUG") == "1":
         import traceback
 
         traceback.print_exception(error)
-    print(f"peftlab {verb}: {error}", file=sys.stderr)
+    print(f"peftlab {command}: {error}", file=sys.stderr)
     return status

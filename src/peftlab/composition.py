@@ -22,8 +22,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from peftlab.config import GROUPS, RunConfig, check, config_folder
+from peftlab.config import GROUPS, RunConfig, check
 from peftlab.errors import ConfigError, listed, nearest
+from peftlab.shipped import config_folder
 
 SELECTORS = ("experiment", "debug")
 """Groups that choose a recipe over the others and are not part of a run themselves."""
@@ -36,7 +37,7 @@ def run_as_hydra_application(arguments: Sequence[str], task: Callable[[DictConfi
     raised: list[Exception] = []
 
     def restored(config: DictConfig) -> None:
-        # Lightning starts the other ranks of a DDP run by calling sys.argv again: it needs the verb.
+        # Lightning starts the other ranks of a DDP run by calling sys.argv again: it needs the command.
         sys.argv[:] = whole_argv
         try:
             task(config)

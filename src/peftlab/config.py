@@ -43,13 +43,6 @@ NO_PART_OF_A_RUN = ("hydra", "experiment", "debug")
 """Top-level keys of what Hydra composes that are its own, or only select files."""
 
 
-def config_folder() -> Path:
-    """The folder of shipped YAML files: inside an installed wheel, or beside ``src`` in a checkout."""
-    package = Path(__file__).resolve().parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parents[1] / "conf"
-
-
 @dataclass(kw_only=True)
 class RunConfig:
     """Everything a run is made of; each group is the validated dataclass its ``_target_`` names."""

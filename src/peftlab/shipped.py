@@ -1,19 +1,26 @@
-"""What ``conf/`` says of a config class: its fields, and their defaults. No class is imported for it."""
+"""``conf/``: where it lies, and what it says of a config class. No class is imported for it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from peftlab.class_names import stable_name
-from peftlab.config import config_folder
 from peftlab.errors import ConfigError
 from peftlab.schema import UnknownKey
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def config_folder() -> Path:
+    """The folder of shipped YAML files: inside an installed wheel, or beside ``src`` in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parents[1] / "conf"
 
 
 def shipped_values(group: str, target: str) -> Mapping[str, Any] | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peftlab.backbones.role_table import ROLES, Place, output_features
+from peftlab.backbones.role_table import ROLES, RolePattern, output_features
 from peftlab.backbones.roles import adaptable_modules, find_targets
 from peftlab.errors import BackboneError
 from tests.backbones.tiny_backbones import ARCHITECTURES, batch, shake, tiny, tiny_config
@@ -56,7 +56,7 @@ def test_every_role_of_every_architecture_is_there(model_type: str) -> None:
     backbone = tiny(model_type)
     gated_only = {"ffn_gate"} if model_type == "t5" else set()  # T5 1.0 has no gate, 1.1 has
     for role, place in ROLES[model_type].items():
-        if isinstance(place, Place) and role not in gated_only:
+        if isinstance(place, RolePattern) and role not in gated_only:
             found = find_targets(backbone, [role])
             assert all(target.role == role for target in found)
             assert (len(found) == 1) == (role == "embedding" or model_type == "albert"), (role, found)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.config import config_folder
+from peftlab.shipped import config_folder
 from tests.alone import HEAVY, peftlab_alone
 from tests.conftest import Peftlab
 
@@ -152,7 +152,7 @@ SHIPPED = [
 def test_no_config_class_imports_what_is_heavier_than_torch() -> None:
     """All of them in one process: whatever is imported once stays."""
     code = (
-        "import sys; from peftlab.schema import import_class; from peftlab.config import config_folder; import yaml;"
+        "import sys; from peftlab.schema import import_class; from peftlab.shipped import config_folder; import yaml;"
         "texts = [file.read_text() for file in sorted(config_folder().glob('*/*.yaml'))];"
         "targets = [(yaml.safe_load(text) or {}).get('_target_', '') for text in texts];"
         "classes = [import_class(target, 'k') for target in targets if target.startswith('peftlab.')];"

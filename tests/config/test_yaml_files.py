@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from peftlab.composition import checked
-from peftlab.config import GROUPS, config_folder
+from peftlab.config import GROUPS
 from peftlab.schema import import_class
+from peftlab.shipped import config_folder
 from peftlab.training.config import TrainerConfig
 from tests.conftest import Peftlab
 

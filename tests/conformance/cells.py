@@ -27,8 +27,8 @@ from peftlab.errors import PeftlabError
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import PEFTStrategy, attach, methods
 from peftlab.peft.names import clean_name
+from peftlab.records.folder import RunFolder
 from peftlab.runs.adapter_file import adapter_bytes, load_adapter, save_adapter
-from peftlab.runs.folder import RunFolder
 from peftlab.seeding import derive_seed
 from tests.backbones.tiny_backbones import batch, shake, tiny, tiny_config
 from tests.conformance.expectations import backbone_cannot

@@ -10,9 +10,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from peftlab.data.base import DataSet, Splits, Task, Texts
+from peftlab.data.base import DataSet, Splits, Texts
 from peftlab.data.module import TextDataModule, content_hash, peek, predict_batches, split_hashes
 from peftlab.errors import DataError
+from peftlab.objectives.parts.task import Task
 
 
 class Words(DataSet):

@@ -16,7 +16,7 @@ from peftlab.data.module import TextDataModule
 from peftlab.data.multitask import Multitask
 from peftlab.data.text_files import TextFiles
 from peftlab.errors import DataError
-from peftlab.runs.identity import run_key
+from peftlab.records.identity import run_key
 from tests.alone import peftlab_alone
 from tests.conftest import Peftlab
 from tests.data.two_tasks import CLASSES, SIZES, entries, write_topics

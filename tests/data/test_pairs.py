@@ -21,7 +21,7 @@ from peftlab.data.text_files import TextFiles
 from peftlab.data.truncation import HeadAndTail
 from peftlab.errors import DataError
 from peftlab.pairs import paired
-from peftlab.runs.identity import semantic
+from peftlab.records.identity import semantic
 from tests.backbones.test_backbone_tokenizers import hf_tokenizer
 from tests.backbones.tiny_backbones import tiny
 from tests.conftest import TINY, Peftlab, run_folder

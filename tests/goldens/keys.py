@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peftlab.composition import checked
-from peftlab.config import config_folder
-from peftlab.runs.identity import run_key
+from peftlab.records.identity import run_key
+from peftlab.shipped import config_folder
 
 KEYS = Path(__file__).with_name("keys.json")
 

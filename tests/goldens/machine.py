@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from peftlab.runs import facts
+from peftlab.records import environment
 
 
 def machine() -> dict[str, str | int]:
     """What decides the last bits of a sum: the processor, torch, its kernels, the threads."""
     return {
-        "processor": f"{facts.hardware()['processor']} {_family_and_model()}".strip(),
+        "processor": f"{environment.hardware()['processor']} {_family_and_model()}".strip(),
         "torch": torch.__version__,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),

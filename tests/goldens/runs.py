@@ -29,7 +29,7 @@ import yaml
 from torch import Tensor
 
 from peftlab.cli import main
-from peftlab.runs.folder import RunFolder
+from peftlab.records.folder import RunFolder
 from tests.conftest import write_reviews
 from tests.data.two_tasks import entries, write_topics
 from tests.goldens.cells import digest

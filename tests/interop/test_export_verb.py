@@ -21,8 +21,8 @@ from peftlab.errors import PeftlabError
 from peftlab.interop.hf_model import save_model
 from peftlab.interop.whole_folder import whole_folder
 from peftlab.objectives.base import objective
+from peftlab.records.folder import finished_run
 from peftlab.runs.assemble import reassemble
-from peftlab.runs.folder import finished_run
 from tests.backbones.tiny_backbones import tiny
 from tests.conftest import TINY, Peftlab, run_folder
 from tests.peft.tiny import batch

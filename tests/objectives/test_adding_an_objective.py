@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torchmetrics import Metric
 
-    from peftlab.data.readers import Table
+    from peftlab.raw_rows import RawRows
 
 
 class Counts:
     names = ("log_rate",)
 
-    def read(self, table: Table, row: int) -> int:
+    def read(self, table: RawRows, row: int) -> int:
         text = str(table.labels[row])
         if not text.isdigit():
             raise DataError(f"{table.place(row)}: {text!r} is no count.")
@@ -50,7 +50,7 @@ class Counting(Objective, name="counting"):
     selects = "mean_error"
 
     def reader(
-        self, train: Sequence[Table], names: Sequence[str] | None = None, aliases: Mapping[str, int] | None = None
+        self, train: Sequence[RawRows], names: Sequence[str] | None = None, aliases: Mapping[str, int] | None = None
     ) -> Counts:
         return Counts()
 

@@ -44,7 +44,7 @@ def in_batches(predictions: torch.Tensor, labels: torch.Tensor, cuts: tuple[int,
     for start, end in zip((0, *cuts), (*cuts, len(labels)), strict=True):
         outputs, some = predictions[start:end].unsqueeze(1), labels[start:end]
         metrics.update(outputs, some, ONE.loss(outputs, some))
-    return metrics.finish()
+    return metrics.compute()
 
 
 def test_figures_equal_scipys_whatever_the_batches() -> None:

@@ -22,10 +22,10 @@ from peftlab.peft.base import attach
 from peftlab.peft.lora import LoRA
 from peftlab.peft.multitask_prompt import COLS, ROWS, SHARED, MultitaskPrompt, TaskPromptAdapter
 from peftlab.peft.prompt_tuning import PromptTuning
+from peftlab.records.folder import RunFolder, finished_run
+from peftlab.records.identity import run_key
 from peftlab.runs.adapter_file import backbone_fingerprint
 from peftlab.runs.assemble import reassemble
-from peftlab.runs.folder import RunFolder, finished_run
-from peftlab.runs.identity import run_key
 from tests.backbones.tiny_backbones import shake, tiny
 from tests.conftest import Peftlab
 from tests.data.two_tasks import overrides, write_topics

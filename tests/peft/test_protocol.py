@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from peftlab.commands.methods import markdown_table, summary, table
 from peftlab.errors import ConfigError, PeftlabError
 from peftlab.peft.base import PEFTStrategy, Supports, attach, methods
-from peftlab.verbs.methods import markdown_table, summary, table
 from tests.conftest import Peftlab
 from tests.peft.tiny import batch, tiny
 

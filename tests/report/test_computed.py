@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from peftlab.records import identity_tags
 from peftlab.report.build import Report, Request, build
-from peftlab.report.sweep_table import csv_text, markdown
 from peftlab.report.tables import json_text
-from peftlab.runs import identity_tags
+from peftlab.sweeps.table import csv_text, markdown
 from tests.conftest import Peftlab
 from tests.report.made_up import failed, record, sweep_file, three_methods, write
 from tests.runs.tagged import SENTENCE, change_numbers

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from peftlab.report import sweep_table, tables
+from peftlab.report import tables
 from peftlab.report.build import Request, build
 from peftlab.report.markdown_text import escaped, table_line
+from peftlab.sweeps import table as sweep_table
 from tests.report.made_up import sweep_file, three_methods
 from tests.sweeps.made_up import declared
 

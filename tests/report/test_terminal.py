@@ -9,9 +9,9 @@ from rich.console import Console
 
 from peftlab.report import tables_terminal
 from peftlab.report.build import Request, build
-from peftlab.report.sweep_table import Figure
 from peftlab.report.tables import interval_text, markdown
 from peftlab.report.tables_columns import fixed
+from peftlab.sweeps.table import Figure
 from tests.conftest import Peftlab
 from tests.report.made_up import record, sweep_file, three_methods, write
 

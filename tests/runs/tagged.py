@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from peftlab.runs import identity_tags
-from peftlab.runs.identity_tags import Tag
+from peftlab.records import identity_tags
+from peftlab.records.identity_tags import Tag
 
 SENTENCE = "the dropout is drawn once a batch"
 

@@ -16,15 +16,15 @@ from peftlab.class_names import place_of, stable_name
 from peftlab.composition import checked
 from peftlab.config import from_plain
 from peftlab.errors import ConfigError
+from peftlab.interop.wandb_replay import tags
+from peftlab.records.identity import run_key, semantic
+from peftlab.records.identity_recorded import earlier_rules
 from peftlab.report.build import Request, build
 from peftlab.report.records_config import decides, flat, identity_of
-from peftlab.runs.identity import run_key, semantic
-from peftlab.runs.identity_recorded import earlier_rules
-from peftlab.runs.wandb_replay import tags
 from peftlab.schema import import_class
+from peftlab.sweeps.cache import ConfigCache
 from peftlab.sweeps.estimate import seconds
 from peftlab.sweeps.jobs import Job
-from peftlab.sweeps.memo import Memo
 from peftlab.training.wandb_runs import method_of
 from tests.conftest import Peftlab
 from tests.report.made_up import record, write
@@ -193,9 +193,9 @@ def test_what_is_remembered_of_jobs_does_not_outlive_a_move(reviews: Path, monke
     job = Job("a", "a", tuple(overrides(reviews)))
 
     def sources() -> str:
-        with Memo() as memo:
-            memo.config(job)
-            return memo._state._sources
+        with ConfigCache() as cache:
+            cache.config(job)
+            return cache._state._sources
 
     before = sources()
     assert sources() == before

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from peftlab.composition import checked
 from peftlab.data.batching import pad
+from peftlab.records.folder import RunFolder, finished_run
+from peftlab.records.identity import run_key
 from peftlab.runs.assemble import reassemble
-from peftlab.runs.folder import RunFolder, finished_run
-from peftlab.runs.identity import run_key
 from tests.conftest import TINY, Peftlab
 from tests.data.two_tasks import write_topics
 
@@ -187,7 +187,7 @@ def test_methods_that_cannot_be_merged_cannot_be_started_from(peftlab: Peftlab, 
 
 LOGITS = """
 import sys, torch
-from peftlab.runs.folder import finished_run
+from peftlab.records.folder import finished_run
 from peftlab.runs.assemble import reassemble
 from peftlab.data.batching import pad
 folder, config, _ = finished_run(sys.argv[1])

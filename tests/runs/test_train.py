@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_named(peftlab: Peftlab, reviews: Path) -> None:
 
 
 def test_a_run_in_use_is_refused(peftlab: Peftlab, reviews: Path) -> None:
-    from peftlab.runs.folder import RunFolder
+    from peftlab.records.folder import RunFolder
 
     folder = train(peftlab, reviews)
     (folder / "record.json").unlink()

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from peftlab.sweeps.declaration import Sweep, read_sweep
+from peftlab.sweeps.declaration import Sweep
 from peftlab.sweeps.jobs import Failure, Job, Outcome
 from peftlab.sweeps.plan import DeclaredPlan
+from peftlab.sweeps.reading import read_sweep
 
 BASE: dict[str, Any] = {
     "name": "made_up",

@@ -1,4 +1,4 @@
-"""What the tests of pool, launcher and memo share: small jobs, what they noted, waiting."""
+"""What the tests of pool, launcher and cache share: small jobs, what they noted, waiting."""
 
 from __future__ import annotations
 

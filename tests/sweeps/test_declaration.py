@@ -9,7 +9,8 @@ import pytest
 
 from peftlab.composition import checked
 from peftlab.errors import ConfigError
-from peftlab.sweeps.declaration import assignments, override_value, plain_number, read_sweep
+from peftlab.sweeps.declaration import assignments, override_value, plain_number
+from peftlab.sweeps.reading import read_sweep
 from tests.alone import peftlab_alone
 from tests.conftest import Peftlab
 from tests.sweeps.made_up import BASE, declare, declared

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from peftlab.errors import ConfigError
-from peftlab.report.sweep_table import csv_text, markdown
-from peftlab.sweeps.contents import contents, write_contents
 from peftlab.sweeps.jobs import Job, Outcome
+from peftlab.sweeps.manifest import manifest, write_manifest
 from peftlab.sweeps.plan import DeclaredPlan
+from peftlab.sweeps.table import csv_text, markdown
 from tests.sweeps.made_up import declare, declared, play, record, value
 
 LORA: dict[str, Any] = {"id": "lora", "label": "LoRA", "overrides": ["peft=lora"]}
@@ -64,19 +64,19 @@ def test_the_best_on_validation_runs_with_the_other_seeds() -> None:
 def test_ties_and_divergence(validation: dict[float, float], loss: dict[float, float], chosen: float) -> None:
     plan = DeclaredPlan(declared(cells=[TUNED]))
     outcome = play(plan, lambda job: record(job, [validation[lr_of(job)]], loss=loss.get(lr_of(job), 1.0)))
-    assert contents(plan, outcome, Path("s.yaml"))["cells"][0]["chosen"] == {"optim.lr": chosen}
+    assert manifest(plan, outcome, Path("s.yaml"))["cells"][0]["chosen"] == {"optim.lr": chosen}
 
 
 def test_a_loss_is_better_when_lower() -> None:
     plan = DeclaredPlan(declared(cells=[TUNED], tune_by="metrics.validation.loss"))
     outcome = play(plan, by_rate({1e-4: 0.6, 1e-3: 0.8, 1e-2: 0.7}))  # the made-up loss is 1 - accuracy
-    assert contents(plan, outcome, Path("s.yaml"))["cells"][0]["chosen"] == {"optim.lr": 1e-3}
+    assert manifest(plan, outcome, Path("s.yaml"))["cells"][0]["chosen"] == {"optim.lr": 1e-3}
 
 
 def test_a_failed_candidate_never_wins() -> None:
     plan = DeclaredPlan(declared(cells=[TUNED]))
     outcome = play(plan, lambda job: "exit status 1" if lr_of(job) == 1e-3 else record(job, [lr_of(job)]))
-    (cell,) = contents(plan, outcome, Path("s.yaml"))["cells"]
+    (cell,) = manifest(plan, outcome, Path("s.yaml"))["cells"]
     assert cell["chosen"] == {"optim.lr": 1e-2}
     assert [one["state"] for one in cell["tried"]] == ["finished", "failed", "chosen"]
     assert list(outcome.failures) == ["lora, seed 0, optim.lr=0.001"]
@@ -93,7 +93,7 @@ def test_when_all_failed_the_row_says_so() -> None:
     assert len(reasons) == 3 + 2 + 3
     table = markdown(plan.sweep, plan.records(outcome), plan.choices(outcome))
     assert "| LoRA | – | all failed | all failed |" in table
-    lora, after = contents(plan, outcome, Path("s.yaml"))["cells"]
+    lora, after = manifest(plan, outcome, Path("s.yaml"))["cells"]
     assert set(lora["failed"]) == {"0", "1", "2"}
     assert after["failed"]["2"] == "not run: 'lora' has failed"
 
@@ -133,7 +133,7 @@ def test_the_order_in_which_jobs_end_does_not_matter() -> None:
         generator = random.Random(shuffle)
         plan = DeclaredPlan(sweep)
         outcome = play(plan, run, slots=1 + shuffle % 4, order=lambda running, of=generator: of.randrange(len(running)))
-        seen.add(json.dumps(contents(plan, outcome, Path("s.yaml")), sort_keys=True))
+        seen.add(json.dumps(manifest(plan, outcome, Path("s.yaml")), sort_keys=True))
     assert len(seen) == 1
 
 
@@ -213,7 +213,7 @@ def test_contents_of_the_folder() -> None:
     path = declare(cells=[TUNED], baseline="lora")
     plan = DeclaredPlan(declared(cells=[TUNED], baseline="lora"), more=["output_dir=elsewhere"])
     outcome = play(plan, lambda job: "killed by signal 9" if seed_of(job) == 2 else record(job, [lr_of(job)]))
-    write_contents(plan, outcome, path)
+    write_manifest(plan, outcome, path)
     found = json.loads(Path("elsewhere/made_up/sweep.json").read_text())
     assert {key: found[key] for key in ("format", "file", "settings", "metric", "baseline", "seeds")} == {
         "format": 1, "file": "sweep.yaml", "settings": {}, "metric": "metrics.test.accuracy", "baseline": "lora",

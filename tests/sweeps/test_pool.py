@@ -16,10 +16,10 @@ import pytest
 from rich.console import Console
 
 from peftlab.errors import ConfigError
-from peftlab.runs.folder import RunFolder
+from peftlab.records.folder import RunFolder
 from peftlab.sweeps import pool
+from peftlab.sweeps.cache import ConfigCache
 from peftlab.sweeps.jobs import FixedPlan, Job
-from peftlab.sweeps.memo import Memo
 from peftlab.sweeps.pool import PoolOptions
 from peftlab.sweeps.progress import Progress
 from peftlab.sweeps.slots import Machine, visible_gpus
@@ -28,7 +28,7 @@ from tests.sweeps.pool_helpers import COMMON, events, job, until
 
 
 def folder_of(one: Job) -> RunFolder:
-    return RunFolder.of(Memo().config(one))
+    return RunFolder.of(ConfigCache().config(one))
 
 
 def marks() -> list[str]:
@@ -271,7 +271,7 @@ def test_peak_memory_is_the_jobs_own(reviews: Path) -> None:
     """A process that a large one starts begins small; the warm job's peak is about what a cold run's is."""
     code = (
         "import subprocess, sys; block = bytearray(700 * 2**20);"
-        "inner = 'from peftlab.runs.facts import _peak_resident_mib; print(_peak_resident_mib())';"
+        "inner = 'from peftlab.records.environment import _peak_resident_mib; print(_peak_resident_mib())';"
         "print(subprocess.run([sys.executable, '-c', inner], capture_output=True, text=True).stdout)"
     )
     small = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)

@@ -14,14 +14,14 @@ import optuna
 import pytest
 
 from peftlab.errors import ConfigError, RunError
-from peftlab.report.sweep_table import markdown
-from peftlab.runs import identity_tags
+from peftlab.records import identity_tags
 from peftlab.seeding import derive_seed
-from peftlab.sweeps.contents import contents
 from peftlab.sweeps.declaration import Sweep
 from peftlab.sweeps.jobs import Job, Outcome
+from peftlab.sweeps.manifest import manifest
 from peftlab.sweeps.plan import DeclaredPlan
 from peftlab.sweeps.preflight import check_all
+from peftlab.sweeps.table import markdown
 from tests.sweeps.made_up import Killed, declared, play, record, value, write_epochs
 
 EPOCHS = 6
@@ -160,7 +160,7 @@ def test_a_trial_that_diverges_never_wins() -> None:
         return record(job, [lr] * EPOCHS)
 
     outcome = play(plan, diverging, slots=1)
-    (cell,) = contents(plan, outcome, Path("s.yaml"))["cells"]
+    (cell,) = manifest(plan, outcome, Path("s.yaml"))["cells"]
     assert cell["chosen"]["optim.lr"] == best > 0
     assert "diverged" in {one["state"] for one in cell["tried"]}
     plan.close()
@@ -223,7 +223,7 @@ def test_trials_that_draw_the_same_values_are_one_run() -> None:
     assert len(trials_of(plan)) == 20
     tried = [job for job in ran if value(job, "seed") == "0"]
     assert 2 <= len(tried) == len({job.id for job in tried}) <= 4
-    assert contents(plan, outcome, Path("s.yaml"))["cells"][0]["chosen"]["peft.rank"] == 4
+    assert manifest(plan, outcome, Path("s.yaml"))["cells"][0]["chosen"]["peft.rank"] == 4
     plan.close()
 
 
@@ -306,7 +306,7 @@ def test_a_search_imports_nothing_heavier_than_torch() -> None:
     searching(trials=2)
     code = (
         "import sys; from pathlib import Path;"
-        "from peftlab.sweeps.declaration import read_sweep; from peftlab.sweeps.plan import DeclaredPlan;"
+        "from peftlab.sweeps.reading import read_sweep; from peftlab.sweeps.plan import DeclaredPlan;"
         "from peftlab.sweeps.jobs import Outcome; from peftlab.sweeps.preflight import check_all;"
         "plan = DeclaredPlan(read_sweep(Path('sweep.yaml'))); check_all(plan); jobs = plan.ready(Outcome());"
         "print(len(jobs), sorted({'lightning', 'transformers', 'sqlalchemy'} & set(sys.modules)))"

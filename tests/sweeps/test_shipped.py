@@ -17,9 +17,10 @@ from peftlab.composition import checked
 from peftlab.peft.base import attach
 from peftlab.peft.lora import LoRA
 from peftlab.runs.assemble import count_parameters
-from peftlab.sweeps.declaration import Sweep, read_sweep
+from peftlab.sweeps.declaration import Sweep
 from peftlab.sweeps.jobs import Outcome
 from peftlab.sweeps.plan import DeclaredPlan, Variant
+from peftlab.sweeps.reading import read_sweep
 from tests.conftest import REPOSITORY
 
 FOLDER = REPOSITORY / "sweeps"

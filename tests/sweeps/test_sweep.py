@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from peftlab.errors import PeftlabError
-from peftlab.report.sweep_table import Figure
-from peftlab.sweeps.declaration import read_sweep
-from peftlab.sweeps.places import PARTS, check_place
 from peftlab.sweeps.plan import DeclaredPlan
+from peftlab.sweeps.reading import read_sweep
+from peftlab.sweeps.record_paths import PARTS, check_record_path
+from peftlab.sweeps.table import Figure
 from tests.conftest import REPOSITORY, Peftlab
 
 COMMON = [
@@ -285,7 +285,7 @@ def test_a_column_that_only_some_data_have_is_named_when_the_records_are_there(p
     assert "no record has a value at 'metrics.test.tasks.news.accuracy': there is no 'tasks'" in result.err
     (record,) = Path("outputs/small").glob("*/record.json")
     for path in number_paths(json.loads(record.read_text())):
-        check_place(path)  # what a record holds is known
+        check_record_path(path)  # what a record holds is known
 
 
 def number_paths(values: dict[str, Any], above: str = "") -> list[str]:
@@ -309,7 +309,7 @@ def test_a_table_is_shown_though_it_cannot_be_written(
     def full(path: Path, content: str | bytes) -> None:
         raise PeftlabError(f"cannot write {path}: No space left on device.")
 
-    monkeypatch.setattr("peftlab.sweeps.contents.write_atomically", full)
+    monkeypatch.setattr("peftlab.sweeps.manifest.write_atomically", full)
     result = peftlab("sweep", "small.yaml", "--jobs", "1")
     assert result.status == 2
     assert "\n| good | " in result.out

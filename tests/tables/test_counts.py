@@ -13,7 +13,16 @@ import yaml
 
 from peftlab.errors import ConfigError
 from peftlab.schema import validate
-from peftlab.tables.counts import Count, CountsTable, Row, agreement, arithmetic, compute, count, published_figure
+from peftlab.tables.counts import (
+    Count,
+    CountedRow,
+    CountsTable,
+    agreement,
+    arithmetic,
+    compute,
+    count,
+    published_figure,
+)
 from peftlab.tables.declared import known_tables, tables_folder
 from tests.conftest import Peftlab
 
@@ -112,10 +121,13 @@ def test_published_figures() -> None:
     assert published_figure("0.83%") == (0.83, 0.01)
     assert published_figure("about 450") == (450, 1)
     row = {"table": "t", "row": "r", "recomputed": 0, "status": "match", "source": "s", "formula": "0"}
-    thousands = validate(row | {"published": "0.3M"}, Row, "")
+    thousands = validate(row | {"published": "0.3M"}, CountedRow, "")
     assert agreement(thousands, Count(349_999, None)) == "match"
     assert agreement(thousands, Count(350_001, None)) == "differs"
-    assert agreement(validate(row | {"published": "0.3M", "rounded_to": 1e6}, Row, ""), Count(799_999, None)) == "match"
+    assert (
+        agreement(validate(row | {"published": "0.3M", "rounded_to": 1e6}, CountedRow, ""), Count(799_999, None))
+        == "match"
+    )
 
 
 def test_arithmetic_and_nothing_else() -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.composition import checked
 from peftlab.errors import ConfigError
-from peftlab.runs.folder import RunFolder
+from peftlab.records.folder import RunFolder
 from peftlab.schema import validate
 from peftlab.tables.counts import CountsTable
 from peftlab.tables.declared import compute, known_tables, read_table, tables_folder

@@ -21,7 +21,7 @@ def test_they_equal_scikit_learns(classes: int) -> None:
     for start, end in ((0, 1), (1, 64), (64, 101)):
         part = slice(start, end)
         metrics.update(logits[part], labels[part], F.cross_entropy(logits[part], labels[part]))
-    values = metrics.finish()
+    values = metrics.compute()
     predictions = logits.argmax(-1)
     assert values["rows"] == 101
     assert values["accuracy"] == accuracy_score(labels, predictions)
@@ -31,7 +31,7 @@ def test_they_equal_scikit_learns(classes: int) -> None:
     assert values["matthews"] == pytest.approx(matthews_corrcoef(labels, predictions), abs=1e-14)
     assert values["loss"] == pytest.approx(float(F.cross_entropy(logits.double(), labels)), abs=1e-6)
     metrics.update(logits[:1], labels[:1], torch.tensor(0.5))
-    assert metrics.finish()["rows"] == 1, "they start anew"
+    assert metrics.compute()["rows"] == 1, "they start anew"
 
 
 @pytest.mark.parametrize("counts", [[[3, 0], [5, 0]], [[4, 0], [0, 0]], [[0, 0], [0, 0]]])

@@ -15,9 +15,9 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from torch.nn import functional as F
 
-from peftlab.data.base import Task
 from peftlab.objectives.base import objective
 from peftlab.objectives.parts.blocks import MultitaskMetrics, TaskBlocks
+from peftlab.objectives.parts.task import Task
 from peftlab.peft.base import attach
 from peftlab.peft.full import FullFineTuning
 from peftlab.training.config import ScheduleConfig
@@ -103,7 +103,7 @@ def test_figures_against_scikit_learn() -> None:
     for part in (slice(0, 20), slice(20, 27), slice(27, 101)):
         losses = blocks.losses(masked[part], labels[part], task_ids[part])
         metrics.update(masked[part], labels[part], losses)
-    found = metrics.finish()
+    found = metrics.compute()
     expected: dict[str, list[float]] = {"accuracy": [], "macro_f1": [], "loss": []}
     for number, task in enumerate(TASKS):
         rows = task_ids == number
@@ -123,7 +123,7 @@ def test_figures_against_scikit_learn() -> None:
         assert found[name] == pytest.approx(sum(values) / 3, rel=1e-6)
     assert found["rows"] == 101
     metrics.update(masked[:20], labels[:20], torch.ones(20))
-    assert metrics.finish()["rows"] == 20, "it has started anew"
+    assert metrics.compute()["rows"] == 20, "it has started anew"
 
 
 def test_a_mean_is_over_the_tasks_that_have_rows() -> None:
@@ -131,7 +131,7 @@ def test_a_mean_is_over_the_tasks_that_have_rows() -> None:
     labels = torch.tensor([2, 3, 6, 6])
     masked = TaskBlocks(TASKS).masked(F.one_hot(torch.tensor([2, 2, 6, 6]), 9).float(), TASK_OF_CLASS[labels])
     metrics.update(masked, labels, torch.tensor([1.0, 3.0, 5.0, 7.0]))
-    found = metrics.finish()
+    found = metrics.compute()
     assert found["accuracy"] == (0.5 + 1.0) / 2
     assert found["loss"] == (2.0 + 6.0) / 2
     assert found["tasks"]["a"] == {"loss": 0.0, "accuracy": 0.0, "macro_f1": 0.0, "rows": 0}

@@ -23,9 +23,9 @@ def cached_glove(path: Path, dimension: int, wanted: dict[str, int], into: Tenso
     except OSError:
         return load_glove(path, dimension, wanted, into)  # which says what is wrong
     facts = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {dimension} {sorted(wanted.items())}"
-    memo = cache_folder() / "glove" / f"{hashlib.sha256(facts.encode()).hexdigest()}.safetensors"
+    cached = cache_folder() / "glove" / f"{hashlib.sha256(facts.encode()).hexdigest()}.safetensors"
     try:
-        kept = safetensors.torch.load_file(memo)
+        kept = safetensors.torch.load_file(cached)
         rows, vectors = kept["rows"], kept["vectors"]
     except (OSError, KeyError, SafetensorError):
         before = into.clone()
@@ -37,7 +37,7 @@ def cached_glove(path: Path, dimension: int, wanted: dict[str, int], into: Tenso
             into[~found] = before[~found]
         rows = found.nonzero().squeeze(1)
         with contextlib.suppress(PeftlabError):  # only a memory: without it the file is read again
-            write_atomically(memo, safetensors.torch.save({"rows": rows, "vectors": into[rows].clone()}))
+            write_atomically(cached, safetensors.torch.save({"rows": rows, "vectors": into[rows].clone()}))
         return len(rows)
     into[rows] = vectors
     return len(rows)

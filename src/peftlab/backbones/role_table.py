@@ -30,7 +30,7 @@ Slicer = Callable[[int, Any], slice]
 
 
 @dataclass(frozen=True)
-class Place:
+class RolePattern:
     """Where a role lives: a regex on the end of qualified module names, and a slice if it is fused."""
 
     pattern: str
@@ -64,11 +64,11 @@ def _grouped(role: str) -> Slicer:
     return rows
 
 
-def _names(**patterns: str) -> dict[str, Place | Refusal]:
-    return {role: Place(pattern) for role, pattern in patterns.items()}
+def _names(**patterns: str) -> dict[str, RolePattern | Refusal]:
+    return {role: RolePattern(pattern) for role, pattern in patterns.items()}
 
 
-def _interleaved(pattern: str, module: str) -> dict[str, Place | Refusal]:
+def _interleaved(pattern: str, module: str) -> dict[str, RolePattern | Refusal]:
     reason = (
         f"'{module}' holds query, key and value interleaved head by head, so that none of them is one "
         f"block of "
@@ -125,20 +125,20 @@ _DEBERTA_V2 = _names(
     embedding=r"embeddings\.word_embeddings",
     **_BERT_FFN,
 )
-_MODERNBERT: dict[str, Place | Refusal] = {
-    "query": Place(r"attn\.Wqkv", _part(0, 3)),
-    "key": Place(r"attn\.Wqkv", _part(1, 3)),
-    "value": Place(r"attn\.Wqkv", _part(2, 3)),
-    "attention_output": Place(r"attn\.Wo"),
-    "ffn_gate": Place(r"mlp\.Wi", _part(0, 2)),  # its source calls this half "input"; it is the activated one
-    "ffn_up": Place(r"mlp\.Wi", _part(1, 2)),
-    "ffn_down": Place(r"mlp\.Wo"),
-    "embedding": Place(r"embeddings\.tok_embeddings"),
+_MODERNBERT: dict[str, RolePattern | Refusal] = {
+    "query": RolePattern(r"attn\.Wqkv", _part(0, 3)),
+    "key": RolePattern(r"attn\.Wqkv", _part(1, 3)),
+    "value": RolePattern(r"attn\.Wqkv", _part(2, 3)),
+    "attention_output": RolePattern(r"attn\.Wo"),
+    "ffn_gate": RolePattern(r"mlp\.Wi", _part(0, 2)),  # its source calls this half "input"; it is the activated one
+    "ffn_up": RolePattern(r"mlp\.Wi", _part(1, 2)),
+    "ffn_down": RolePattern(r"mlp\.Wo"),
+    "embedding": RolePattern(r"embeddings\.tok_embeddings"),
 }
-_GPT2: dict[str, Place | Refusal] = {
-    "query": Place(r"attn\.c_attn", _part(0, 3)),
-    "key": Place(r"attn\.c_attn", _part(1, 3)),
-    "value": Place(r"attn\.c_attn", _part(2, 3)),
+_GPT2: dict[str, RolePattern | Refusal] = {
+    "query": RolePattern(r"attn\.c_attn", _part(0, 3)),
+    "key": RolePattern(r"attn\.c_attn", _part(1, 3)),
+    "value": RolePattern(r"attn\.c_attn", _part(2, 3)),
     **_names(
         attention_output=r"attn\.c_proj",
         ffn_up=r"mlp\.c_fc",
@@ -152,15 +152,15 @@ _GPT_NEOX = _interleaved("attention.query_key_value", "query_key_value") | _name
     ffn_down=r"mlp\.dense_4h_to_h",
     embedding=r"embed_in",
 )
-_PHI3: dict[str, Place | Refusal] = {
-    "query": Place(r"self_attn\.qkv_proj", _grouped("query")),
-    "key": Place(r"self_attn\.qkv_proj", _grouped("key")),
-    "value": Place(r"self_attn\.qkv_proj", _grouped("value")),
-    "attention_output": Place(r"self_attn\.o_proj"),
-    "ffn_gate": Place(r"mlp\.gate_up_proj", _part(0, 2)),
-    "ffn_up": Place(r"mlp\.gate_up_proj", _part(1, 2)),
-    "ffn_down": Place(r"mlp\.down_proj"),
-    "embedding": Place(r"embed_tokens"),
+_PHI3: dict[str, RolePattern | Refusal] = {
+    "query": RolePattern(r"self_attn\.qkv_proj", _grouped("query")),
+    "key": RolePattern(r"self_attn\.qkv_proj", _grouped("key")),
+    "value": RolePattern(r"self_attn\.qkv_proj", _grouped("value")),
+    "attention_output": RolePattern(r"self_attn\.o_proj"),
+    "ffn_gate": RolePattern(r"mlp\.gate_up_proj", _part(0, 2)),
+    "ffn_up": RolePattern(r"mlp\.gate_up_proj", _part(1, 2)),
+    "ffn_down": RolePattern(r"mlp\.down_proj"),
+    "embedding": RolePattern(r"embed_tokens"),
 }
 _T5 = _names(
     query=r"(?:SelfAttention|EncDecAttention)\.q",
@@ -174,7 +174,7 @@ _T5 = _names(
 )
 _TEXT_CLASSIFIER = _names(hidden=r"hidden", embedding=r"embedding")
 
-ROLES: Mapping[str, Mapping[str, Place | Refusal]] = MappingProxyType(
+ROLES: Mapping[str, Mapping[str, RolePattern | Refusal]] = MappingProxyType(
     {
         "albert": _ALBERT,
         "bert": _BERT,

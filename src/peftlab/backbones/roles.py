@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from peftlab.backbones.base import Backbone, Target
-from peftlab.backbones.role_table import ALL_ROLES, ROLES, Place, Refusal, output_features
+from peftlab.backbones.role_table import ALL_ROLES, ROLES, Refusal, RolePattern, output_features
 from peftlab.errors import BackboneError, listed, nearest
 
 _Rows = tuple[int, int] | None
@@ -79,7 +79,7 @@ def _matches(backbone: Backbone, modules: dict[str, nn.Module], entry: str) -> l
     return found
 
 
-def _by_role(backbone: Backbone, modules: dict[str, nn.Module], role: str, place: Place) -> list[Target]:
+def _by_role(backbone: Backbone, modules: dict[str, nn.Module], role: str, place: RolePattern) -> list[Target]:
     pattern = re.compile(rf"(?:.*\.)?(?:{place.pattern})")
     config = getattr(backbone.model, "config", None)
     return [
@@ -122,7 +122,7 @@ def _nothing_matches(backbone: Backbone, modules: dict[str, nn.Module], entry: s
 
 
 def _what_there_is(backbone: Backbone) -> str:
-    roles = [role for role, place in ROLES.get(backbone.architecture, {}).items() if isinstance(place, Place)]
+    roles = [role for role, place in ROLES.get(backbone.architecture, {}).items() if isinstance(place, RolePattern)]
     if backbone.architecture in ROLES:
         there = f"Roles of {backbone.architecture}: {listed(roles)}."
     else:

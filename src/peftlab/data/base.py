@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from peftlab.fields import Fraction, NonNegativeInt, PositiveInt, added, bookkeeping
 from peftlab.objectives.base import Label, Objective, ObjectiveName, objective
+from peftlab.objectives.parts.task import Task
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,6 @@ class Texts:
     def joined(cls, parts: Sequence[Texts]) -> Texts:
         """The rows of all ``parts``, one behind the other."""
         return cls([text for part in parts for text in part.texts], [i for part in parts for i in part.labels])
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task of several in one data set: its name, and the classes that are its own."""
-
-    name: str
-    first: int
-    """Index of its first class among all classes."""
-    stop: int
-    """Index behind its last class."""
-
-    @property
-    def classes(self) -> range:
-        """Indices of its classes."""
-        return range(self.first, self.stop)
 
 
 @dataclass(frozen=True)

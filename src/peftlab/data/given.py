@@ -14,10 +14,10 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from peftlab.data.base import Splits
-from peftlab.data.readers import Table
 from peftlab.data.text_files import TextFiles
 from peftlab.errors import DataError, listed, nearest
 from peftlab.fields import bookkeeping
+from peftlab.raw_rows import RawRows
 
 SPLITS = ("train", "validation", "test")
 
@@ -26,7 +26,7 @@ SPLITS = ("train", "validation", "test")
 class GivenRows:
     """The rows of one call, as tables by split, and the names of their classes, if they bring any."""
 
-    tables: dict[str, Table]
+    tables: dict[str, RawRows]
     labels: list[str] | None
     kind: str
     """What was given, in the words of its user: ``DataFrame``."""
@@ -84,7 +84,7 @@ class GivenTexts(TextFiles):
     def _split_files(self) -> dict[str, Path]:
         return {split: Path(table.name) for split, table in self.rows().tables.items()}
 
-    def _read(self, split: str, file: Path) -> Table:
+    def _read(self, split: str, file: Path) -> RawRows:
         return self.rows().tables[split]
 
 
@@ -133,7 +133,7 @@ def _kind(data: Any) -> str:
     return "lists" if isinstance(data, tuple | list) else type(data).__name__
 
 
-def _table(data: Any, name: str, wanted: tuple[str, str, str | None]) -> Table:
+def _table(data: Any, name: str, wanted: tuple[str, str, str | None]) -> RawRows:
     text, label, second = wanted
     if isinstance(data, tuple | list):
         if second is not None or len(data) != 2 or any(isinstance(part, str | bytes) for part in data):
@@ -165,7 +165,7 @@ def _table(data: Any, name: str, wanted: tuple[str, str, str | None]) -> Table:
     rows = len(cells[text])
     if not rows:
         raise DataError(f"{name} has no rows. Give at least one labelled text.")
-    return Table(name, cells[text], cells[label], None, text, label, cells[second] if second else None, second or "")
+    return RawRows(name, cells[text], cells[label], None, text, label, cells[second] if second else None, second or "")
 
 
 def _cells(column: Any, name: str) -> list[object]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peftlab.data.readers import Table
 from peftlab.errors import DataError, listed, nearest
+from peftlab.raw_rows import RawRows
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Location:
     """Where to read: a commit, and whether only the cache can serve it (then why)."""
 
     commit: str
@@ -55,7 +55,7 @@ def read_hub(
     *,
     packaged: str,
     layout: Layout = PLAIN,
-) -> tuple[list[Table], dict[str, Any]]:
+) -> tuple[list[RawRows], dict[str, Any]]:
     """Tables and provenance of a hub data set: train, then what is the test.
 
     Args:
@@ -91,7 +91,7 @@ def read_hub(
     return [_table(split, f"{what} {name} split", label_names, layout) for name, split in splits.items()], provenance
 
 
-def _resolve(repo_id: str, revision: str | None, packaged: str, layout: Layout) -> _Place:
+def _resolve(repo_id: str, revision: str | None, packaged: str, layout: Layout) -> _Location:
     """The commit that ``revision`` is: asked of the hub, or found in the cache if it cannot be asked."""
     from huggingface_hub import HfApi
     from huggingface_hub import errors as hub_errors
@@ -118,7 +118,7 @@ def _resolve(repo_id: str, revision: str | None, packaged: str, layout: Layout) 
         # Which HTTP library raises here changes between versions of huggingface_hub, and only the one
         # request above is tried: whatever else goes wrong, the hub did not answer it.
         return _from_cache(repo_id, revision, packaged, layout, _first_line(error))
-    return _Place(str(info.sha))
+    return _Location(str(info.sha))
 
 
 def _first_line(error: BaseException) -> str:
@@ -137,7 +137,7 @@ def _existing_revisions(repo_id: str, revision: str | None) -> str:
     return f"There are: {listed(names, 12)}.{nearest(str(revision), names)}"
 
 
-def _from_cache(repo_id: str, revision: str | None, packaged: str, layout: Layout, reason: str) -> _Place:
+def _from_cache(repo_id: str, revision: str | None, packaged: str, layout: Layout, reason: str) -> _Location:
     """The cached commit that answers ``revision``, said aloud; or the error with the ways on."""
     cached = list(_cached_commits(repo_id, layout))
     if not cached:
@@ -145,14 +145,14 @@ def _from_cache(repo_id: str, revision: str | None, packaged: str, layout: Layou
     if revision is None:
         commit = cached[0]
         logger.warning("The hub cannot be asked (%s): reading the cached commit %s of %s.", reason, commit, repo_id)
-        return _Place(commit, reason)
+        return _Location(commit, reason)
     if revision not in cached:
         what = "that commit is not cached" if _COMMIT.fullmatch(revision) else "only the hub knows its commit"
         raise DataError(
             f"data.hub_revision={revision} of {repo_id}: the hub cannot be asked ({reason}) and {what}. "
             f"Cached commits: {listed(cached, 6)}. Give one of them, or go online once."
         )
-    return _Place(revision, reason)
+    return _Location(revision, reason)
 
 
 def _out_of_reach(repo_id: str, packaged: str, reason: str) -> DataError:
@@ -228,7 +228,7 @@ def _download(repo_id: str, commit: str, packaged: str, layout: Layout) -> dict[
     return {name: builder.as_dataset(split=name) for name in wanted}
 
 
-def _table(split: Any, name: str, label_names: tuple[str, ...], layout: Layout) -> Table:
+def _table(split: Any, name: str, label_names: tuple[str, ...], layout: Layout) -> RawRows:
     columns = split.column_names
     for wanted in (layout.text_column, layout.second_column, "label"):
         if wanted is not None and wanted not in columns:
@@ -239,6 +239,6 @@ def _table(split: Any, name: str, label_names: tuple[str, ...], layout: Layout) 
             f"{name}: the classes are {', '.join(names)}, but {', '.join(label_names)} are expected in that "
             "order. Use another data.hub_id, or download the files and use data=text_files."
         )
-    table = Table(name, list(split[layout.text_column]), list(split["label"]), text_column=layout.text_column)
+    table = RawRows(name, list(split[layout.text_column]), list(split["label"]), text_column=layout.text_column)
     second = layout.second_column
     return table if second is None else replace(table, seconds=list(split[second]), second_column=second)

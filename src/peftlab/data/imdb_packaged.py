@@ -10,7 +10,8 @@ from typing import ClassVar
 from peftlab.data.base import Splits
 from peftlab.data.labels import to_texts
 from peftlab.data.packaged import PackagedDataSet
-from peftlab.data.readers import Table, read_table
+from peftlab.data.readers import read_table
+from peftlab.raw_rows import RawRows
 
 IMDB_ROWS = 25_000  # after them come 8,530 Rotten Tomatoes sentences, another task
 
@@ -37,7 +38,7 @@ class IMDbPackaged(PackagedDataSet):
         [file] = self.files()["package"]
         self.check_content(hashlib.sha256(file.read_bytes()).hexdigest(), file)
         rows = read_table(file)
-        reviews = Table(rows.name, rows.texts[:IMDB_ROWS], rows.labels[:IMDB_ROWS], rows.lines)
+        reviews = RawRows(rows.name, rows.texts[:IMDB_ROWS], rows.labels[:IMDB_ROWS], rows.lines)
         return self.split(
             to_texts(reviews, self.what_is_learned().reader([reviews], self.label_names)),
             self.label_names,

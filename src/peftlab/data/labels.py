@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from peftlab.data.base import Texts
-from peftlab.data.readers import Table
 from peftlab.errors import DataError
 from peftlab.objectives.base import Label, LabelReader
 from peftlab.pairs import is_pair, paired
+from peftlab.raw_rows import RawRows
 
 
-def to_texts(table: Table, labels: LabelReader) -> Texts:
+def to_texts(table: RawRows, labels: LabelReader) -> Texts:
     """The rows of ``table`` with checked texts and labels.
 
     Raises:
@@ -26,7 +26,7 @@ def to_texts(table: Table, labels: LabelReader) -> Texts:
     return Texts(texts, found)
 
 
-def _checked_text(table: Table, row: int, text: object, column: str) -> str:
+def _checked_text(table: RawRows, row: int, text: object, column: str) -> str:
     if text is None or text != text or (isinstance(text, str) and not text.strip()):
         raise DataError(
             f"{table.place(row)}: the text (column '{column}') is empty. Remove the row or fill in its text."

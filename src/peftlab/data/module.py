@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from peftlab.backbones.base import Tokenizer
-from peftlab.data.base import DataSet, Splits, Task, Texts
+from peftlab.data.base import DataSet, Splits, Texts
 from peftlab.data.batching import (
     EvaluationBatchSampler,
     LengthGroupedBatchSampler,
@@ -24,6 +24,7 @@ from peftlab.data.batching import (
 from peftlab.data.tokens import TokenizedTexts, tokenize
 from peftlab.data.truncation import truncating
 from peftlab.errors import DataError
+from peftlab.objectives.parts.task import Task
 from peftlab.seeding import derive_seed
 
 SplitName = Literal["train", "validation", "test"]

@@ -30,10 +30,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peftlab.class_names import stable_name
-from peftlab.data.base import DataSet, Splits, Task, Texts
+from peftlab.data.base import DataSet, Splits, Texts
 from peftlab.data.splits import largest_remainder
 from peftlab.errors import ConfigError, DataError, listed, nearest
 from peftlab.fields import PositiveInt, enters_identity
+from peftlab.objectives.parts.task import Task
+from peftlab.shipped import config_folder
 
 OF_THE_MIXTURE = (
     "max_length", "truncation", "batch_size", "eval_batch_size", "order_seed", "group_by_length", "num_workers",
@@ -239,8 +241,6 @@ def _meant(entry: dict[str, Any], key: str) -> tuple[str, dict[str, Any]]:
         ConfigError: naming ``key``, if it does not say one data set.
     """
     import yaml
-
-    from peftlab.config import config_folder
 
     name, target = entry.get("name"), entry.get("_target_")
     if (name is None) == (target is None):

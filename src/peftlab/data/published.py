@@ -10,10 +10,11 @@ from typing import Any, Literal
 from peftlab.data.base import DataSet, Splits, Texts, require_objective
 from peftlab.data.hub import PLAIN, Layout, read_hub
 from peftlab.data.labels import to_texts
-from peftlab.data.readers import SUFFIXES, Table, read_pairs, read_review_tree, read_table, review_files
+from peftlab.data.readers import SUFFIXES, read_pairs, read_review_tree, read_table, review_files
 from peftlab.data.splits import assemble, repeated_rows
 from peftlab.errors import DataError, listed
 from peftlab.fields import bookkeeping
+from peftlab.raw_rows import RawRows
 
 LOCAL_SECOND_COLUMN = "text_b"
 """Column of local files that holds the second text of a pair."""
@@ -88,7 +89,7 @@ class PublishedDataSet(DataSet, ABC):
             provenance={"data_set": official.title} | provenance | _repetitions(train, test),
         )
 
-    def _tables(self) -> tuple[list[Table], dict[str, Any]]:
+    def _tables(self) -> tuple[list[RawRows], dict[str, Any]]:
         """Train, then what is the test; and their provenance."""
         official = self.official()
         if places := self._local_splits():
@@ -103,7 +104,7 @@ class PublishedDataSet(DataSet, ABC):
             layout=official.layout,
         )
 
-    def _train_kind(self, table: Table, rows: int) -> str:
+    def _train_kind(self, table: RawRows, rows: int) -> str:
         """What the rows are; "official" only when the count is the official one."""
         if rows == self.official().train_rows:
             return "official train"
@@ -178,7 +179,7 @@ def _files_of(place: Path) -> list[Path]:
     return review_files(place) if place.is_dir() else [place]
 
 
-def _read(place: Path, *, paired: bool) -> Table:
+def _read(place: Path, *, paired: bool) -> RawRows:
     if place.is_dir():
         return read_review_tree(place)
     return read_pairs(place, "text", LOCAL_SECOND_COLUMN) if paired else read_table(place)

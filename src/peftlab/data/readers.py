@@ -14,39 +14,17 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from peftlab.errors import DataError, listed, nearest
+from peftlab.raw_rows import RawRows
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _PARQUET_MAGIC = b"PAR1"
 
 
-@dataclass(frozen=True)
-class Table:
-    """The text and label cells of one file, unchecked.
-
-    ``lines[row]`` is the line where the row begins; None where a file has no lines.
-    """
-
-    name: str
-    texts: list[object]
-    labels: list[object]
-    lines: list[int] | None = None
-    text_column: str = "text"
-    label_column: str = "label"
-    seconds: list[object] | None = None
-    """The second text of each row, where a row has two."""
-    second_column: str = ""
-
-    def place(self, row: int) -> str:
-        """``reviews.csv, row 3 (line 4)`` for the zero-based ``row``."""
-        where = f"{self.name}, row {row + 1}"
-        return where if self.lines is None else f"{where} (line {self.lines[row]})"
-
-
-def read_table(file: Path, text_column: str = "text", label_column: str = "label") -> Table:
+def read_table(file: Path, text_column: str = "text", label_column: str = "label") -> RawRows:
     """Read one csv, tsv, jsonl or parquet file.
 
     Raises:
@@ -66,7 +44,7 @@ def read_table(file: Path, text_column: str = "text", label_column: str = "label
     return _read_csv(file, content, text_column, label_column)
 
 
-def read_pairs(file: Path, text_column: str, second_column: str, label_column: str = "label") -> Table:
+def read_pairs(file: Path, text_column: str, second_column: str, label_column: str = "label") -> RawRows:
     """Like :func:`read_table`, of two texts a row."""
     first, second = (read_table(file, column, label_column) for column in (text_column, second_column))
     return replace(first, seconds=second.texts, second_column=second_column)
@@ -130,7 +108,7 @@ def _any_field_size() -> Iterator[None]:
         csv.field_size_limit(limit)
 
 
-def _read_csv(file: Path, content: str, text_column: str, label_column: str) -> Table:
+def _read_csv(file: Path, content: str, text_column: str, label_column: str) -> RawRows:
     delimiter = "\t" if file.suffix == ".tsv" else ","
     texts: list[object] = []
     labels: list[object] = []
@@ -153,7 +131,7 @@ def _read_csv(file: Path, content: str, text_column: str, label_column: str) -> 
             lines.append(line)
     if not lines:
         raise DataError(f"{file}: no rows below the header. Give at least one labelled text.")
-    return Table(str(file), texts, labels, lines, text_column, label_column)
+    return RawRows(str(file), texts, labels, lines, text_column, label_column)
 
 
 def _name(delimiter: str) -> str:
@@ -178,7 +156,7 @@ def _csv_records(file: Path, content: str, delimiter: str) -> Iterator[tuple[int
             yield line, fields
 
 
-def _read_jsonl(file: Path, content: str, text_column: str, label_column: str) -> Table:
+def _read_jsonl(file: Path, content: str, text_column: str, label_column: str) -> RawRows:
     texts: list[object] = []
     labels: list[object] = []
     lines: list[int] = []
@@ -194,7 +172,7 @@ def _read_jsonl(file: Path, content: str, text_column: str, label_column: str) -
         lines.append(line)
     if not lines:
         raise DataError(f"{file}: only blank lines. Give at least one labelled text.")
-    return Table(str(file), texts, labels, lines, text_column, label_column)
+    return RawRows(str(file), texts, labels, lines, text_column, label_column)
 
 
 def _json_object(place: str, text: str) -> dict[str, object]:
@@ -208,7 +186,7 @@ def _json_object(place: str, text: str) -> dict[str, object]:
     return entry
 
 
-def _read_parquet(file: Path, text_column: str, label_column: str) -> Table:
+def _read_parquet(file: Path, text_column: str, label_column: str) -> RawRows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -228,7 +206,7 @@ def _read_parquet(file: Path, text_column: str, label_column: str) -> Table:
         raise DataError(f"{file}: a damaged parquet file ({error}). Fetch or write it again.") from None
     if not texts:
         raise DataError(f"{file}: the file has no rows. Give at least one labelled text.")
-    return Table(str(file), texts, labels, None, text_column, label_column)
+    return RawRows(str(file), texts, labels, None, text_column, label_column)
 
 
 _REVIEW_NAME = re.compile(r"([0-9]+)_([0-9]+)\.txt")
@@ -256,7 +234,7 @@ def review_files(folder: Path, topics: tuple[str, ...] = ("neg", "pos")) -> list
     return files
 
 
-def read_review_tree(folder: Path) -> Table:
+def read_review_tree(folder: Path) -> RawRows:
     """One split of the aclImdb tree; the label of a review is the name of its folder."""
     texts: list[object] = []
     labels: list[object] = []
@@ -270,4 +248,4 @@ def read_review_tree(folder: Path) -> Table:
             raise DataError(f"{file}: the review is empty. Unpack the archive again.")
         texts.append(text)
         labels.append(file.parent.name)
-    return Table(str(folder), texts, labels)
+    return RawRows(str(folder), texts, labels)

@@ -8,10 +8,11 @@ from pathlib import Path
 from peftlab.data.base import DataSet, Splits
 from peftlab.data.labels import to_texts
 from peftlab.data.published import split_file
-from peftlab.data.readers import SUFFIXES, Table, read_pairs, read_table
+from peftlab.data.readers import SUFFIXES, read_pairs, read_table
 from peftlab.data.splits import assemble, hold_out
 from peftlab.errors import DataError, listed
 from peftlab.fields import Fraction, added, bookkeeping
+from peftlab.raw_rows import RawRows
 from peftlab.seeding import derive_seed
 
 
@@ -115,7 +116,7 @@ class TextFiles(DataSet):
             )
         return files
 
-    def _read(self, split: str, file: Path) -> Table:
+    def _read(self, split: str, file: Path) -> RawRows:
         try:
             if self.second_column is not None:
                 return read_pairs(file, self.text_column, self.second_column, self.label_column)

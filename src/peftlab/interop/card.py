@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peftlab import __version__
 from peftlab.backbones.base import Tokenizer
 from peftlab.backbones.tokenizers import HFTokenizer
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.config import RunConfig
 from peftlab.objectives.base import shown
+from peftlab.version import __version__
 
 CARD_FILE = "README.md"
 

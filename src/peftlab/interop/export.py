@@ -29,8 +29,8 @@ from peftlab.peft.hf.files import CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE
 from peftlab.peft.hf.folder import as_json, as_safetensors
 from peftlab.peft.hf.format import MODEL, PROMPT_MODEL, HFAdapter, plain_float
 from peftlab.peft.hf.prefix import require_in_window
+from peftlab.records.folder import RunFolder
 from peftlab.runs.assemble import Assembled, reassemble
-from peftlab.runs.folder import RunFolder
 
 
 def export_adapter(

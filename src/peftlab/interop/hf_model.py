@@ -18,8 +18,8 @@ from peftlab.backbones.transformer import TransformerConfig
 from peftlab.config import RunConfig
 from peftlab.errors import PeftlabError
 from peftlab.interop.whole_folder import way_out
+from peftlab.records.folder import RunFolder
 from peftlab.runs.assemble import Assembled, plain_weights, start_from_run
-from peftlab.runs.folder import RunFolder
 
 
 def transformer_of(config: RunConfig) -> TransformerConfig:

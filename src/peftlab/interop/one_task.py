@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from peftlab.backbones.base import Backbone
-from peftlab.data.base import Task
 from peftlab.errors import PeftlabError
+from peftlab.objectives.parts.task import Task
 from peftlab.runs.assemble import Assembled
 
 

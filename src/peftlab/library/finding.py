@@ -8,9 +8,9 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import RunError
+from peftlab.records.find import run_folders
+from peftlab.records.folder import RunFolder
 from peftlab.report.records_config import flat
-from peftlab.runs.find import run_folders
-from peftlab.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from pandas import DataFrame

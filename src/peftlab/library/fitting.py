@@ -18,7 +18,7 @@ from peftlab.config import GROUPS, RunConfig, check, from_plain, resolved
 from peftlab.data.given import GivenRows, GivenTexts, given_rows
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.library.run import Run
-from peftlab.runs.folder import RunFolder
+from peftlab.records.folder import RunFolder
 
 _COMPOSING = threading.Lock()
 """Hydra keeps what it composes in the process."""

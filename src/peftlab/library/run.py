@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.config import RunConfig
 from peftlab.errors import DataError, PeftlabError, listed
 from peftlab.pairs import paired
-from peftlab.runs.folder import RunFolder, finished_run
+from peftlab.records.folder import RunFolder, finished_run
 
 if TYPE_CHECKING:
     from pandas import DataFrame

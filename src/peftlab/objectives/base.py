@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torchmetrics import Metric
 
-    from peftlab.data.readers import Table
+    from peftlab.raw_rows import RawRows
 
 Direction = Literal["max", "min"]
 Label = Any
@@ -77,7 +77,7 @@ class LabelReader(Protocol):
         """What the outputs of the head stand for, in their order."""
         ...
 
-    def read(self, table: Table, row: int) -> Label:
+    def read(self, table: RawRows, row: int) -> Label:
         """The label of the zero-based ``row``.
 
         Raises:
@@ -129,7 +129,7 @@ class Objective(ABC):
 
     @abstractmethod
     def reader(
-        self, train: Sequence[Table], names: Sequence[str] | None = None, aliases: Mapping[str, int] | None = None
+        self, train: Sequence[RawRows], names: Sequence[str] | None = None, aliases: Mapping[str, int] | None = None
     ) -> LabelReader:
         """What reads the labels of a data set.
 

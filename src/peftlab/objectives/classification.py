@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torchmetrics import Metric
 
-    from peftlab.data.readers import Table
+    from peftlab.raw_rows import RawRows
 
 
 class Classification(Objective, name="classification"):
@@ -41,7 +41,7 @@ class Classification(Objective, name="classification"):
     loss_title = "cross-entropy loss"
 
     def reader(
-        self, train: Sequence[Table], names: Sequence[str] | None = None, aliases: Mapping[str, int] | None = None
+        self, train: Sequence[RawRows], names: Sequence[str] | None = None, aliases: Mapping[str, int] | None = None
     ) -> LabelSet:
         """The classes ``names``, or the distinct labels of ``train``, sorted."""
         found = discover_labels(train) if names is None else tuple(names)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torchmetrics import Metric
 
-    from peftlab.data.readers import Table
+    from peftlab.raw_rows import RawRows
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
@@ -44,7 +44,7 @@ class Regression(Objective, name="regression"):
     loss_title = "mean squared error"
 
     def reader(
-        self, train: Sequence[Table], names: Sequence[str] | None = None, aliases: Mapping[str, int] | None = None
+        self, train: Sequence[RawRows], names: Sequence[str] | None = None, aliases: Mapping[str, int] | None = None
     ) -> Numbers:
         """Cells are numbers; there is nothing to declare."""
         if names is not None:
@@ -148,7 +148,7 @@ class Numbers:
 
     names = ("value",)
 
-    def read(self, table: Table, row: int) -> float:
+    def read(self, table: RawRows, row: int) -> float:
         """The number in the cell of ``row``."""
         value = table.labels[row]
         about = f"{table.place(row)}: the label"

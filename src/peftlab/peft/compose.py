@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.class_names import stable_name
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
 from peftlab.peft.base import PEFTStrategy, Selection, Supports
+from peftlab.shipped import config_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -319,7 +320,6 @@ def _meant(entry: dict[str, Any], key: str) -> tuple[str, dict[str, Any]]:
 
 def _shipped() -> dict[str, Path]:
     """The files of ``conf/peft`` by name."""
-    from peftlab.config import config_folder
 
     return {file.stem: file for file in (config_folder() / "peft").glob("*.yaml")}
 

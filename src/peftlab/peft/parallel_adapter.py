@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor, nn
 
 from peftlab.backbones.base import Target
-from peftlab.backbones.role_table import ROLES, Place, Refusal
+from peftlab.backbones.role_table import ROLES, Refusal, RolePattern
 from peftlab.backbones.roles import find_targets
 from peftlab.errors import PeftlabError
 from peftlab.fields import PositiveFloat
@@ -123,7 +123,7 @@ def _sub_layers(backbone: Backbone, name: str) -> list[tuple[Target, Target]]:
     places = ROLES.get(backbone.architecture, {})
     for role in _SUB_LAYERS[name]:
         place = places.get(role)
-        if not isinstance(place, Place):
+        if not isinstance(place, RolePattern):
             reason = place.reason if isinstance(place, Refusal) else f"{backbone.architecture} has no such role"
             raise PeftlabError(
                 f"peft.targets: '{name}' needs the role '{role}': {reason}. Name linear layers instead (role, regex)."

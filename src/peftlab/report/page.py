@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from peftlab import __version__
 from peftlab.report.build import Report
 from peftlab.report.figures_style import Gallery
 from peftlab.report.groups import Group
@@ -29,6 +28,7 @@ from peftlab.report.tables import (
     rows_of,
 )
 from peftlab.report.tables_columns import Column, fixed, plain_number
+from peftlab.version import __version__
 
 SEPARATOR = "\x1f"
 """Between the key=value entries that a row can be filtered by."""

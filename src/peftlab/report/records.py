@@ -20,13 +20,13 @@ from typing import Any
 from peftlab.class_names import stable_name
 from peftlab.errors import PeftlabError, RunError, nearest
 from peftlab.objectives.recorded import BEFORE, objective_facts
+from peftlab.records.folder import SCHEMA_VERSION, RunFolder
+from peftlab.records.identity import Rules
+from peftlab.records.identity_recorded import recorded_rules
+from peftlab.records.identity_tags import Standing, standing
 from peftlab.report.forks import cpus, map_in_forks
 from peftlab.report.records_config import COMPUTED, DATA_HASH, TARGET, flat, identity_of
 from peftlab.report.records_facts import facts_of
-from peftlab.runs.folder import SCHEMA_VERSION, RunFolder
-from peftlab.runs.identity import Rules
-from peftlab.runs.identity_recorded import recorded_rules
-from peftlab.runs.identity_tags import Standing, standing
 
 SKIPPED = frozenset({"checkpoints", "logs", ".logs", "wandb", "lightning_logs", "report"})
 """Folders in which no run lies."""

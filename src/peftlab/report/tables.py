@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from peftlab import __version__
 from peftlab.report.build import Report
 from peftlab.report.groups import Group
 from peftlab.report.legends import comparison_legend, legend
@@ -19,6 +18,7 @@ from peftlab.report.markdown_text import escaped, table_line
 from peftlab.report.notes import FailureNote, sampling_error
 from peftlab.report.statistics import Comparison
 from peftlab.report.tables_columns import cell_text, fixed, json_number, seeds_text
+from peftlab.version import __version__
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""A run is a fact: its identity, its folder, its record."""
+"""One run: from a config to a record, and from a record back to a model."""

@@ -11,7 +11,7 @@ from peftlab.errors import RunError
 from peftlab.files import write_atomically
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.saving import adapter_bytes, fingerprint, load_tensors
-from peftlab.runs.folder import RunFolder
+from peftlab.records.folder import RunFolder
 
 __all__ = [
     "adapter_bytes",

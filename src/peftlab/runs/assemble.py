@@ -19,9 +19,9 @@ from peftlab.errors import PeftlabError, RunError
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import attach
 from peftlab.peft.surgery import dequantize, is_conv1d
+from peftlab.records.folder import RunFolder, finished_run
+from peftlab.records.identity import content_sha256
 from peftlab.runs.adapter_file import backbone_fingerprint, load_adapter, read_facts
-from peftlab.runs.folder import RunFolder, finished_run
-from peftlab.runs.identity import content_sha256
 from peftlab.training.module import TrainingModule
 
 

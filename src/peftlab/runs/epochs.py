@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from peftlab.report.history import write_metrics_csv
+from peftlab.records.history import write_metrics_csv
 from peftlab.training.module import TrainingModule
 
 

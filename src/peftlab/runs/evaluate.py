@@ -14,8 +14,8 @@ from peftlab.data.truncation import truncating
 from peftlab.errors import DataError, RunError
 from peftlab.objectives import recorded
 from peftlab.objectives.base import objective as known
+from peftlab.records.folder import RunFolder
 from peftlab.runs.assemble import Assembled, count_parameters, lightning_module, reassemble
-from peftlab.runs.folder import RunFolder
 from peftlab.training.config import monitored
 from peftlab.training.trainer import build_trainer
 

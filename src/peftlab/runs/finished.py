@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from peftlab.config import RunConfig
+from peftlab.records.folder import RunFolder
 from peftlab.report.result import print_result
-from peftlab.runs.folder import RunFolder
 
 
 def finished_record(config: RunConfig, folder: RunFolder) -> dict[str, Any] | None:

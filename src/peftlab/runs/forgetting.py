@@ -23,9 +23,9 @@ from peftlab.backbones.base import Backbone
 from peftlab.config import RunConfig
 from peftlab.errors import PeftlabError
 from peftlab.peft.surgery import replace_module
+from peftlab.records.folder import RunFolder, finished_run
 from peftlab.runs.assemble import Assembled, reassemble
 from peftlab.runs.evaluate import measure
-from peftlab.runs.folder import RunFolder, finished_run
 
 
 def measure_forgetting(config: RunConfig, assembled: Assembled, folder: RunFolder) -> dict[str, Any]:

@@ -33,8 +33,8 @@ from peftlab.peft.adapter import Adapter
 from peftlab.peft.names import live_parameter, located
 from peftlab.peft.surgery import weight_matrix
 from peftlab.peft.weight_update import WeightUpdate
+from peftlab.records.folder import finished_run
 from peftlab.runs.assemble import reassemble, start_from_run
-from peftlab.runs.folder import finished_run
 
 NUMERICALLY_ZERO = 1e-6
 """Singular values below this share of the first have directions that rounding decides: they are not compared."""

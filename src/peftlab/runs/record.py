@@ -12,10 +12,10 @@ from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import content_hash, split_hashes
 from peftlab.peft.legacy import FORMAT
-from peftlab.runs import facts, identity_tags
+from peftlab.records import environment, identity_tags
+from peftlab.records.folder import SCHEMA_VERSION, RunFolder
+from peftlab.records.identity import FIELD, run_tags
 from peftlab.runs.assemble import Assembled
-from peftlab.runs.folder import SCHEMA_VERSION, RunFolder
-from peftlab.runs.identity import FIELD, run_tags
 from peftlab.training.module import TrainingModule
 
 
@@ -29,7 +29,7 @@ def head(
         folder: the run's.
         argv: what was typed.
         status: ``finished``, ``failed`` or ``interrupted``.
-        identity: what :func:`peftlab.runs.identity.recorded` said when the run began.
+        identity: what :func:`peftlab.records.identity.recorded` said when the run began.
     """
     order_seed = config.data.order_seed
     return {
@@ -42,9 +42,9 @@ def head(
         FIELD: identity,
         "argv": argv,
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": facts.git_state(),
-        "versions": facts.versions(),
-        "hardware": facts.hardware(),
+        "git": environment.git_state(),
+        "versions": environment.versions(),
+        "hardware": environment.hardware(),
         "seeds": {
             "seed": config.seed,
             "order_seed": config.seed if order_seed is None else order_seed,

@@ -9,8 +9,8 @@ from rich.table import Table
 from peftlab.backbones.base import Backbone
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
+from peftlab.records.folder import RunFolder
 from peftlab.report.result import console
-from peftlab.runs.folder import RunFolder
 
 
 def print_before(

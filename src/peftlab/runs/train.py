@@ -14,24 +14,25 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
-from peftlab import cli
+from peftlab import process
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import TextDataModule
 from peftlab.errors import PeftlabError, RunError
 from peftlab.objectives.recorded import FIELD as OBJECTIVE
+from peftlab.records import environment
+from peftlab.records.folder import RunFolder
+from peftlab.records.history import write_metrics_csv
+from peftlab.records.identity import recorded
 from peftlab.report.curves import draw_curves
-from peftlab.report.history import write_metrics_csv
 from peftlab.report.result import print_result
-from peftlab.runs import facts, record
+from peftlab.runs import record
 from peftlab.runs.adapter_file import frozen_fingerprint, save_adapter
 from peftlab.runs.assemble import Assembled, assemble, count_parameters, lightning_module
 from peftlab.runs.epochs import WritesEpochs
 from peftlab.runs.evaluate import require_all_rows
 from peftlab.runs.finished import finished_record
-from peftlab.runs.folder import RunFolder
 from peftlab.runs.forgetting import measure_forgetting
-from peftlab.runs.identity import recorded
 from peftlab.runs.summary import print_before
 from peftlab.seeding import derive_seed
 from peftlab.training.config import monitored, selection_rule
@@ -94,7 +95,7 @@ def _train(
         run.close_logger()
     if rank() != 0:
         return {}
-    began = cli.STARTED if began is None else began
+    began = process.STARTED if began is None else began
     written = run.write_down(argv, chosen, test_seconds, resumed=resumed, began=began, identity=identity)
     print_result(folder.path, written, run.module.objective)
     return written
@@ -208,7 +209,7 @@ class _Run:
             "forgetting": forgetting,
             "history": history,
             "timing": record.timing(self.module, len(splits.test), test_seconds, resumed=resumed, began=began),
-            "memory": facts.peak_memory_mib(),
+            "memory": environment.peak_memory_mib(),
             "files": {folder.adapter.name: adapter} | record.file_facts(folder, beside),
         }
         folder.write_record(written)

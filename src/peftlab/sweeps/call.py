@@ -10,10 +10,11 @@ from pathlib import Path
 
 from peftlab.composition import parse
 from peftlab.errors import ConfigError, PeftlabError
-from peftlab.sweeps.contents import write_contents
-from peftlab.sweeps.declaration import Sweep, key_of, read_sweep
+from peftlab.sweeps.declaration import Sweep, key_of
 from peftlab.sweeps.jobs import Job, Outcome
+from peftlab.sweeps.manifest import write_manifest
 from peftlab.sweeps.plan import DeclaredPlan
+from peftlab.sweeps.reading import read_sweep
 
 
 class Call:
@@ -66,7 +67,7 @@ class _Noting(DeclaredPlan):
         now, ended = time.monotonic(), len(outcome.records) + len(outcome.failures)
         if ended != self._noted[1] and now - self._noted[0] > 1:
             with suppress(PeftlabError):  # a full disk fails the jobs that need it; this file is written again
-                write_contents(self, outcome, self.file)
+                write_manifest(self, outcome, self.file)
             self._noted = (now, ended)
         return jobs
 

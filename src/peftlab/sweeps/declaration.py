@@ -23,7 +23,6 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -281,14 +280,3 @@ def key_of(override: str) -> str:
 def assignments(parameters: Mapping[str, Any]) -> list[str]:
     """``key=value`` for each of ``parameters``."""
     return [f"{key}={override_value(value)}" for key, value in parameters.items()]
-
-
-def read_sweep(path: Path) -> Sweep:
-    """The sweep that the file ``path`` declares, with its grids expanded.
-
-    Raises:
-        ConfigError: naming the file and the key that does not fit.
-    """
-    from peftlab.sweeps.reading import read  # which needs the classes above
-
-    return read(path)

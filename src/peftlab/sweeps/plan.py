@@ -10,11 +10,11 @@ from typing import Any
 
 from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
-from peftlab.runs.folder import RunFolder
+from peftlab.records.folder import RunFolder
+from peftlab.sweeps.cache import ConfigCache
 from peftlab.sweeps.choice import Choice, State, Tried, best, ended, value_at_chosen_epoch, value_of
 from peftlab.sweeps.declaration import Cell, Sweep, assignments
 from peftlab.sweeps.jobs import Failure, Job, Outcome
-from peftlab.sweeps.memo import Memo
 
 Parameters = Mapping[str, Any]
 
@@ -64,7 +64,7 @@ class DeclaredPlan:
         self.sweep = sweep
         self.settings = dict(chosen or {})
         self.reading = reading
-        self.memo = Memo()
+        self.cache = ConfigCache()
         self._slots = slots
         self._overrides = _overrides_of_cells(sweep, self.settings, more)
         _check_chosen_keys(sweep, more)
@@ -204,7 +204,7 @@ class DeclaredPlan:
         """
         given = variant.cell.start if start is None else start
         try:
-            return self.memo.config(Job(variant.id, variant.title, self.overrides(variant, given)))
+            return self.cache.config(Job(variant.id, variant.title, self.overrides(variant, given)))
         except PeftlabError as error:
             raise type(error)(f"cell '{variant.cell.id}': {error}") from error
 

@@ -1,6 +1,6 @@
 """The pool: runs the jobs of a plan, each in a process of its own, and says what became of them. Imports no torch.
 
-    identify (memo) ─► finished? take the record
+    identify (cache) ─► finished? take the record
                     ─► at work elsewhere? wait for it
                     ─► else a slot, a process ─► record, or again (retries), or a failure
 
@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.errors import PeftlabError
-from peftlab.runs.folder import RunFolder
-from peftlab.sweeps import processes
+from peftlab.records.folder import RunFolder
+from peftlab.sweeps import job_spec, processes
+from peftlab.sweeps.cache import ConfigCache
+from peftlab.sweeps.job_spec import JobSpec
 from peftlab.sweeps.jobs import Failure, Job, Outcome, Plan
-from peftlab.sweeps.memo import Memo
 from peftlab.sweeps.progress import Progress
+from peftlab.sweeps.queued_run import QueuedRun, reason_of, tail_of
 from peftlab.sweeps.slots import Machine, PoolOptions, Slot
-from peftlab.sweeps.task import Task, reason_of, tail_of
 from peftlab.training.wandb_runs import CELL
 
 __all__ = ["PoolOptions", "finished", "run"]
@@ -50,8 +51,8 @@ def run(plan: Plan, options: PoolOptions | None = None, *, progress: Progress | 
         ConfigError: if the machine cannot give what ``options`` ask for.
         KeyboardInterrupt: on Ctrl-C, when the jobs have ended; finished ones stay.
     """
-    with Memo() as memo:
-        return _Pool(plan, options or PoolOptions(), memo, progress or Progress()).run()
+    with ConfigCache() as cache:
+        return _Pool(plan, options or PoolOptions(), cache, progress or Progress()).run()
 
 
 def finished(plan: Plan, *, to_run: bool = False) -> Outcome:
@@ -62,12 +63,12 @@ def finished(plan: Plan, *, to_run: bool = False) -> Outcome:
         to_run: leave out the runs that ``force=true`` would make again.
     """
     outcome = Outcome()
-    with Memo() as memo:
+    with ConfigCache() as cache:
         while jobs := plan.ready(outcome):
-            memo.refresh()
+            cache.refresh()
             for job in jobs:
                 try:
-                    config = memo.config(job)
+                    config = cache.config(job)
                     folder = RunFolder.of(config)
                     if not (to_run and config.force):
                         _take(outcome, job, folder, folder.read_record(), before=True)
@@ -89,14 +90,14 @@ def _take(outcome: Outcome, job: Job, folder: RunFolder, record: dict[str, Any] 
 class _Pool:
     plan: Plan
     options: PoolOptions
-    memo: Memo
+    cache: ConfigCache
     progress: Progress
     outcome: Outcome = field(default_factory=Outcome)
-    queue: deque[Task] = field(default_factory=deque)
-    running: dict[ForkServerProcess, Task] = field(default_factory=dict)
-    elsewhere: list[Task] = field(default_factory=list)
+    queue: deque[QueuedRun] = field(default_factory=deque)
+    running: dict[ForkServerProcess, QueuedRun] = field(default_factory=dict)
+    elsewhere: list[QueuedRun] = field(default_factory=list)
     """Runs that another process holds."""
-    tasks: dict[Path, Task] = field(default_factory=dict)
+    tasks: dict[Path, QueuedRun] = field(default_factory=dict)
     stopping: bool = False
 
     def run(self) -> Outcome:
@@ -108,7 +109,7 @@ class _Pool:
                 self.progress.say(f"{len(self.outcome.skipped)} of {self.plan.total()} jobs are finished already")
             if self.queue:
                 self.progress.say(f"running {self.progress.to_run} jobs, {self.machine.title}")
-            self.memo.save()  # the night may end before the sweep does
+            self.cache.save()  # the night may end before the sweep does
             try:
                 while self.queue or self.running or self.elsewhere:
                     self._step()
@@ -141,7 +142,7 @@ class _Pool:
     def _hand_out(self) -> None:
         """Take the plan's next jobs, until it has none that can start."""
         while not self.stopping and (jobs := self.plan.ready(self.outcome)):
-            self.memo.refresh()
+            self.cache.refresh()
             for job in jobs:
                 self.progress.total = self.plan.total()
                 self._receive(job)
@@ -149,11 +150,11 @@ class _Pool:
 
     def _receive(self, job: Job) -> None:
         try:
-            config = self.memo.config(job)
+            config = self.cache.config(job)
             folder = RunFolder.of(config)
             task = self.tasks.get(folder.path)
             if task is None:
-                task = self.tasks[folder.path] = Task([job], config, folder)
+                task = self.tasks[folder.path] = QueuedRun([job], config, folder)
                 task.stamp = task.record_stamp()
                 record = task.record()
                 if record is None:
@@ -177,7 +178,7 @@ class _Pool:
             else:
                 self._say_finished(job)
 
-    def _start(self, task: Task) -> None:
+    def _start(self, task: QueuedRun) -> None:
         try:
             record = task.record()  # another launcher may have made it since
             if record is not None:
@@ -189,7 +190,7 @@ class _Pool:
         except (PeftlabError, OSError) as error:
             self._fail(task, str(error))
 
-    def _start_process(self, task: Task) -> None:
+    def _start_process(self, task: QueuedRun) -> None:
         task.attempts += 1
         slot = self.free[-1]
         task.log.parent.mkdir(parents=True, exist_ok=True)
@@ -197,12 +198,12 @@ class _Pool:
             with task.log.open("a", encoding="utf-8") as log:
                 log.write(f"\n--- attempt {task.attempts} of {self.options.retries + 1} ---\n")
         self.progress.start(str(task.folder.path), task.title, slot.title)
-        process = processes.start(self._order(task, slot))
+        process = processes.start(self._spec(task, slot))
         self.free.pop()
         task.slot = slot
         self.running[process] = task
 
-    def _order(self, task: Task, slot: Slot) -> processes.Order:
+    def _spec(self, task: QueuedRun, slot: Slot) -> JobSpec:
         job, trainer = task.jobs[0], task.config.trainer
         ranks = 1 if trainer.devices == "auto" else trainer.devices
         threads = trainer.threads or max(1, self.machine.threads // ranks)
@@ -214,7 +215,7 @@ class _Pool:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
         where = [] if job.config_name == "train" else ["--config-name", job.config_name]
         where += [] if job.config_dir is None else ["--config-dir", job.config_dir]
-        return processes.Order(
+        return JobSpec(
             values=task.config.plain(),
             folder=str(task.folder.path),
             arguments=("train", *where, *job.overrides),
@@ -244,7 +245,7 @@ class _Pool:
             self._fail(task, str(error))
             return
         # The job's own loaders hold its lock for a moment longer than itself when it is killed.
-        if status == processes.IN_USE or holder not in (None, str(process.pid)):
+        if status == job_spec.IN_USE or holder not in (None, str(process.pid)):
             task.attempts -= 1
             self._leave_elsewhere(task, holder or "?")
             return
@@ -276,7 +277,7 @@ class _Pool:
                 task.pruned, task.kill_at = reason, time.monotonic() + GRACE_SECONDS
                 processes.signal_job(process, signal.SIGTERM)
 
-    def _prune(self, task: Task) -> None:
+    def _prune(self, task: QueuedRun) -> None:
         """Note a job that was stopped early; others that came to the same run meanwhile get a run again."""
         first, *others = task.jobs
         task.ended = True
@@ -286,17 +287,17 @@ class _Pool:
         for job in others:
             self._receive(job)
 
-    def _leave_elsewhere(self, task: Task, holder: str) -> None:
+    def _leave_elsewhere(self, task: QueuedRun, holder: str) -> None:
         self.elsewhere.append(task)
         self.progress.wait(str(task.folder.path), task.title, holder)
 
-    def _look_at(self, task: Task) -> None:
+    def _look_at(self, task: QueuedRun) -> None:
         """Has the other process ended, and how?"""
         if task.folder.held_by() is None:
             self.elsewhere.remove(task)
             self.queue.appendleft(task)  # starting it finds the record, if the other has finished it
 
-    def _succeed(self, task: Task, record: dict[str, Any]) -> None:
+    def _succeed(self, task: QueuedRun, record: dict[str, Any]) -> None:
         task.ended = True
         for job in task.jobs:
             _take(self.outcome, job, task.folder, record, before=False)
@@ -306,7 +307,7 @@ class _Pool:
         folder = self.outcome.folders[job.id]
         self.progress.finish(str(folder), job.title, self.outcome.records[job.id])
 
-    def _fail(self, task: Task, reason: str) -> None:
+    def _fail(self, task: QueuedRun, reason: str) -> None:
         task.ended, task.failure = True, reason
         for job in task.jobs:
             self._fail_job(job, reason, task.log, str(task.folder.path))

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from peftlab.config import RunConfig
-from peftlab.runs.folder import RunFolder
+from peftlab.records.folder import RunFolder
 from peftlab.sweeps.choice import value_of
 from peftlab.sweeps.jobs import Outcome
-from peftlab.sweeps.places import check_place
 from peftlab.sweeps.plan import DeclaredPlan, Variant
+from peftlab.sweeps.record_paths import check_record_path
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def check_all(plan: DeclaredPlan) -> list[Checked]:
     for path in dict.fromkeys(
         [*(column.value for column in known), *([plan.sweep.tune_by] if plan.sweep.tune_by else [])]
     ):
-        check_place(path)
+        check_record_path(path)
     if any(cell.search for cell in plan.sweep.cells):
         from peftlab.sweeps.search import require_optuna
 
@@ -49,7 +49,7 @@ def check_all(plan: DeclaredPlan) -> list[Checked]:
         config = plan.composed(variant)
         folder = None if variant.cell.start else RunFolder.of(config)
         found.append(Checked(variant, config, folder))
-    plan.memo.save()
+    plan.cache.save()
     return found
 
 

@@ -15,39 +15,18 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
 
 from peftlab.errors import RunError
+from peftlab.sweeps.job_spec import JobSpec
 
 PRELOADED = ["peftlab.sweeps.server"]
-IN_USE = 75
-"""Exit status of a job whose run another process holds (EX_TEMPFAIL)."""
-INTERRUPTED = 130
-RUN_KEY = "PEFTLAB_RUN_KEY"
-"""Environment variable: the key of the run that all ranks of a DDP job must train."""
 SERVER_LOST = 255
 """What multiprocessing calls the exit status of a job whose server has died."""
 
 
-@dataclass(frozen=True)
-class Order:
-    """What a job's process is told."""
-
-    values: dict[str, Any]
-    """The checked config as plain containers."""
-    folder: str
-    """The run folder that the launcher expects the config to have."""
-    arguments: tuple[str, ...]
-    """What would follow ``peftlab`` on the command line: other ranks of a DDP job are started with it."""
-    threads: int
-    environment: dict[str, str]
-    log: str
-
-
-def start(order: Order) -> ForkServerProcess:
+def start(spec: JobSpec) -> ForkServerProcess:
     """Start a job.
 
     Raises:
@@ -55,7 +34,7 @@ def start(order: Order) -> ForkServerProcess:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_main, args=(order,), name=f"peftlab {Path(order.folder).name}")
+    process = context.Process(target=_main, args=(spec,), name=f"peftlab {Path(spec.folder).name}")
     try:
         process.start()
     except (OSError, EOFError) as error:
@@ -80,19 +59,19 @@ def kill_group(process: ForkServerProcess) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _main(order: Order) -> None:
+def _main(spec: JobSpec) -> None:
     """In the job's own process."""
     with contextlib.suppress(PermissionError):  # EPERM: it leads its group already
         os.setpgid(0, 0)
     os.environ.clear()  # the server's is that of the launcher's start
-    os.environ.update(order.environment)
-    with Path(order.log).open("ab", buffering=0) as file:
+    os.environ.update(spec.environment)
+    with Path(spec.log).open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     threading.Thread(target=_end_with_launcher, daemon=True, name="launcher watch").start()
     from peftlab.sweeps.worker import work
 
-    sys.exit(work(order))
+    sys.exit(work(spec))
 
 
 def _end_with_launcher() -> None:

@@ -28,8 +28,12 @@ _LISTS: dict[str, type] = {"columns": Column, "expected": Expected, "published":
 _NEVER_CHOSEN = ("name", "seed", "output_dir", "force", "logger")
 
 
-def read(path: Path) -> Sweep:
-    """The sweep that the file ``path`` declares; see :func:`peftlab.sweeps.declaration.read_sweep`."""
+def read_sweep(path: Path) -> Sweep:
+    """The sweep that the file ``path`` declares, with its grids expanded.
+
+    Raises:
+        ConfigError: naming the file and the key that does not fit.
+    """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:

@@ -24,8 +24,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, RunError, nearest
-from peftlab.runs import identity_tags
-from peftlab.runs.identity import run_key
+from peftlab.records import identity_tags
+from peftlab.records.identity import run_key
 from peftlab.seeding import derive_seed
 from peftlab.sweeps.choice import Tried
 from peftlab.sweeps.declaration import Range, Search, lower_is_better, override_value

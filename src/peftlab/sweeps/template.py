@@ -2,8 +2,8 @@
 
 Hydra spends its time on the defaults list: which files, in which order. Jobs of a sweep mostly share that and differ
 in values (``peft.rank=4``, ``seed=2``). So what decides the files is composed once, and each job's values are then put
-into a copy by Hydra's own function for it, in their order, as Hydra itself would have done last. Whatever does not fit
-into this picture is left to Hydra as a whole.
+into a copy, in their order, as Hydra itself would have done last. Whatever does not fit into this picture is left to
+Hydra as a whole; a test compares both for every kind of override.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -55,7 +54,8 @@ class Templates:
             HydraConfig.instance().set_config(whole)  # for ${hydra:runtime.choices.…}
             self._current = (key, id(HydraConfig.instance().cfg))
         config = copy.deepcopy(template)
-        ConfigLoaderImpl._apply_overrides_to_config([_parsed(value) for value in values], config)
+        for value in map(_parsed, values):
+            OmegaConf.update(config, value.key_or_group, value.value(), merge=True)
         return config, whole
 
 

@@ -12,28 +12,28 @@ import lightning.pytorch  # noqa: F401
 import torch
 import transformers  # noqa: F401
 
-from peftlab import cli
+from peftlab import process
 from peftlab.config import from_plain
 from peftlab.errors import PeftlabError, RunError, RunInUse
-from peftlab.runs.folder import RunFolder
+from peftlab.records.folder import RunFolder
 from peftlab.runs.train import train
-from peftlab.sweeps.processes import IN_USE, INTERRUPTED, RUN_KEY, Order
+from peftlab.sweeps.job_spec import IN_USE, INTERRUPTED, RUN_KEY, JobSpec
 
 
-def work(order: Order) -> int:
+def work(spec: JobSpec) -> int:
     """Train one job; return its exit status."""
-    cli.STARTED = time.time()
-    _as_if_typed(order)
-    torch.set_num_threads(order.threads)
+    process.STARTED = time.time()
+    _as_if_typed(spec)
+    torch.set_num_threads(spec.threads)
     try:
-        config = from_plain(order.values)
+        config = from_plain(spec.values)
         folder = RunFolder.of(config)
-        if str(folder.path) != order.folder:
+        if str(folder.path) != spec.folder:
             raise RunError(
-                f"the run was {order.folder} when the sweep looked and is {folder.path} now: its data, weights or the "
+                f"the run was {spec.folder} when the sweep looked and is {folder.path} now: its data, weights or the "
                 "run that it starts from have changed meanwhile. Start the sweep again."
             )
-        train(config, argv=["peftlab", *order.arguments])
+        train(config, argv=["peftlab", *spec.arguments])
     except RunInUse as error:
         print(f"peftlab train: {error}", file=sys.stderr, flush=True)
         return IN_USE
@@ -46,12 +46,12 @@ def work(order: Order) -> int:
     return 0
 
 
-def _as_if_typed(order: Order) -> None:
+def _as_if_typed(spec: JobSpec) -> None:
     """Make the process look as one that ``python -m peftlab train …`` has started.
 
     Lightning starts the other ranks of a DDP run by calling that command again, as it finds it in ``sys.argv`` and in
     the main module: they must get this job's arguments, and neither the launcher's nor those of another job.
     """
-    sys.argv[:] = ["peftlab", *order.arguments]
+    sys.argv[:] = ["peftlab", *spec.arguments]
     sys.modules["__main__"] = importlib.import_module("peftlab.__main__")
-    os.environ[RUN_KEY] = os.path.basename(order.folder)  # noqa: PTH119
+    os.environ[RUN_KEY] = os.path.basename(spec.folder)  # noqa: PTH119

@@ -34,7 +34,7 @@ class Percent:
 
 
 @dataclass(kw_only=True)
-class Row:
+class CountedRow:
     """One declared row."""
 
     table: str
@@ -72,7 +72,7 @@ class CountsTable:
     title: str
     sources: dict[str, str]
     backbones: dict[str, dict[str, Any]]
-    rows: list[Row]
+    rows: list[CountedRow]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def compute(content: dict[str, Any], where: str) -> Computed:
     try:
         table = validate(content, CountsTable, "")
         for number, row in enumerate(content["rows"], start=1):
-            check_keys(row, Row, f"rows, number {number}")
+            check_keys(row, CountedRow, f"rows, number {number}")
             check_keys(row.get("percent") or {}, Percent, f"rows, number {number}, percent")
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
@@ -131,7 +131,7 @@ def compute(content: dict[str, Any], where: str) -> Computed:
     )
 
 
-def count(row: Row, table: CountsTable) -> Count:
+def count(row: CountedRow, table: CountsTable) -> Count:
     """Count one row by building it."""
     if row.source not in table.sources:
         raise ConfigError(f"source '{row.source}' is not in sources: {listed(table.sources)}.")
@@ -164,7 +164,7 @@ def count(row: Row, table: CountsTable) -> Count:
     return Count(number, 100 * number / sum(parts[part] for part in row.percent.of))
 
 
-def _needs(row: Row, part: Part) -> bool:
+def _needs(row: CountedRow, part: Part) -> bool:
     return row.percent is not None and part in row.percent.of
 
 
@@ -216,7 +216,7 @@ def published_figure(text: str) -> tuple[float, float]:
     return float(match["digits"].replace(",", "")) * unit, unit / 10 ** len(match["decimals"] or "")
 
 
-def agreement(row: Row, found: Count) -> Status:
+def agreement(row: CountedRow, found: Count) -> Status:
     """Whether what was counted rounds to what is published."""
     return rounds_to(found.number if found.percent is None else found.percent, row.published, row.rounded_to)
 
@@ -227,7 +227,7 @@ def rounds_to(number: float, published: str, rounded_to: float | None = None) ->
     return "match" if abs(number - figure) <= (rounded_to or step) / 2 * (1 + 1e-9) else "differs"
 
 
-def _failure(row: Row, found: Count, status: Status) -> str | None:
+def _failure(row: CountedRow, found: Count, status: Status) -> str | None:
     """What is not as declared, in words."""
     wrong = []
     if found.number != row.recomputed:
@@ -239,7 +239,7 @@ def _failure(row: Row, found: Count, status: Status) -> str | None:
     return f"{row.table}, {row.row}: {'; '.join(wrong)}" if wrong else None
 
 
-def _record(row: Row, found: Count, status: Status) -> dict[str, Any]:
+def _record(row: CountedRow, found: Count, status: Status) -> dict[str, Any]:
     return {
         "table": row.table,
         "row": row.row,
@@ -256,7 +256,7 @@ def _record(row: Row, found: Count, status: Status) -> dict[str, Any]:
     }
 
 
-def _config_in_words(row: Row) -> str:
+def _config_in_words(row: CountedRow) -> str:
     if row.formula is not None:
         return row.formula
     fields = [f"{name}={_in_words(value)}" for name, value in row.fields.items() if value is not None]
@@ -277,7 +277,7 @@ def marked(number: int) -> str:
     return _MARKS[number] if number < len(_MARKS) else f"({number + 1})"
 
 
-def _cells(row: Row, record: dict[str, Any], remarks: list[str]) -> list[str]:
+def _cells(row: CountedRow, record: dict[str, Any], remarks: list[str]) -> list[str]:
     number = f"{record['recomputed']:,}" if isinstance(record["recomputed"], int) else f"{record['recomputed']:.6g}"
     percent = "" if record["percent"] is None else f"{record['percent']:.4f}%"
     status = record["status"] if record["as_declared"] else f"{record['status']} (!)"

@@ -30,7 +30,7 @@ class Computed:
     """The rows as plain data, one a row."""
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    """Rows that did not come out as declared, in words; any one of them makes the verb fail."""
+    """Rows that did not come out as declared, in words; any one of them makes the command fail."""
     summary: str = ""
 
 

@@ -248,7 +248,7 @@ def _score(row: PaperRow, name: str, table: PaperTable) -> Cell:
 def _measured(overrides: list[str], metric: str) -> float | None:
     """The score in percent of the finished run of these overrides, if there is one below the folder of outputs."""
     from peftlab.composition import checked
-    from peftlab.runs.folder import RunFolder
+    from peftlab.records.folder import RunFolder
 
     record = RunFolder.of(checked(overrides)).read_record()
     if record is None or record["status"] != "finished":

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from peftlab.data.base import Task
 from peftlab.objectives.base import Objective, shown
 from peftlab.objectives.parts.blocks import MultitaskMetrics, TaskBlocks, by_task
 from peftlab.objectives.parts.split import SplitMetrics
+from peftlab.objectives.parts.task import Task
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.legacy import FORMAT, present_state
 from peftlab.seeding import derive_seed
@@ -122,13 +122,13 @@ class TrainingModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Compute the validation metrics and show them to checkpointing and early stopping."""
-        self._validation_row = self._metrics("validation").finish()
+        self._validation_row = self._metrics("validation").compute()
         self._log_figures("validation", self._validation_row)
         self._clock.start()
 
     def on_train_epoch_end(self) -> None:
         """Add the epoch's row to the history, and print it."""
-        train = self._metrics("train").finish()
+        train = self._metrics("train").compute()
         seconds = self._clock.stop()
         row: dict[str, Any] = {
             "epoch": self.current_epoch,
@@ -165,7 +165,7 @@ class TrainingModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Compute the test metrics."""
-        self.test_metrics = self._metrics("test").finish()
+        self.test_metrics = self._metrics("test").compute()
         self._log_figures("test", self.test_metrics)
 
     def _evaluate(self, split: str, batch: Batch) -> None:

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from peftlab.data.base import Task
 from peftlab.objectives.base import objective
 from peftlab.objectives.parts.confusion import from_confusion
 from peftlab.objectives.parts.split import SplitMetrics
+from peftlab.objectives.parts.task import Task
 
 FIGURES = ("loss", "accuracy", "macro_f1")
 """What is averaged over tasks."""
@@ -93,7 +93,7 @@ class TaskLosses(Metric):
 class MultitaskMetrics(SplitMetrics):
     """Figures of each task over its own classes, and their means.
 
-    ``finish()`` has ``tasks``: name to ``loss``, ``accuracy``, ``macro_f1``, ``rows``. The figures beside it are the
+    ``compute()`` has ``tasks``: name to ``loss``, ``accuracy``, ``macro_f1``, ``rows``. The figures beside it are the
     unweighted means over the tasks that have rows, and ``rows`` is their sum.
     """
 
@@ -111,13 +111,13 @@ class MultitaskMetrics(SplitMetrics):
         self.losses.update(loss, self.task_of_class[labels])
         super().update(logits, labels, loss.mean())
 
-    def finish(self) -> dict[str, Any]:
+    def compute(self) -> dict[str, Any]:
         """See the class; then start anew."""
         # Masked logits predict none of another task's classes: the matrix is made of the tasks' blocks.
         counts: list[list[int]] = self.states["confusion"].compute().tolist()  # type: ignore[operator]
         losses = self.losses.compute().tolist()
         self.losses.reset()
-        found = super().finish()
+        found = super().compute()
         del found["matthews"]  # of classes that no row could be given
         tasks = {}
         for task, loss in zip(self.tasks, losses, strict=True):
@@ -129,7 +129,7 @@ class MultitaskMetrics(SplitMetrics):
 
 
 def by_task(values: dict[str, Any]) -> dict[str, float]:
-    """``task/figure`` to number, of what ``finish()`` returned; nothing for data of one task."""
+    """``task/figure`` to number, of what ``compute()`` returned; nothing for data of one task."""
     return {
         f"{task}/{name}": number
         for task, figures in values.get("tasks", {}).items()

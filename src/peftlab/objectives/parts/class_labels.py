@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from peftlab.errors import DataError, nearest
 
 if TYPE_CHECKING:
-    from peftlab.data.readers import Table
+    from peftlab.raw_rows import RawRows
 
 # "1.0" is what a spreadsheet or pandas writes for 1 once a column has had a gap.
 _INTEGER_LIKE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
@@ -51,7 +51,7 @@ class LabelSet:
         text = canonical(value)
         return None if text is None else self._index.get(text)
 
-    def read(self, table: Table, row: int) -> int:
+    def read(self, table: RawRows, row: int) -> int:
         """Index of the class that the cell of ``row`` names.
 
         Raises:
@@ -75,7 +75,7 @@ def _required(name: str) -> str:
     return text
 
 
-def _label_error(table: Table, row: int, value: object, labels: LabelSet) -> DataError:
+def _label_error(table: RawRows, row: int, value: object, labels: LabelSet) -> DataError:
     text = canonical(value)
     if text is None:
         return DataError(
@@ -87,7 +87,7 @@ def _label_error(table: Table, row: int, value: object, labels: LabelSet) -> Dat
     )
 
 
-def discover_labels(tables: Iterable[Table]) -> tuple[str, ...]:
+def discover_labels(tables: Iterable[RawRows]) -> tuple[str, ...]:
     """The distinct labels of ``tables``, sorted: as numbers if all are integers, else as text.
 
     Raises:

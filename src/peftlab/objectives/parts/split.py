@@ -26,7 +26,7 @@ class SplitMetrics(nn.Module):
         self.loss.update(loss, weight=len(labels))
         self.objective.update(self.states, outputs, labels)
 
-    def finish(self) -> dict[str, Any]:
+    def compute(self) -> dict[str, Any]:
         """The values over everything seen in all processes, as plain numbers; then start anew."""
         computed = {name: state.compute() for name, state in self.states.items()}  # type: ignore[operator]
         values = {"loss": float(self.loss.compute()), **self.objective.compute(computed)}

@@ -1,0 +1,99 @@
+"""``peftlab check``: compose and check one config, every job of ``-m``, or a declared sweep; run nothing."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from peftlab.composition import composed, parse
+from peftlab.config import check
+from peftlab.errors import ConfigError, listed
+from peftlab.records.folder import RunFolder
+from peftlab.records.identity import run_tags
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the resolved config with key and folder; with ``-m`` a line a job; of a sweep's file a line a cell."""
+    parser = argparse.ArgumentParser(
+        "peftlab check",
+        description="Compose and check a config (key=value …), the jobs of -m, or a declared sweep (FILE.yaml and what "
+        "follows it in peftlab sweep). Nothing runs.",
+    )
+    parser.add_argument("overrides", nargs="*", help="as for peftlab train, or FILE.yaml … as for peftlab sweep")
+    parser.add_argument("-m", "--multirun", action="store_true", help="values separated by commas make jobs")
+    parser.add_argument("-cd", "--config-dir", help="a further folder of configs")
+    parser.add_argument("-cn", "--config-name", default="train", help="the primary config")
+    parser.add_argument(
+        "--no-counts", action="store_true", help="of a declared sweep: no trainable parameters, which take some seconds"
+    )
+    given = parser.parse_intermixed_args(list(arguments))
+    file = next((Path(word) for word in given.overrides if re.fullmatch(r"[^=]+\.ya?ml", word)), None)
+    if file is not None:
+        return _check_file(file, [word for word in given.overrides if word != str(file)], given)
+    if given.no_counts:
+        raise ConfigError(
+            "--no-counts goes with the file of a sweep, as in peftlab check sweeps/lecture.yaml --no-counts."
+        )
+    if folders := [word for word in given.overrides if "=" not in word and Path(word).is_dir()]:
+        files = listed(str(path) for path in Path(folders[0]).glob("*.yaml"))
+        raise ConfigError(f"{folders[0]} is a folder. Give one sweep's file; there are: {files}.")
+    parse(given.overrides)
+    if given.multirun:
+        return _check_sweep(given)
+    config = check(composed(given.overrides, config_dir=given.config_dir, config_name=given.config_name))
+    folder = RunFolder.of(config)
+    print(yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True), end="")
+    print(f"# key {folder.key}, folder {folder.path}: {_state(folder)}")
+    if tags := run_tags(config):
+        print(f"# changes of numbers that are in the key: {', '.join(tags)}")
+    return 0
+
+
+def _check_file(file: Path, overrides: Sequence[str], given: argparse.Namespace) -> int:
+    if given.multirun or given.config_dir or given.config_name != "train":
+        raise ConfigError(f"{file} declares its jobs itself: -m, --config-dir and --config-name do not go with it.")
+    from peftlab.sweeps.call import Call
+    from peftlab.sweeps.overview import overview
+
+    text, mistakes = overview(Call(file, overrides), counts=not given.no_counts)
+    print(text)
+    if mistakes:
+        raise ConfigError(f"{len(mistakes)} cells cannot be built: {' '.join(mistakes)}")
+    return 0
+
+
+def _check_sweep(given: argparse.Namespace) -> int:
+    single = [
+        o.input_line for o in OverridesParser.create().parse_overrides(given.overrides) if not o.is_sweep_override()
+    ]
+    base = composed([str(line) for line in single], config_dir=given.config_dir, config_name=given.config_name)
+    params = base.hydra.sweeper.get("params") or {}
+    sweep = [f"{key}={value}" for key, value in params.items()] + given.overrides
+    parsed = OverridesParser.create().parse_overrides(sweep)
+    jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    keys: list[str] = []
+    for number, overrides in enumerate(jobs):
+        try:
+            config = check(composed(overrides, config_dir=given.config_dir, config_name=given.config_name))
+        except ConfigError as error:
+            raise ConfigError(f"job {number} ({' '.join(overrides)}): {error}") from error
+        folder = RunFolder.of(config)
+        keys.append(str(folder.path))
+        print(f"{number:4d}  {folder.key}  {_state(folder):12s}  {' '.join(overrides)}")
+    duplicates = sum(count - 1 for count in Counter(keys).values())
+    print(f"{len(jobs)} jobs, {len(set(keys))} different runs{f', {duplicates} duplicates' if duplicates else ''}")
+    return 0
+
+
+def _state(folder: RunFolder) -> str:
+    record = folder.read_record()
+    if record is not None:
+        return str(record["status"])
+    return "unfinished" if folder.checkpoints.exists() else "new"

@@ -1,0 +1,98 @@
+"""``peftlab evaluate RUN``: test a finished run again, on its own data or on other data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from peftlab.class_names import stable_name
+from peftlab.composition import composed, override_values, parse
+from peftlab.config import RunConfig, check, validate_group
+from peftlab.data.base import DataSet
+from peftlab.errors import ConfigError
+from peftlab.objectives.base import Objective, shown
+from peftlab.records.folder import finished_run
+from peftlab.training.config import TrainerConfig
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Rebuild the model from the run folder alone, test it, print the metrics."""
+    parser = argparse.ArgumentParser("peftlab evaluate", description="Test a finished run again.")
+    parser.add_argument("run", metavar="RUN", help="a run folder: outputs/<name>/<key>")
+    parser.add_argument(
+        "overrides", nargs="*", help="other data: data=<set>, data.<key>=<value>; also trainer.<key>=<value>"
+    )
+    parser.add_argument("--split", choices=("test", "validation", "train"), default="test")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    given = parser.parse_intermixed_args(list(arguments))
+    folder, config, record = finished_run(given.run)
+    apply_overrides(config, given.overrides)
+    from peftlab.runs.evaluate import evaluate
+
+    result = evaluate(folder, config, split=given.split)
+    if given.json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        _print(result, record, config.data.what_is_learned(), unchanged=not given.overrides and given.split == "test")
+    return 0
+
+
+CHANGEABLE = ("trainer.accelerator", "trainer.precision", "trainer.threads", "trainer.progress_bar")
+"""Trainer keys that make sense for a test, which always runs on one device."""
+
+
+def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> None:
+    """Change ``data`` and the device of a finished run's config; the model itself cannot be changed.
+
+    Raises:
+        ConfigError: naming an override of anything else, or a value that does not fit.
+    """
+    parse(overrides)
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key != "data" and not key.startswith("data.") and key not in CHANGEABLE:
+            raise ConfigError(
+                f"evaluate cannot change '{key}': the model is the run's own. "
+                f"Give data=<set>, data.<key>=<value>, or one of {', '.join(CHANGEABLE)}."
+            )
+    if any(override.startswith("data=") for override in overrides):
+        # Another data set: its own defaults, but the tokens the model was trained on.
+        kept = [f"data.{name}={getattr(config.data, name)}" for name in ("max_length", "truncation", "eval_batch_size")]
+        data = [override for override in overrides if override.startswith("data")]
+        config.data = check(composed([*kept, *data])).data
+    else:
+        config.data = _changed("data", config.data, DataSet, overrides)
+    one_device = ["trainer.devices=1", "trainer.num_nodes=1", "trainer.strategy=auto"]
+    config.trainer = _changed("trainer", config.trainer, TrainerConfig, [*one_device, *overrides])
+
+
+def _changed(group: str, current: Any, base: type, overrides: Sequence[str]) -> Any:
+    """``current`` with the overrides of its ``group``, checked."""
+    mine = [override for override in overrides if override.startswith(f"{group}.")]
+    values = asdict(current) | _plain_values(mine, group)
+    return validate_group(group, {"_target_": stable_name(type(current)), **values}, base)
+
+
+def _plain_values(overrides: Sequence[str], group: str) -> dict[str, Any]:
+    return {key.removeprefix(f"{group}."): value for key, value in override_values(overrides).items()}
+
+
+def _print(result: dict[str, Any], record: dict[str, Any], objective: Objective, *, unchanged: bool) -> None:
+    from peftlab.report.result import FiguresTable, console, undefined_lines
+
+    metrics, figures = result["metrics"], FiguresTable(objective)
+    title = f"{result['split']}: {result['kind']}" if result["split"] == "test" else result["split"]
+    figures.add(title, metrics["rows"], metrics)
+    figures.add_tasks(metrics)
+    for name, values in objective.detail_rows(metrics):
+        figures.add(f"  {name}", None, values)
+    out = console()
+    out.print(figures.table)
+    for line in undefined_lines(objective, result["split"], metrics):
+        out.print(line, highlight=False)
+    if unchanged:
+        now, before = metrics[objective.selects], record["metrics"]["test"][objective.selects]
+        out.print(f"the record says {shown(before)}: {'the same' if now == before else 'DIFFERENT'}")

@@ -1,0 +1,154 @@
+"""``peftlab inspect RUN [RUN2]``: measure what a run changed of its weights, and what two runs share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from peftlab.errors import ConfigError
+from peftlab.records.folder import finished_run
+from peftlab.report.result import console
+from peftlab.report.spectra import Spectrum, draw_inspection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peftlab.runs.inspection import Inspection
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure, print and draw."""
+    parser = argparse.ArgumentParser(
+        "peftlab inspect",
+        description="Measure the weight updates of a finished run: their ranks, sizes and spectra. "
+        "With a second run: how much of the first directions of the updates the two have in common.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder: outputs/<name>/<key>")
+    parser.add_argument("other", metavar="RUN2", nargs="?", help="a run with some of the same layers adapted")
+    parser.add_argument("--to", metavar="FILE", help="where to write the picture; without it RUN/inspect.png")
+    parser.add_argument("--directions", type=int, default=8, metavar="N", help="directions to compare, at most (8)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    given = parser.parse_args(list(arguments))
+    if given.directions < 1:
+        raise ConfigError(f"--directions={given.directions}: it must be at least 1.")
+    picture = Path(given.to) if given.to else Path(given.run) / "inspect.png"
+    if picture.suffix != ".png":
+        raise ConfigError(f"--to={given.to}: the picture is a PNG, so its name must end in .png.")
+    for run in filter(None, (given.run, given.other)):
+        finished_run(run)  # a wrong path costs no import of torch
+    from peftlab.runs.inspection import chance, inspect_run, left_out, mean_similarity, similarities
+
+    first = inspect_run(given.run, directions=given.directions)
+    second = inspect_run(given.other, directions=given.directions) if given.other else None
+    phi = similarities(first, second) if second else {}
+    if second and not phi:
+        raise ConfigError(f"{given.run} and {given.other} have no layer that was changed in both.")
+    mean = mean_similarity(phi).tolist() if phi else None
+    draw_inspection(
+        picture,
+        [Spectrum(layer.name, layer.singular_values, layer.relative_size) for layer in first.layers],
+        title="   beside   ".join(f"{_titled(run.run)}, peft={run.method}" for run in (first, second) if run),
+        phi=mean,
+        chance=chance(phi, first) if phi else None,
+        runs=(_short(given.run), _short(given.other or "")),
+        phi_title="directions in common: φ(i, j)" + (f", mean over {len(phi)} layers" if len(phi) > 1 else ""),
+    )
+    if given.json:
+        print(json.dumps(_plain(first, second, phi, mean, picture), ensure_ascii=False))
+    else:
+        _print(first, second, phi, picture, left_out(first, second) if second else [])
+    return 0
+
+
+def _short(run: str) -> str:
+    return Path(run).name[:12]
+
+
+def _titled(run: str) -> str:
+    return "/".join(Path(run).resolve().parts[-2:])
+
+
+def _plain(
+    first: Inspection, second: Inspection | None, phi: dict[str, Tensor], mean: Any, picture: Path
+) -> dict[str, Any]:
+    from peftlab.runs.inspection import left_out
+
+    plain = first.plain() | {"picture": str(picture)}
+    if second is not None:
+        plain["other"] = second.plain()
+        plain["similarity"] = {
+            "mean": mean,
+            "layers": {name: matrix.tolist() for name, matrix in phi.items()},
+            "left_out": left_out(first, second),
+        }
+    return plain
+
+
+def _print(
+    first: Inspection, second: Inspection | None, phi: dict[str, Tensor], picture: Path, notes: Sequence[str]
+) -> None:
+    out = console()
+    prefix = _common_prefix([layer.name for layer in first.layers])
+    out.print(Text(f"{first.run}, peft={first.method}: {len(first.layers)} weight matrices changed", style="bold"))
+    if second is not None:
+        out.print(Text(f"beside {second.run}, peft={second.method}", style="bold"))
+        if first.backbone_fingerprint != second.backbone_fingerprint:
+            out.print("The two did not start from the same backbone weights.", style="yellow")
+        if first.seed == second.seed:
+            out.print(
+                f"Both have seed {first.seed}: what they share may be a random start (A of LoRA), not learned.",
+                style="yellow",
+            )
+    for note in notes:
+        out.print(Text(note, style="yellow"))
+    if prefix:
+        out.print(f"Names of layers begin with {prefix}", highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    columns = ["layer", "out × in", "effective\nrank", "stable\nrank", "σ above\n1 %", "‖ΔW‖\n/ ‖W‖", "amplified"]
+    corners: dict[str, list[str]] = {}
+    if phi:
+        n, m = (min(matrix.shape[axis] for matrix in phi.values()) for axis in (0, 1))
+        columns += list(dict.fromkeys(["φ\n(1, 1)", f"φ\n({n}, {m})"]))
+        ends = [(0, 0)] if (n, m) == (1, 1) else [(0, 0), (n - 1, m - 1)]
+        corners = {name: [f"{float(matrix[end]):.3f}" for end in ends] for name, matrix in phi.items()}
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for layer in first.layers:
+        table.add_row(
+            layer.name.removeprefix(prefix),
+            f"{layer.shape[0]} × {layer.shape[1]}",
+            f"{layer.effective_rank:.2f}",
+            f"{layer.stable_rank:.2f}",
+            f"{layer.above_one_percent} of {len(layer.singular_values)}",
+            f"{layer.relative_size:.2%}",
+            "–" if layer.amplification is None else f"{layer.amplification:.2f}",
+            *(corners.get(layer.name, ["–", "–"]) if phi else []),
+        )
+    out.print(table, highlight=False)
+    for line in [*MEANINGS, *(SIMILARITY_MEANINGS if phi else []), f"{picture}"]:
+        out.print(Text(line))
+
+
+MEANINGS = (
+    "effective rank: exp of the entropy of the singular values' shares; stable rank: ‖ΔW‖_F² / ‖ΔW‖₂²;",
+    "σ above 1 %: singular values above 1 % of the first; amplified: ‖ΔW‖ / ‖UᵀWV‖ over those (LoRA paper, 7.3).",
+)
+SIMILARITY_MEANINGS = (
+    "φ(i, j): share of the first i and j right-singular directions in common, 0 … 1 (LoRA paper, eq. 4);",
+    "of random directions it is max(i, j) / in on average.",
+)
+
+
+def _common_prefix(names: list[str]) -> str:
+    """The dotted beginning that all names share: ``bert.encoder.layer.``."""
+    parts = [name.split(".")[:-1] for name in names]
+    shared = 0
+    while all(len(part) > shared and part[shared] == parts[0][shared] for part in parts):
+        shared += 1
+    return "".join(f"{part}." for part in parts[0][:shared])

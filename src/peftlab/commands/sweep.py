@@ -1,0 +1,152 @@
+"""``peftlab sweep FILE``: run what a declared sweep lacks, then make its table and pictures from the records."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peftlab.errors import ConfigError
+from peftlab.files import write_atomically
+from peftlab.report.published import replace_table, require_markers
+from peftlab.sweeps import pool
+from peftlab.sweeps.call import Call
+from peftlab.sweeps.jobs import Outcome
+from peftlab.sweeps.manifest import write_manifest
+from peftlab.sweeps.plan import DeclaredPlan
+from peftlab.sweeps.preflight import check_all, check_records, lines
+from peftlab.sweeps.slots import Machine, PoolOptions
+
+if TYPE_CHECKING:
+    from peftlab.report.figures_style import Drawn
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check all jobs, run those that are not finished, and write the table.
+
+    Returns:
+        0; 1 if a job failed.
+    """
+    given = _parser().parse_intermixed_args(list(arguments))
+    for flag, least in (("jobs", 1), ("devices_per_job", 1), ("threads_per_job", 1), ("retries", 0)):
+        if (value := getattr(given, flag)) is not None and value < least:
+            raise ConfigError(f"--{flag.replace('_', '-')} {value}: it must be at least {least}.")
+    if given.on_error not in ("continue", "stop"):
+        raise ConfigError(f"--on-error {given.on_error}: it must be continue or stop.")
+    options = PoolOptions(
+        n_parallel=given.jobs,
+        devices_per_job=given.devices_per_job,
+        threads_per_job=given.threads_per_job,
+        on_error=given.on_error,
+        retries=given.retries,
+    )
+    call = Call(Path(given.file), given.overrides)
+    publish = None if given.publish is None else Path(given.publish)
+    if publish is not None:
+        require_markers(publish, call.sweep.name)
+    check_all(call.plan(reading=True))
+    if given.dry_run:
+        _list(call)
+        return 0
+    plan = call.plan(reading=given.report_only, slots=len(Machine.divided(options).slots))
+    try:
+        outcome = pool.finished(plan) if given.report_only else pool.run(plan, options)
+        if not outcome.records and not outcome.failures:
+            raise ConfigError(f"no run of {given.file} is finished: there is nothing to make a table of.")
+        try:
+            if outcome.records:
+                check_records(plan, outcome)
+                _write(plan, outcome, call.file, publish)
+            else:
+                write_manifest(plan, outcome, call.file)
+        finally:  # also when the table could not be written
+            _tell_failures(plan, outcome)
+    finally:
+        plan.close()
+    return 1 if outcome.failures else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "peftlab sweep",
+        description="Run a declared sweep; started again, it runs what is missing. The table and two pictures go to "
+        "<output_dir>/<name>/.",
+    )
+    parser.add_argument("file", metavar="FILE", help="a declaration, for example sweeps/lecture.yaml")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        help="setting=option of the file; seeds=0,1 instead of its own; key=value for every job",
+    )
+    parser.add_argument("-j", "--jobs", type=int, metavar="N", help="runs at a time (default: one for each GPU or CPU)")
+    parser.add_argument("--devices-per-job", type=int, default=1, metavar="N", help="GPUs of a run (default: 1)")
+    parser.add_argument("--threads-per-job", type=int, metavar="N", help="CPU threads of a run (default: CPUs / jobs)")
+    parser.add_argument("--on-error", default="continue", metavar="continue|stop", help="after a run has failed")
+    parser.add_argument("--retries", type=int, default=0, metavar="N", help="of a run that crashed (default: 0)")
+    parser.add_argument("--dry-run", action="store_true", help="check and list the jobs, run nothing")
+    parser.add_argument("--report-only", action="store_true", help="make the table from what is there, run nothing")
+    parser.add_argument(
+        "--publish",
+        metavar="FILE",
+        help="also put the table between the markers of a Markdown file, and the pictures into docs/ beside it",
+    )
+    return parser
+
+
+def _list(call: Call) -> None:
+    plan = call.plan(reading=True)
+    outcome = pool.finished(plan, to_run=True)
+    listed_jobs = lines(plan, outcome)
+    for number, line in enumerate(listed_jobs, start=1):
+        print(f"{number:4d}  {line.state:8s}  {line.text}")
+    done = sum(line.state == "finished" for line in listed_jobs)
+    print(f"{plan.total()} jobs, {done} of them finished. {call.sweep.title}. Cost: {call.sweep.cost}")
+
+
+def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | None) -> None:
+    from peftlab.sweeps.table import csv_text, markdown
+
+    sweep, records, choices, folder = plan.sweep, plan.records(outcome), plan.choices(outcome), plan.folder
+    table = markdown(sweep, records, choices)
+    print(f"\n{table}")  # before anything is written: the disk may be full
+    write_manifest(plan, outcome, file)
+    write_atomically(folder / "table.md", f"# {sweep.title}\n\n{table}")
+    write_atomically(folder / "table.csv", csv_text(sweep, records, choices))
+    pictures = _pictures(plan)
+    for picture in pictures:
+        write_atomically(folder / f"{picture.name}.png", picture.png)
+    names = ", ".join(f"{picture.name}.png" for picture in pictures)
+    print(f"{folder}/: table.md, table.csv, {names}, sweep.json")
+    print(f"statistics, LaTeX, more figures and a page: peftlab report {folder}")
+    if publish is not None:
+        for picture in pictures:
+            write_atomically(publish.parent / "docs" / f"{sweep.name}_{picture.name}.png", picture.png)
+        replace_table(publish, sweep.name, table)
+        print(f"put the table into {publish}, and the pictures into {publish.parent / 'docs'}/")
+
+
+def _pictures(plan: DeclaredPlan) -> list[Drawn]:
+    """The metric against trainable parameters, and the learning curves if the sweep asks for some."""
+    from peftlab.report.build import Request, build
+    from peftlab.report.figures_runs import draw_curves
+    from peftlab.report.figures_scatter import draw_parameters
+
+    report = build(Request(folders=(str(plan.folder),)))
+    drawn = [draw_parameters(report)]
+    if any(cell.curve for cell in plan.sweep.cells):
+        drawn.append(draw_curves(report))
+    return [picture for picture in drawn if not isinstance(picture, str)]
+
+
+def _tell_failures(plan: DeclaredPlan, outcome: Outcome) -> None:
+    """Each job without a result: why, and the end of its log."""
+    if not outcome.failures:
+        return
+    print(f"{len(outcome.failures)} of {plan.total()} jobs failed:")
+    for failure in outcome.failures.values():
+        where = f" ({failure.log})" if failure.log else ""
+        print(f"  {failure.job.title}: {failure.reason}{where}")
+        for line in failure.tail.splitlines():
+            print(f"    {line}")
+    print(pool.GO_ON)

@@ -1,0 +1,95 @@
+"""``peftlab verify FOLDER…``: check finished runs against their own records."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from peftlab.audit.verify import Verdict, verify
+from peftlab.records.find import run_folders
+from peftlab.report.result import console
+
+DESCRIPTION = """\
+Check finished runs against their own records: that the record is whole and its figures agree with each other, that the
+config gives the run's key, that every file has the content that was written, and that the adapter's numbers are finite.
+Reads files only, a thousand runs in seconds. Exit status 1 if anything differs."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check every run, print a line for each and what differs.
+
+    Returns:
+        0 if every finished run is as its record says, else 1.
+    """
+    parser = argparse.ArgumentParser("peftlab verify", description=DESCRIPTION)
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, or folders of runs (outputs)")
+    parser.add_argument("--data", action="store_true", help="also read the data again and compare their hash")
+    parser.add_argument(
+        "--rerun-eval", action="store_true", help="also test each run again and compare every figure to the bit"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    given = parser.parse_args(list(arguments))
+    folders = run_folders(given.folders)
+    if given.data or given.rerun_eval:
+        from peftlab.audit.verify_again import DataHashes, verify_data, verify_test
+
+        hashes = DataHashes()
+    verdicts = []
+    for folder in folders:
+        verdict = verify(folder)
+        # What is broken already cannot be read or run again to any purpose.
+        if given.data and verdict.status in SOUND:
+            verify_data(verdict, hashes)
+        if given.rerun_eval and verdict.status in SOUND:
+            verify_test(verdict)
+        verdicts.append(verdict)
+        if not given.json:
+            _print(verdict)
+    counts: Counter[str] = Counter(verdict.status for verdict in verdicts)
+    if given.json:
+        summary = {name: counts[name] for name in _WORDS}
+        print(json.dumps(summary | {"runs": [verdict.plain() for verdict in verdicts]}, ensure_ascii=False))
+    else:
+        _print_summary(verdicts, counts)
+    return 1 if counts["differs"] else 0
+
+
+SOUND = ("ok", "diverged")
+"""Runs that are as recorded, as far as their files say."""
+
+_STYLES = {"diverged": "yellow", "ok": "green", "differs": "red", "unfinished": "yellow"}
+
+
+def _print(verdict: Verdict) -> None:
+    line = Text.assemble((f"{verdict.status:<11}", _STYLES[verdict.status]), str(verdict.folder.path))
+    if verdict.status == "unfinished":
+        line.append(f": {verdict.unfinished}")
+    elif verdict.status == "diverged":
+        line.append(": as recorded, but the loss of the tested weights is no finite number")
+    details = [f"    {finding}" for finding in verdict.differences]
+    details += [f"    note: {finding}" for finding in verdict.notes]
+    if verdict.changes:
+        details += ["    other than when the run was recorded:", *(f"      {line}" for line in verdict.changes)]
+    console().print(line, *map(Text, details), sep="\n", soft_wrap=True)
+
+
+def _print_summary(verdicts: list[Verdict], counts: Counter[str]) -> None:
+    parts = [f"{counts[name]} {words}" for name, words in _WORDS.items() if counts[name]]
+    print(f"{len(verdicts)} {'run' if len(verdicts) == 1 else 'runs'}: {', '.join(parts)}")
+    skipped = Counter(str(finding) for verdict in verdicts for finding in verdict.not_checked)
+    if skipped:
+        print("not checked:")
+    for reason, count in skipped.items():
+        print(f"  {reason}" + (f" ({count} runs)" if count > 1 else ""))
+
+
+_WORDS = {
+    "ok": "as recorded",
+    "differs": "not as recorded",
+    "diverged": "diverged (as recorded)",
+    "unfinished": "unfinished",
+}

@@ -1,0 +1,28 @@
+"""Rows as a file has them, before anybody has looked at what their cells mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """The text and label cells of one file, unchecked.
+
+    ``lines[row]`` is the line where the row begins; None where a file has no lines.
+    """
+
+    name: str
+    texts: list[object]
+    labels: list[object]
+    lines: list[int] | None = None
+    text_column: str = "text"
+    label_column: str = "label"
+    seconds: list[object] | None = None
+    """The second text of each row, where a row has two."""
+    second_column: str = ""
+
+    def place(self, row: int) -> str:
+        """``reviews.csv, row 3 (line 4)`` for the zero-based ``row``."""
+        where = f"{self.name}, row {row + 1}"
+        return where if self.lines is None else f"{where} (line {self.lines[row]})"

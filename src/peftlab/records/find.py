@@ -1,0 +1,92 @@
+"""The run folders that a path on the command line stands for. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peftlab.config import RunConfig
+from peftlab.errors import RunError
+from peftlab.records.folder import RunFolder
+
+_MARKS = {"record.json", "adapter.safetensors", "metrics.csv", "checkpoints"}
+"""What only a run leaves; config.yaml alone may be anybody's."""
+
+
+def run_folders(given: Sequence[str]) -> list[RunFolder]:
+    """Every run folder that ``given`` names or holds, finished or not, each once, in the order given.
+
+    Args:
+        given: run folders, folders of runs, or paths of a record.json, as typed.
+
+    Raises:
+        RunError: naming a path that is not there, is another file, or holds no run.
+    """
+    found: dict[str, RunFolder] = {}
+    for name in given:
+        path = Path(name).expanduser()
+        if path.is_file():
+            if path.name != "record.json":
+                raise RunError(f"'{name}' is a file. Give a run folder, a folder of runs, or the record.json of a run.")
+            path = path.parent
+        elif not path.is_dir():
+            raise RunError(
+                f"there is no folder '{name}'. Give a run folder (outputs/<name>/<key>) or a folder of them."
+            )
+        runs = _below(path)
+        if not runs:
+            raise RunError(
+                f"'{name}' holds no run: there is no record.json in it or below it. Runs are in <output_dir>/<name>."
+            )
+        for run in runs:
+            found.setdefault(os.path.abspath(run), RunFolder(run))  # noqa: PTH100  keeps links, takes '..' out
+    return list(found.values())
+
+
+def _below(path: Path) -> list[Path]:
+    """Run folders at or below ``path``; what lies inside a run (logs, checkpoints) is not looked at."""
+    runs: list[Path] = []
+    for folder, below, files in os.walk(path):
+        names = {*below, *files}
+        if "record.json" in names or ("config.yaml" in names and names & _MARKS):
+            runs.append(Path(folder))
+            below.clear()
+        else:
+            below[:] = sorted(name for name in below if not name.startswith("."))
+    return runs
+
+
+def moved_runs(config: Mapping[str, Any], run_folders: Sequence[str], folder: RunFolder) -> dict[str, str]:
+    """Dotted key → where an earlier run is now: beside ``folder``, if its old path leads nowhere.
+
+    Runs of a sweep that were copied together to another place find each other in this way. The path is not part of a
+    run's identity: the earlier run's key and the content of its adapter are.
+    """
+    found = {}
+    for key in run_folders:
+        group, _, name = key.partition(".")
+        path = config[group].get(name)
+        if path is None or Path(path).expanduser().is_dir():
+            continue
+        beside = folder.path.absolute().parent / Path(path).name
+        if beside.is_dir():
+            found[key] = str(beside)
+    return found
+
+
+def look_beside(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """``config`` with earlier runs where they are now; see :func:`moved_runs`."""
+    keys = [
+        f"{group.name}.{field.name}"
+        for group in fields(config)
+        if is_dataclass(part := getattr(config, group.name))
+        for field in fields(part)
+        if field.metadata.get("run_folder")
+    ]
+    for key, path in moved_runs(config.plain(), keys, folder).items():
+        name, _, inner = key.partition(".")
+        config = replace(config, **{name: replace(getattr(config, name), **{inner: path})})
+    return config

@@ -1,0 +1,64 @@
+"""Where numbers stand in a record, to check a sweep's columns before anything runs. Imports no torch."""
+
+from __future__ import annotations
+
+from peftlab.errors import ConfigError, nearest
+from peftlab.objectives.base import objectives
+
+PARTS = ("metrics", "parameters", "timing", "memory", "forgetting", "selection", "data", "backbone")
+"""The parts of a record that hold numbers."""
+_OF_EVERY_SPLIT = (*dict.fromkeys(n for one in objectives().values() for n in one.every_epoch()), "tasks")
+_DETAILS = tuple(name for one in objectives().values() for name in one.details)
+_OF_THE_TEST = tuple(f.name for one in objectives().values() for f in one.figures if not f.each_epoch)
+LEAVES: dict[str, tuple[str, ...]] = {
+    "metrics.train": _OF_EVERY_SPLIT,
+    "metrics.validation": (*_OF_EVERY_SPLIT, *_DETAILS),
+    "metrics.test": (*_OF_EVERY_SPLIT, *_DETAILS, *_OF_THE_TEST, "rows"),
+    "parameters": (
+        "total", "trainable", "trainable_without_head", "head", "added", "adapted", "stored", "adapter_bytes",
+        "model_bytes",
+    ),
+    "timing": (
+        "train_seconds", "train_samples_per_second", "test_seconds", "evaluation_samples_per_second",
+        "start_to_first_step_seconds", "total_seconds",
+    ),
+    "memory": ("peak_mib",),
+    "forgetting": (
+        "rows", "before_recorded", "before", "after", "forgetting", "after_with_adapter_off",
+        "forgetting_with_adapter_off",
+    ),
+}  # fmt: skip
+"""What stands directly below some places. The names below ``tasks`` and ``per_class``, and what ``data``, ``backbone``
+and ``selection`` hold, depend on the run."""
+_NAMED_BY_THE_DATA = ("tasks", *_DETAILS)
+
+
+def check_record_path(path: str) -> None:
+    """Look whether records can have a number at ``path`` (``metrics.test.loss``).
+
+    Raises:
+        ConfigError: saying which part of it there is not, and what there is.
+    """
+    part, _, rest = path.partition(".")
+    _require(part, PARTS, path, "")
+    place = part
+    if part == "metrics":
+        split, _, rest = rest.partition(".")
+        _require(
+            split, [name.partition(".")[2] for name in LEAVES if name.startswith("metrics.")], path, " under metrics"
+        )
+        place = f"metrics.{split}"
+    if place not in LEAVES:
+        return
+    leaf, _, below = rest.partition(".")
+    _require(leaf, LEAVES[place], path, f" under {place}")
+    if below and leaf not in _NAMED_BY_THE_DATA:
+        raise ConfigError(f"no record has a value at '{path}': '{place}.{leaf}' is a number, with nothing below it.")
+
+
+def _require(name: str, known: list[str] | tuple[str, ...], path: str, where: str) -> None:
+    if name not in known:
+        raise ConfigError(
+            f"no record has a value at '{path}': there is no '{name}'{where}.{nearest(name, known)} "
+            f"There are: {', '.join(known)}."
+        )
