@@ -1,4 +1,4 @@
-# make install | train | test | conformance | check | bench | lecture | torture | torture-sweep | clean
+# make install | train | test | test-fast | conformance | check | bench | lecture | torture | torture-sweep | clean
 # Each works alone on a fresh clone.
 PYTHON ?= python3
 VENV   := .venv
@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 STAMP  := $(VENV)/.installed
 
-.PHONY: install train test conformance check bench lecture torture torture-sweep clean
+.PHONY: install train test test-fast conformance check bench lecture torture torture-sweep clean
 
 install: $(STAMP)
 
@@ -23,6 +23,10 @@ train: install
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Tests that call no command, start no process and walk no matrix; two minutes.
+test-fast: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not whole"
 
 # Every method on every kind of backbone, as a table; a minute or two.
 conformance: install

@@ -1,4 +1,4 @@
-"""A verb in a process of its own, which says what of the heavy libraries it has imported."""
+"""A command in a process of its own, which says what of the heavy libraries it has imported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Alone:
     out: str
     err: str
     heavy: list[str]
-    """Of :data:`HEAVY`, what stood in ``sys.modules`` when the verb had ended."""
+    """Of :data:`HEAVY`, what stood in ``sys.modules`` when the command had ended."""
 
 
 def peftlab_alone(*arguments: object, **environment: str) -> Alone:

@@ -20,6 +20,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each worker is a process already; thr
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+MATRICES = ("goldens", "conformance", "interop", "readme", "wheel")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what ``make test-fast`` leaves out."""
+    for item in items:
+        calls = set(getattr(item, "fixturenames", ())) & {"peftlab", "project"}
+        place = item.path.relative_to(REPOSITORY / "tests").parts[0]
+        if calls or any(name in place for name in MATRICES) or item.get_closest_marker("slow"):
+            item.add_marker("whole")
+
+
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test works in an empty folder with a cache of its own."""
@@ -53,7 +65,7 @@ Peftlab = Callable[..., Result]
 
 @pytest.fixture
 def peftlab(capfd: pytest.CaptureFixture[str]) -> Peftlab:
-    """Call ``peftlab VERB …`` in this process."""
+    """Call ``peftlab COMMAND …`` in this process."""
     from peftlab.cli import main
 
     def call(*arguments: str) -> Result:

@@ -1,10 +1,14 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and files that one process holds."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import tempfile
+import time
 from pathlib import Path
+from typing import IO, Literal
 
 from peftlab.errors import PeftlabError
 
@@ -39,6 +43,23 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             f"cannot write {path}: {error.strerror or error}. Nothing there was changed; "
             "free some space or choose another folder."
         ) from error
+
+
+def take_lock(file: IO[str], kind: Literal["alone", "shared"] = "alone", *, attempts: int = 1) -> bool:
+    """Whether this process got ``file`` for itself, or with others; it has it until the file is closed.
+
+    Several attempts, 20 ms apart, outlast somebody who only looks. This is the kernel's own lock, and not that of the
+    package filelock: where a file system has none, the latter makes a file whose existence is the lock, and that a
+    killed process leaves behind; and it cannot be looked at without being taken.
+    """
+    wanted = fcntl.LOCK_EX if kind == "alone" else fcntl.LOCK_SH
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(0.02)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, wanted | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def _umask() -> int:

@@ -149,7 +149,7 @@ def test_two_files_are_a_method_for_the_command_line(project: Path, reviews: Pat
 def test_two_files_are_a_method_for_the_tests(project: Path) -> None:
     """Conformance, the protocol, sizes of records, YAML files, compositions and the README's table take it as it is."""
     rooms = [
-        "tests/conformance/test_conformance.py", "tests/peft/test_protocol.py", "tests/runs/test_sizes.py",
+        "tests/conformance/test_conformance.py", "tests/peft/test_protocol.py", "tests/audit/test_sizes.py",
         "tests/config/test_yaml_files.py", "tests/peft/test_compose.py", "tests/test_readme.py",
     ]  # fmt: skip
     done = subprocess.run(

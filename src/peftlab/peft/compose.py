@@ -32,7 +32,9 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.class_names import stable_name
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
-from peftlab.peft.base import PEFTStrategy, Selection, Supports
+from peftlab.peft.adapters import Adapters
+from peftlab.peft.base import _REGISTRY, PEFTStrategy, Selection, Supports
+from peftlab.schema import at_its_place, import_class, says_its_place, validate
 from peftlab.shipped import config_folder
 
 if TYPE_CHECKING:
@@ -80,7 +82,6 @@ class Compose(PEFTStrategy, name="compose"):
     @cached_property
     def parts(self) -> list[PEFTStrategy]:
         """The methods themselves."""
-        from peftlab.schema import import_class, validate
 
         parts: list[PEFTStrategy] = []
         for key, entry in self._entries():
@@ -121,7 +122,6 @@ class Compose(PEFTStrategy, name="compose"):
         One that lets others' code choose its places needs the layers as they were, and goes first; one that reads what
         a layer is given goes behind those that may adapt the layer. The numbers do not depend on it.
         """
-        from peftlab.peft.adapters import Adapters
 
         assert isinstance(selection, ComposedSelection)
         order = {"before others": 0, "": 1, "behind others": 2}
@@ -185,7 +185,6 @@ class ComposedSelection(Selection):
 
 
 def _parts_of(adapter: Adapter) -> list[Adapter]:
-    from peftlab.peft.adapters import Adapters
 
     assert isinstance(adapter, Adapters)
     return adapter.parts
@@ -257,7 +256,6 @@ def _unmergeable(parts: Iterable[PEFTStrategy]) -> list[str]:
 @contextmanager
 def errors_at(key: str, method: Any) -> Iterator[None]:
     """Let errors of ``method`` name its fields where they stand: ``peft.methods[1].rank``; the place is said once."""
-    from peftlab.schema import at_its_place, says_its_place
 
     try:
         yield
@@ -270,7 +268,6 @@ def errors_at(key: str, method: Any) -> Iterator[None]:
 
 def _checked(entry: str | dict[str, Any], key: str) -> dict[str, Any]:
     """One entry with all fields of its method, checked."""
-    from peftlab.schema import import_class, validate
 
     given = {"name": entry} if isinstance(entry, str) else dict(entry)
     target, preset = _meant(given, key)
@@ -326,7 +323,6 @@ def _shipped() -> dict[str, Path]:
 
 def _registered() -> dict[str, str]:
     """The methods that other packages registered: name to class."""
-    from peftlab.peft.base import _REGISTRY
 
     for entry in entry_points(group="peftlab.methods"):
         entry.load()

@@ -33,9 +33,16 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from peftlab.backbones.base import Target
+from peftlab.backbones.quiet import quiet_bitsandbytes
+from peftlab.backbones.roles import adaptable_modules
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
 from peftlab.peft.base import PEFTStrategy, Selection, Supports
+from peftlab.peft.hf_layers import HFPeftAdapter, adapter_in_float32, in_type_of_autocast, reads_packed, tuner_layers
 from peftlab.peft.hf_options import hf_types, option_fits, option_types, package_folder
+from peftlab.peft.names import clean_name
+from peftlab.peft.skeleton import skeleton
+from peftlab.peft.surgery import is_quantized, linear_features
 from peftlab.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -125,8 +132,6 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
 
     def select(self, backbone: Backbone) -> Selection:
         """Where HF peft puts its layers in a skeleton of the backbone: it decides its own places."""
-        from peftlab.backbones.base import Target
-        from peftlab.peft.skeleton import skeleton
 
         try:
             names, trains = self._tried(skeleton(backbone))
@@ -146,7 +151,6 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
     def _tried(self, twin: Backbone) -> tuple[list[str], list[str]]:
         """Let HF peft change ``twin``; names, in the clean model, of the layers it adapts and of the tensors it lets
         train."""
-        from peftlab.peft.names import clean_name
 
         for parameter in twin.parameters():
             parameter.requires_grad_(False)
@@ -159,8 +163,6 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
     def build(self, selection: Selection, *, seed: int, batches: Any = None) -> Adapter:
         """Let HF peft put its layers in place."""
         import torch
-
-        from peftlab.peft.hf_layers import HFPeftAdapter, adapter_in_float32, in_type_of_autocast
 
         backbone = selection.backbone
         layers = self._injected(backbone, seed=seed)
@@ -175,9 +177,6 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
     def _injected(self, backbone: Backbone, *, seed: int) -> dict[str, Any]:
         """Let HF peft put its layers into ``backbone``; return those that are new, by name, checked."""
         import torch
-
-        from peftlab.backbones.quiet import quiet_bitsandbytes
-        from peftlab.peft.hf_layers import tuner_layers
 
         quiet_bitsandbytes()
         import peft
@@ -232,8 +231,6 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
 
     def _check(self, backbone: Backbone, layers: Mapping[str, Any]) -> None:
         """Raise for what HF peft lets pass without a word."""
-        from peftlab.peft.hf_layers import reads_packed
-        from peftlab.peft.surgery import is_quantized
 
         if not layers:
             raise PeftlabError(f"peft.peft_type={self.peft_type} has put no layer of its own into the model.")
@@ -282,8 +279,6 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
 
         OFT in / b blocks of b · (b − 1) / 2, LORA r · (in + out), LOHA 2 r · (in + out), FOURIERFT n a layer.
         """
-        from peftlab.backbones.roles import adaptable_modules
-        from peftlab.peft.surgery import linear_features
 
         wanted = self.options.get("target_modules")  # without it HF peft has a choice of its own for each model
         if wanted is None or not self.options.keys() <= {"target_modules", *COUNTED.get(self.peft_type, ())}:

@@ -25,6 +25,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from peftlab.errors import PeftlabError, listed
 from peftlab.peft.base import PEFTStrategy, Selection, Supports, methods
+from peftlab.peft.hf.codec import codec_of, read
+from peftlab.peft.hf.files import adapter_files
+from peftlab.peft.hf.format import HFFolder
+from peftlab.peft.hf.prompt import prompt_length
+from peftlab.schema import BadValue, validate
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone
@@ -69,14 +74,12 @@ class ImportedAdapter(PEFTStrategy, name="import"):
 
     def files(self) -> list[Path]:
         """The folder's two files."""
-        from peftlab.peft.hf.files import adapter_files
 
         return adapter_files(self.path)
 
     @cached_property
     def folder(self) -> HFFolder:
         """The folder, read."""
-        from peftlab.peft.hf.format import HFFolder
 
         return HFFolder(self.files()[0].parent)
 
@@ -87,8 +90,6 @@ class ImportedAdapter(PEFTStrategy, name="import"):
         Raises:
             PeftlabError: if there is none, or the folder says something that it has not.
         """
-        from peftlab.peft.hf.codec import read
-        from peftlab.schema import validate
 
         known = dict(methods())
         found = read(self.folder)
@@ -116,7 +117,6 @@ class ImportedAdapter(PEFTStrategy, name="import"):
 
     def _as_the_folder_says(self, fields: dict[str, Any], cls: type[PEFTStrategy]) -> PEFTStrategy:
         """The method without changes; what is wrong with it is the folder's fault, in the folder's words."""
-        from peftlab.schema import BadValue, validate
 
         try:
             return validate(fields, cls, "")
@@ -140,7 +140,6 @@ class ImportedAdapter(PEFTStrategy, name="import"):
         self.folder.require_fits(backbone)
         if self.folder.peft_type == "PREFIX_TUNING":
             from peftlab.peft.hf.prefix import require_in_window
-            from peftlab.peft.hf.prompt import prompt_length
 
             given = f"peft.path={self.path} and this run have"
             require_in_window(backbone, prompt_length(self.folder), backbone.longest_text or 0, given)
@@ -155,7 +154,6 @@ class ImportedAdapter(PEFTStrategy, name="import"):
         Raises:
             PeftlabError: if something of the folder would be left out.
         """
-        from peftlab.peft.hf.codec import codec_of
 
         assert isinstance(selection, ImportSelection)
         backbone, native = selection.backbone, self.native

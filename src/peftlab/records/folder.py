@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from peftlab.config import RunConfig, from_plain
 from peftlab.errors import RunError, RunInUse
-from peftlab.files import write_atomically
+from peftlab.files import take_lock, write_atomically
 from peftlab.records.identity import run_key
 
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
@@ -118,7 +115,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror}. Choose another output_dir.") from error
         with file:
-            if not _take(file, fcntl.LOCK_EX, attempts=5):
+            if not take_lock(file, attempts=5):
                 file.seek(0)
                 raise RunInUse(
                     f"{self.path} is in use by process {file.read().strip() or '?'}. Wait for it, or stop it."
@@ -135,18 +132,7 @@ class RunFolder:
         except OSError:
             return None
         with file:  # closing lets go of what we took to find out
-            return None if _take(file, fcntl.LOCK_SH, attempts=1) else file.read().strip() or "?"
-
-
-def _take(file: IO[str], kind: int, *, attempts: int) -> bool:
-    """Whether we got the lock; several attempts outlast somebody who only looks (:meth:`RunFolder.held_by`)."""
-    for attempt in range(attempts):
-        if attempt:
-            time.sleep(0.02)
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-            return True
-    return False
+            return None if take_lock(file, "shared") else file.read().strip() or "?"
 
 
 def parsed_record(path: Path) -> dict[str, Any]:

@@ -11,6 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peftlab.config import plain, without_method
+from peftlab.errors import PeftlabError
+from peftlab.shipped import shipped_values
+
 FIELD = "identity_tags"
 """Where a record says them; records of earlier versions do not have it, and none held."""
 
@@ -128,10 +132,6 @@ def tags_today(config: Mapping[str, Any]) -> tuple[str, ...]:
     try:
         return tags_of(config)
     except (KeyError, TypeError, AttributeError):  # a field that came after the record
-        from peftlab.config import plain, without_method
-        from peftlab.errors import PeftlabError
-        from peftlab.shipped import shipped_values
-
         try:
             whole = {name: plain(name, value) for name, value in without_method(dict(config)).items()}
             method = shipped_values("peft", str(config["peft"]["_target_"]))

@@ -12,7 +12,6 @@ killed draws what an undisturbed one draws.
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import json
 import re
@@ -24,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, RunError, nearest
+from peftlab.files import take_lock
 from peftlab.records import identity_tags
 from peftlab.records.identity import run_key
 from peftlab.seeding import derive_seed
@@ -237,11 +237,9 @@ class OptunaSearch:
         """Take the study for this process; the operating system lets go of it when the process dies."""
         self.journal.parent.mkdir(parents=True, exist_ok=True)
         self._lock = self.journal.with_suffix(".lock").open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not take_lock(self._lock):
             self.close()
-            raise RunError(f"{self.journal} is in use by another search. Wait for it, or stop it.") from error
+            raise RunError(f"{self.journal} is in use by another search. Wait for it, or stop it.")
         if self.journal.exists():  # killed while it wrote: the last line ends nowhere
             content = self.journal.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]
