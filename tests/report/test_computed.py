@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from peftlab.records import identity_tags
-from peftlab.report.build import Report, Request, build
-from peftlab.report.tables import json_text
-from peftlab.sweeps.table import csv_text, markdown
+from peftlab.report.build import Request, build
+from peftlab.report.render.data import render_json
+from peftlab.report.report import Report
+from peftlab.sweeps.table import render_csv, render_markdown
 from tests.conftest import Peftlab
 from tests.report.made_up import failed, record, sweep_file, three_methods, write
 from tests.runs.tagged import SENTENCE, change_numbers
@@ -43,7 +44,7 @@ def rows_of(report: Report) -> dict[str, list[str]]:
 
 def test_without_changes_nothing_is_said(scratch: Path) -> None:
     report = report_of(three_methods(scratch / "t"))
-    assert not re.search("computed|identity", json_text(report).lower())
+    assert not re.search("computed|identity", render_json(report).lower())
 
 
 def test_two_rows_and_a_note(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +236,7 @@ def test_the_table_of_a_sweep_has_two_rows_and_says_why(monkeypatch: pytest.Monk
     old = {("lora", seed): record(0.6 + seed / 5, key=f"old{seed}", seed=seed) for seed in range(2)}
     heads = {("head", seed): record(0.5, key=f"head{seed}", seed=seed, method="head") for seed in range(3)}
     mixed = {**old, ("lora", 2): record(0.9, key="new2", seed=2, **NEW), **heads}
-    table = markdown(sweep, mixed).replace("\\", "").splitlines()
+    table = render_markdown(sweep, mixed).replace("\\", "").splitlines()
     assert table[2:5] == [
         "| LoRA | 0.9000 (1/3 seeds) | 1,000 (1/3 seeds) |",
         "| LoRA, computed before lora-dropout-1 | 0.7000 ± 0.1414 (2/3 seeds) | 1,000 (2/3 seeds) |",
@@ -246,12 +247,12 @@ def test_the_table_of_a_sweep_has_two_rows_and_says_why(monkeypatch: pytest.Monk
     about = "- LoRA, computed before lora-dropout-1: a paper gives 0.9; measured 0.7000 ± 0.1414 (2/3 seeds), "
     assert f"{about}-0.2000: outside ± 0.01." in table
     assert "- LoRA: another gives 0.9 (from memory); measured 0.9000 (1/3 seeds)." in table
-    lines = csv.DictReader(io.StringIO(csv_text(sweep, mixed)))
+    lines = csv.DictReader(io.StringIO(render_csv(sweep, mixed)))
     assert {line["key"]: line["computed"] for line in lines if line["cell"] == "lora"} == {
         "old0": "before lora-dropout-1", "old1": "before lora-dropout-1", "new2": "",
     }  # fmt: skip
-    all_old = markdown(sweep, {**old, **heads}).replace("\\", "").splitlines()
+    all_old = render_markdown(sweep, {**old, **heads}).replace("\\", "").splitlines()
     assert all_old[2] == "| LoRA | 0.7000 ± 0.1414 (2/3 seeds) | 1,000 (2/3 seeds) |"
     assert f"- {SAID} Rows: LoRA." in all_old
     monkeypatch.setattr(identity_tags, "TAGS", ())
-    assert "computed" not in markdown(sweep, {**old, **heads}) + csv_text(sweep, {**old, **heads})
+    assert "computed" not in render_markdown(sweep, {**old, **heads}) + render_csv(sweep, {**old, **heads})

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from peftlab.report.build import Request, build
-from peftlab.report.latex import escape
-from peftlab.report.tables import markdown
+from peftlab.report.render.latex import latex_escaped
+from peftlab.report.render.markdown import render_markdown
 from tests.alone import peftlab_alone
 from tests.conftest import Peftlab
 from tests.report.made_up import failed, record, sweep_file, three_methods, write
@@ -25,7 +25,7 @@ def folder_of(scratch: Path) -> Path:
 def test_the_markdown_table_to_the_letter(scratch: Path) -> None:
     folder = folder_of(scratch)
     sweep_file(folder)
-    text = markdown(build(Request((str(folder),))))
+    text = render_markdown(build(Request((str(folder),))))
     assert text.splitlines()[:8] == [
         "# Three methods",
         "",
@@ -97,7 +97,7 @@ def test_missing_and_failed_seeds_are_counted(scratch: Path) -> None:
     content["cells"][1]["failed"] = {"2": "killed by signal 9"}
     (folder / "sweep.json").write_text(json.dumps(content))
     report = build(Request((str(folder),)))
-    text = markdown(report)
+    text = render_markdown(report)
     assert "| head only | 0.7050 ± 0.0071 (2/3 seeds) | 100 | 2/3 seeds |" in text
     assert {(one.title, one.reason, one.tail) for one in report.failures} == {
         ("head only, seed 2", "killed by signal 9", "epoch 1\nKilled"),
@@ -126,10 +126,10 @@ def test_the_log_that_a_sweep_names_is_linked(scratch: Path, peftlab: Peftlab) -
         "LoRA, seed 2": (None, ""),
         "full fine-tuning, seed 2": (None, ""),
     }
-    text = markdown(report, target=Path("outputs/elsewhere/deep"))
+    text = render_markdown(report, target=Path("outputs/elsewhere/deep"))
     assert "- head only, seed 2: killed ([log](../../t/.logs/job%204.txt))" in text
     assert "- LoRA, seed 2: killed\n" in text
-    assert "- head only, seed 2: killed (log: " in markdown(report)
+    assert "- head only, seed 2: killed (log: " in render_markdown(report)
     result = peftlab("report", folder, "--format", "html")
     assert "job 4.txt)" in " ".join(result.out.split())
     page = (folder / "report" / "report.html").read_text()
@@ -195,7 +195,7 @@ def test_rows_on_other_test_sets_are_not_compared(scratch: Path) -> None:
 
 def test_one_seed_has_no_spread_but_a_sampling_error(scratch: Path) -> None:
     report = build(Request((str(write(scratch / "t", [record(0.8, key="a")])),)))
-    assert "| 0.8000 |" in markdown(report)
+    assert "| 0.8000 |" in render_markdown(report)
     assert any("binomial standard error" in note and "0.0200" in note for note in report.notes)
 
 
@@ -289,10 +289,10 @@ def test_the_same_records_give_the_same_bytes(scratch: Path, peftlab: Peftlab, m
     assert peftlab("report", folder, "--to", "one").status == 1
     assert peftlab("report", folder, "--to", "two").status == 1
     monkeypatch.setattr("peftlab.report.records.MANY_RECORDS", 1)
-    monkeypatch.setattr("peftlab.report.figures.MANY_ROWS", 1)
+    monkeypatch.setattr("peftlab.report.figures.gallery.MANY_ROWS", 1)
     monkeypatch.setattr("peftlab.report.forks.cpus", lambda: 2)
     monkeypatch.setattr("peftlab.report.records.cpus", lambda: 2)
-    monkeypatch.setattr("peftlab.report.figures.cpus", lambda: 2)
+    monkeypatch.setattr("peftlab.report.figures.gallery.cpus", lambda: 2)
     assert peftlab("report", folder, "--to", "three").status == 1
     for path in Path("one").iterdir():
         for other in ("two", "three"):
@@ -359,7 +359,7 @@ def test_no_torch_and_no_transformers(scratch: Path) -> None:
 
 
 def test_latex_escapes_what_is_special() -> None:
-    assert escape("a_b & 50 % #1 {x} α≤2 é ± 中") == (r"a\_b \& 50 \% \#1 \{x\} $\alpha$$\le$2 é $\pm$ [U+4E2D]")
+    assert latex_escaped("a_b & 50 % #1 {x} α≤2 é ± 中") == (r"a\_b \& 50 \% \#1 \{x\} $\alpha$$\le$2 é $\pm$ [U+4E2D]")
 
 
 def test_latex_compiles(scratch: Path, peftlab: Peftlab) -> None:

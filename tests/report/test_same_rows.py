@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from peftlab.errors import ConfigError
-from peftlab.report.build import Report, Request, build
-from peftlab.report.figures_scatter import draw_parameters, fronts_of, points_of
+from peftlab.report.build import Request, build
+from peftlab.report.figures.scatter import draw_parameters, fronts_of, points_of
 from peftlab.report.legends import comparison_legend, legend
-from peftlab.report.tables import markdown
+from peftlab.report.render.markdown import render_markdown
+from peftlab.report.report import Report
 from tests.report.made_up import failed, record, sweep_file, three_methods, write
 
 HOLD_OUT = {"test_kind": "hold-out of all texts"}
@@ -37,7 +38,7 @@ def test_rows_with_other_test_texts_are_not_tested_against_each_other(scratch: P
     report = of_two(scratch, {"data": hashes("a1")}, {"data": hashes("b2")})
     assert report.comparisons["peft=lora"].why_not == "tested on other texts"
     assert report.marks == {"peft=full": "best"}
-    text = markdown(report)
+    text = render_markdown(report)
     assert "test texts a1; rows of the table: peft=full; peft=head" in text
     assert "test texts b2; rows of the table: peft=lora" in text
     assert "not all tested on the same texts: there are 2 sets" in text

@@ -189,7 +189,7 @@ def test_a_composition_shows_what_each_of_its_methods_changes(peftlab: Peftlab, 
 def test_the_picture_shows_the_largest_and_chance(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
     from matplotlib.figure import Figure
 
-    from peftlab.report.spectra import Spectrum, draw_inspection
+    from peftlab.report.figures.spectra import Spectrum, draw_inspection
 
     drawn: list[Figure] = []
     save = Figure.savefig

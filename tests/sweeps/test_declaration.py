@@ -171,7 +171,7 @@ def test_check_describes_every_cell(peftlab: Peftlab, reviews: Path) -> None:
     # 2 layers of width 32: LoRA on query and value has rank · (32 + 32) parameters in each of 4 matrices
     assert ["lora", "3", "0", "3", "?", f"{4 * 4 * (32 + 32):,}"] in lines
     assert ["search", "4", "0", "4", "?", f"{4 * 8 * (32 + 32):,}"] in lines
-    assert [line[:4] for line in lines if line[0] in ("full", "again")] == [
+    assert [line[:4] for line in lines if line[:1] in (["full"], ["again"])] == [
         ["full", "2", "0", "2"],
         ["again", "2", "0", "2"],
     ]

@@ -16,7 +16,7 @@ from peftlab.errors import ConfigError
 from peftlab.sweeps.jobs import Job, Outcome
 from peftlab.sweeps.manifest import manifest, write_manifest
 from peftlab.sweeps.plan import DeclaredPlan
-from peftlab.sweeps.table import csv_text, markdown
+from peftlab.sweeps.table import render_csv, render_markdown
 from tests.sweeps.made_up import declare, declared, play, record, value
 
 LORA: dict[str, Any] = {"id": "lora", "label": "LoRA", "overrides": ["peft=lora"]}
@@ -80,7 +80,7 @@ def test_a_failed_candidate_never_wins() -> None:
     assert cell["chosen"] == {"optim.lr": 1e-2}
     assert [one["state"] for one in cell["tried"]] == ["finished", "failed", "chosen"]
     assert list(outcome.failures) == ["lora, seed 0, optim.lr=0.001"]
-    assert "optim.lr=0.001 (failed)" in markdown(plan.sweep, plan.records(outcome), plan.choices(outcome))
+    assert "optim.lr=0.001 (failed)" in render_markdown(plan.sweep, plan.records(outcome), plan.choices(outcome))
 
 
 def test_when_all_failed_the_row_says_so() -> None:
@@ -91,7 +91,7 @@ def test_when_all_failed_the_row_says_so() -> None:
     assert reasons["lora, seed 1"] == "not run: every value that was tried has failed or diverged"
     assert reasons["after, seed 0"] == "not run: 'lora' has failed"
     assert len(reasons) == 3 + 2 + 3
-    table = markdown(plan.sweep, plan.records(outcome), plan.choices(outcome))
+    table = render_markdown(plan.sweep, plan.records(outcome), plan.choices(outcome))
     assert "| LoRA | – | all failed | all failed |" in table
     lora, after = manifest(plan, outcome, Path("s.yaml"))["cells"]
     assert set(lora["failed"]) == {"0", "1", "2"}
@@ -162,7 +162,7 @@ def test_reading_chooses_among_what_is_finished() -> None:
         if lr_of(job) != 1e-2:
             outcome.records[job.id], outcome.folders[job.id] = record(job, [lr_of(job)]), Path(job.id)
     assert [(lr_of(job), seed_of(job)) for job in plan.ready(outcome)] == [(1e-3, 1), (1e-3, 2)]
-    table = markdown(plan.sweep, plan.records(outcome), plan.choices(outcome))
+    table = render_markdown(plan.sweep, plan.records(outcome), plan.choices(outcome))
     assert "(1/3 seeds)" in table
     assert "; 1 not tried yet" in table
 
@@ -184,7 +184,7 @@ def test_the_table_shows_the_choice_and_hides_the_tests_of_the_others() -> None:
         lambda job: record(job, [lr_of(job)] if "peft=lora" in job.overrides else [0.5], test=0.25 + seed_of(job) / 4),
     )
     records, choices = plan.records(outcome), plan.choices(outcome)
-    table = markdown(sweep, records, choices).splitlines()
+    table = render_markdown(sweep, records, choices).splitlines()
     assert table[:7] == [
         "|  | chosen | test accuracy | trainable |",
         "| --- | --- | ---: | ---: |",
@@ -196,7 +196,7 @@ def test_the_table_shows_the_choice_and_hides_the_tests_of_the_others() -> None:
     ]
     assert "- LoRA: a paper gives 0.9 (from memory); measured 0.5000 ± 0.2500." in table
     assert "- LoRA: optim.lr=0.0001 (0.0001), optim.lr=0.001 (0.0010), optim.lr=0.01 (0.0100, chosen)." in table
-    rows = list(csv.DictReader(io.StringIO(csv_text(sweep, records, choices))))
+    rows = list(csv.DictReader(io.StringIO(render_csv(sweep, records, choices))))
     assert [(row["cell"], row["seed"], row["run"], row["values"], row["value"]) for row in rows] == [
         ("lora", "0", "row", "optim.lr=0.01", "0.01"),
         ("lora", "1", "row", "optim.lr=0.01", ""),

@@ -21,7 +21,7 @@ from peftlab.sweeps.jobs import Job, Outcome
 from peftlab.sweeps.manifest import manifest
 from peftlab.sweeps.plan import DeclaredPlan
 from peftlab.sweeps.preflight import check_all
-from peftlab.sweeps.table import markdown
+from peftlab.sweeps.table import render_markdown
 from tests.sweeps.made_up import Killed, declared, play, record, value, write_epochs
 
 EPOCHS = 6
@@ -191,7 +191,7 @@ def test_a_running_trial_is_stopped_by_the_epochs_it_has_written() -> None:
     assert trials_of(plan) == expected
     assert reasons
     assert all(reason.startswith("stopped after epoch ") for reason in reasons)
-    table = markdown(plan.sweep, plan.records(outcome), plan.choices(outcome))
+    table = render_markdown(plan.sweep, plan.records(outcome), plan.choices(outcome))
     assert table.count("(pruned)") == len(reasons)
     plan.close()
 

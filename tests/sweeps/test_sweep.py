@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from peftlab.errors import PeftlabError
+from peftlab.report.columns import Form, cell_of
 from peftlab.sweeps.plan import DeclaredPlan
 from peftlab.sweeps.reading import read_sweep
 from peftlab.sweeps.record_paths import PARTS, check_record_path
-from peftlab.sweeps.table import Figure
 from tests.conftest import REPOSITORY, Peftlab
 
 COMMON = [
@@ -329,9 +329,9 @@ def test_forced_runs_are_to_run(peftlab: Peftlab, reviews: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "form", "text"),
     [
-        ((), "accuracy", "–"),
-        ((0.5, 0.7, 0.9), "accuracy", "0.7000 ± 0.2000"),
-        ((0.5,), "accuracy", "0.5000 (1/3 seeds)"),
+        ((), "score", "–"),
+        ((0.5, 0.7, 0.9), "score", "0.7000 ± 0.2000"),
+        ((0.5,), "score", "0.5000 (1/3 seeds)"),
         ((0.0, 0.0, 0.0), "difference", "0 (exactly)"),
         ((0.0, 0.0, 0.3), "difference", "+0.1000 ± 0.1732"),
         ((456.0, 456.0, 456.0), "count", "456"),
@@ -339,8 +339,8 @@ def test_forced_runs_are_to_run(peftlab: Peftlab, reviews: Path) -> None:
         ((1.25, 1.25, 1.25), "seconds", "1.2"),
     ],
 )
-def test_figures(values: tuple[float, ...], form: str, text: str) -> None:
-    assert Figure(values, seeds=3).text(form) == text
+def test_figures(values: tuple[float, ...], form: Form, text: str) -> None:
+    assert cell_of(values, form, complete=3, expected=3).text == text
 
 
 def test_the_lectures_sweep_composes(peftlab: Peftlab, monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:

@@ -81,7 +81,8 @@ def _plain_values(overrides: Sequence[str], group: str) -> dict[str, Any]:
 
 
 def _print(result: dict[str, Any], record: dict[str, Any], objective: Objective, *, unchanged: bool) -> None:
-    from peftlab.report.result import FiguresTable, console, undefined_lines
+    from peftlab.report.render.terminal import console, print_lines, print_table
+    from peftlab.report.result import FiguresTable, undefined_lines
 
     metrics, figures = result["metrics"], FiguresTable(objective)
     title = f"{result['split']}: {result['kind']}" if result["split"] == "test" else result["split"]
@@ -90,9 +91,8 @@ def _print(result: dict[str, Any], record: dict[str, Any], objective: Objective,
     for name, values in objective.detail_rows(metrics):
         figures.add(f"  {name}", None, values)
     out = console()
-    out.print(figures.table)
-    for line in undefined_lines(objective, result["split"], metrics):
-        out.print(line, highlight=False)
+    print_table(out, figures.table)
+    print_lines(out, undefined_lines(objective, result["split"], metrics))
     if unchanged:
         now, before = metrics[objective.selects], record["metrics"]["test"][objective.selects]
         out.print(f"the record says {shown(before)}: {'the same' if now == before else 'DIFFERENT'}")

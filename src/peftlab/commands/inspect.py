@@ -13,8 +13,8 @@ from rich.text import Text
 
 from peftlab.errors import ConfigError
 from peftlab.records.folder import finished_run
-from peftlab.report.result import console
-from peftlab.report.spectra import Spectrum, draw_inspection
+from peftlab.report.figures.spectra import Spectrum, draw_inspection
+from peftlab.report.render.terminal import console
 
 if TYPE_CHECKING:
     from torch import Tensor

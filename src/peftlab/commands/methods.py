@@ -15,7 +15,7 @@ from typing import Any
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.peft.base import PEFTStrategy, methods
 from peftlab.report.published import replace_table, require_markers
-from peftlab.report.result import console
+from peftlab.report.render.terminal import console
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.files import write_atomically
-from peftlab.report.build import Report, Request, build, default_target
-from peftlab.report.latex import latex
-from peftlab.report.tables import groups_csv, json_text, left_out_lines, markdown, runs_csv
-from peftlab.report.tables_terminal import print_report
+from peftlab.report.build import Request, build, default_target
+from peftlab.report.render.data import render_groups_csv, render_json, render_runs_csv
+from peftlab.report.render.latex import render_latex
+from peftlab.report.render.markdown import render_markdown
+from peftlab.report.render.terminal_report import print_report
+from peftlab.report.report import Report
 
 FORMATS = ("md", "tex", "csv", "json", "html", "figures")
 
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{target}/: {', '.join(written)}")
     if report.left_out:
         print(f"peftlab report: {len(report.left_out)} left out:", file=sys.stderr)
-        for line in left_out_lines(report):
+        for line in report.left_out_lines:
             print(f"  {line}", file=sys.stderr)
     return 1 if report.left_out else 0
 
@@ -94,26 +96,26 @@ def write(report: Report, target: Path, formats: Sequence[str]) -> list[str]:
     files: dict[str, str | bytes] = {}
     gallery = None
     if "figures" in formats or "html" in formats:
-        from peftlab.report.figures import draw_all  # imports matplotlib
+        from peftlab.report.figures.gallery import draw_all  # imports matplotlib
 
         gallery = draw_all(report)
     names = [f"{drawn.name}.png" for drawn in gallery.drawn] if gallery and "figures" in formats else []
     absent = gallery.absent if gallery else []
     if "md" in formats:
-        files["report.md"] = markdown(report, names, absent, target)
+        files["report.md"] = render_markdown(report, names, absent, target)
     if "tex" in formats:
-        files["report.tex"] = latex(report)
+        files["report.tex"] = render_latex(report)
     if "csv" in formats:
-        files |= {"report.csv": runs_csv(report), "groups.csv": groups_csv(report)}
+        files |= {"report.csv": render_runs_csv(report), "groups.csv": render_groups_csv(report)}
     if "json" in formats:
-        files["report.json"] = json_text(report, absent)
+        files["report.json"] = render_json(report, absent)
     if gallery and "figures" in formats:
         for drawn in gallery.drawn:
             files |= {f"{drawn.name}.png": drawn.png, f"{drawn.name}.pdf": drawn.pdf, f"{drawn.name}.csv": drawn.csv}
     if gallery and "html" in formats:
-        from peftlab.report.page import page
+        from peftlab.report.render.page import render_page
 
-        files["report.html"] = page(report, gallery, target, files="figures" in formats)
+        files["report.html"] = render_page(report, gallery, target, files="figures" in formats)
     for name, content in files.items():
         write_atomically(target / name, content)
     return list(files)

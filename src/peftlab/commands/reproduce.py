@@ -16,7 +16,7 @@ from peftlab.audit.reproduce import Reproduction, environment, prepare, write_co
 from peftlab.composition import parse
 from peftlab.config import from_plain
 from peftlab.errors import PeftlabError, RunError
-from peftlab.report.result import console
+from peftlab.report.render.terminal import console
 
 DESCRIPTION = """\
 Run a record again, in a folder of its own, and compare the results to the bit. Says first which command that is, and

@@ -19,7 +19,7 @@ from peftlab.sweeps.preflight import check_all, check_records, lines
 from peftlab.sweeps.slots import Machine, PoolOptions
 
 if TYPE_CHECKING:
-    from peftlab.report.figures_style import Drawn
+    from peftlab.report.figures.style import Drawn
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -105,14 +105,14 @@ def _list(call: Call) -> None:
 
 
 def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | None) -> None:
-    from peftlab.sweeps.table import csv_text, markdown
+    from peftlab.sweeps.table import render_csv, render_markdown
 
     sweep, records, choices, folder = plan.sweep, plan.records(outcome), plan.choices(outcome), plan.folder
-    table = markdown(sweep, records, choices)
+    table = render_markdown(sweep, records, choices)
     print(f"\n{table}")  # before anything is written: the disk may be full
     write_manifest(plan, outcome, file)
     write_atomically(folder / "table.md", f"# {sweep.title}\n\n{table}")
-    write_atomically(folder / "table.csv", csv_text(sweep, records, choices))
+    write_atomically(folder / "table.csv", render_csv(sweep, records, choices))
     pictures = _pictures(plan)
     for picture in pictures:
         write_atomically(folder / f"{picture.name}.png", picture.png)
@@ -129,12 +129,12 @@ def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | Non
 def _pictures(plan: DeclaredPlan) -> list[Drawn]:
     """The metric against trainable parameters, and the learning curves if the sweep asks for some."""
     from peftlab.report.build import Request, build
-    from peftlab.report.figures_runs import draw_curves
-    from peftlab.report.figures_scatter import draw_parameters
+    from peftlab.report.figures.runs import draw_curves
+    from peftlab.report.figures.scatter import draw_parameters
 
     report = build(Request(folders=(str(plan.folder),)))
     drawn = [draw_parameters(report)]
-    if any(cell.curve for cell in plan.sweep.cells):
+    if any(arm.curve for arm in plan.sweep.cells):
         drawn.append(draw_curves(report))
     return [picture for picture in drawn if not isinstance(picture, str)]
 

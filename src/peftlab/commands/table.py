@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from peftlab.report.result import console
+from peftlab.report.render.terminal import console
 from peftlab.tables.declared import Computed, compute, known_tables, read_table
 
 

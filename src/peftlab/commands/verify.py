@@ -11,7 +11,7 @@ from rich.text import Text
 
 from peftlab.audit.verify import Verdict, verify
 from peftlab.records.find import run_folders
-from peftlab.report.result import console
+from peftlab.report.render.terminal import console
 
 DESCRIPTION = """\
 Check finished runs against their own records: that the record is whole and its figures agree with each other, that the

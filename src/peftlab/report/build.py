@@ -1,24 +1,30 @@
-"""From folders to a report: read, group, summarise, compare, and say what a reader must know."""
+"""From folders to a report: records → runs → groups → statistics → tables and words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from peftlab.errors import ConfigError, listed, nearest
+from peftlab.metric_names import TRAIN_LOSS, MetricName
 from peftlab.objectives.base import figure_called
-from peftlab.report.groups import Group, Grouped, group_runs, keep_where
+from peftlab.report.analysis import Analysis, analyse
+from peftlab.report.columns import STANDARD, Column, columns_of
+from peftlab.report.failures import failures_of
+from peftlab.report.groups import Grouped, group_runs, keep_where
 from peftlab.report.groups_sweep import SweepFile, read_sweep_file
-from peftlab.report.marks import Marks, marks_of
-from peftlab.report.notes import FailureNote, add_notes
+from peftlab.report.legends import PLAIN, comparison_legend, legend
+from peftlab.report.notes import measured_on, notes_of, selection_of
+from peftlab.report.pairing import against, baseline_asked_for, require_a_pair, row_called
 from peftlab.report.records import Found, LeftOut, Run, find, first_objective, number_paths, read_runs
-from peftlab.report.same_rows import SameRows, same_rows
-from peftlab.report.statistics import Comparison, Summary, compare, corrected, summarise
-from peftlab.report.tables_columns import STANDARD, Column, columns_of
+from peftlab.report.report import Report
+from peftlab.report.results import comparison_table, details_of, filter_example, results_table
 
 FIGURE_VALUES = ("parameters.trainable", "timing.train_seconds", "memory.peak_mib")
+RESULTS = ("metrics", "parameters", "timing", "memory", "forgetting")
+"""Parts of a record that are proposed where a place is not there."""
 
 
 @dataclass(frozen=True)
@@ -35,50 +41,6 @@ class Request:
     """``highest`` or ``lowest``; None: as the records say of the metric."""
 
 
-@dataclass
-class Report:
-    """Everything that the outputs show."""
-
-    title: str
-    metric: Column
-    curve: str
-    """The quantity of the history that goes with the metric."""
-    highest: bool
-    """Whether the highest value of the metric is the best."""
-    columns: list[Column]
-    rows: list[Group]
-    others: list[Group]
-    """Cells of a sweep that are no rows."""
-    grouped: Grouped
-    summaries: dict[str, Summary]
-    """Id of a row → its metric."""
-    same: SameRows
-    """Which runs were measured on the same texts."""
-    found: Marks
-    """The best rows, and what could not be compared with them."""
-    baseline: Group | None = None
-    comparisons: dict[str, Comparison] = field(default_factory=dict)
-    """Id of a row → how it compares to the baseline."""
-    source: str = ""
-    selection: list[str] = field(default_factory=list)
-    measured_on: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-    failures: list[FailureNote] = field(default_factory=list)
-    printed: dict[str, list[str]] = field(default_factory=dict)
-    """Id of a row → its cells as text, made once for all outputs."""
-
-    @property
-    def marks(self) -> dict[str, str]:
-        """Id of a row → ``best``, or ``tied``: not significantly worse than the best."""
-        return self.found.of
-
-    @property
-    def runs(self) -> list[Run]:
-        """All finished runs of the rows and of the other cells."""
-        return [run for group in [*self.rows, *self.others] for run in group.runs]
-
-
 def build(request: Request) -> Report:
     """Make the report that ``request`` asks for.
 
@@ -86,63 +48,94 @@ def build(request: Request) -> Report:
         PeftlabError: if there is no record, or a key, metric or baseline that is not there.
     """
     found = find(request.folders)
-    sweeps = _sweep_files(found)
+    sweeps, unread = _sweep_files(found)
     objective = first_objective(found)
-    metric_path = request.metric or (sweeps[0].metric if sweeps else f"metrics.test.{objective['selects']}")
-    columns = columns_of(request.columns, metric_path, sweeps[0].columns if sweeps else [])
-    metric = next(column for column in columns if column.value == metric_path)
-    paths = [*(column.value for column in columns), *STANDARD, *FIGURE_VALUES]
-    curve = curve_of(metric_path, objective)
-    curves = ("train/loss", curve)
-    runs = read_runs(found, paths, curves)
+    path = request.metric or (sweeps[0].metric if sweeps else MetricName("test", objective["selects"]).in_record)
+    columns = columns_of(request.columns, path, sweeps[0].columns if sweeps else [])
+    metric = next(column for column in columns if column.value == path)
+    curve = curve_of(path, objective)
+    runs = read_runs(
+        found, [*(column.value for column in columns), *STANDARD, *FIGURE_VALUES], (TRAIN_LOSS.in_history, curve)
+    )
     if request.where:
         runs = keep_where(runs, request.where)
     _require_values(metric, runs, found, "--metric")
     for column in columns if request.columns is not None else []:
         _require_values(column, runs, found, "--columns")
     grouped = group_runs(runs, sweeps, by=request.by, filtered=bool(request.where))
-    rows = [group for group in grouped.groups if group.row]
-    if not rows:
-        raise ConfigError("no cell with a run is a row of the table (row: false in the sweep).")
-    _require_one_id_each(rows)
+    _require_rows(grouped)
     highest = request.best == "highest" if request.best else not metric.lower_is_better(objective["metrics"])
-    same = same_rows(grouped.groups, metric.value)
-    summaries = {group.id: summarise(group.values(metric.value)) for group in rows}
-    report = Report(
-        curve=curve,
-        title=" + ".join(sweep.title for sweep in sweeps) or ", ".join(sorted({run.name for run in runs})),
-        metric=metric, highest=highest, columns=columns, rows=rows,
-        others=[group for group in grouped.groups if not group.row], grouped=grouped, summaries=summaries,
-        same=same, found=marks_of(rows, metric.value, summaries, same, highest=highest),
-        source=", ".join(dict.fromkeys(sweep.source for sweep in sweeps if sweep.source)), left_out=found.left_out,
-    )  # fmt: skip
-    named = request.baseline or next((sweep.baseline for sweep in sweeps if sweep.baseline), None)
-    if named is not None and (request.baseline or not request.by):
-        _compare(report, named, optional=request.baseline is None)
-    add_notes(report, sweeps, request.where)
-    return report
+    analysis, notes = _compared(analyse(grouped, metric, columns, curve, highest=highest), request, sweeps)
+    title = " + ".join(sweep.title for sweep in sweeps) or ", ".join(sorted({run.name for run in runs}))
+    notes += notes_of(analysis, sweeps, request.where)
+    return _told(analysis, title, sweeps, notes, [*unread, *found.left_out])
+
+
+def _told(
+    analysis: Analysis, title: str, sweeps: Sequence[SweepFile], notes: Sequence[str], left_out: Sequence[LeftOut]
+) -> Report:
+    """``analysis`` with its tables and words."""
+    source = ", ".join(dict.fromkeys(sweep.source for sweep in sweeps if sweep.source))
+    return Report(
+        **vars(analysis),
+        title=title,
+        results=results_table(analysis, title, legend(analysis)),
+        comparison=comparison_table(analysis, comparison_legend(analysis)),
+        legend_in_signs=legend(analysis, PLAIN),
+        details={group.id: details_of(analysis, group) for group in analysis.rows},
+        filter_names=tuple(sorted(set(analysis.grouped.key_names.values()))),
+        filter_example=filter_example(analysis),
+        measured_on=tuple(measured_on(analysis)),
+        selection=tuple(selection_of(analysis, sweeps)),
+        source=(f"Source: {source}.",) if source else (),
+        notes=tuple(notes),
+        failures=tuple(failures_of([*analysis.rows, *analysis.others])),
+        left_out=tuple(left_out),
+    )
+
+
+def _compared(analysis: Analysis, request: Request, sweeps: Sequence[SweepFile]) -> tuple[Analysis, list[str]]:
+    """``analysis`` against the baseline that is asked for, or the sweep's; and a note if that has no run here."""
+    if request.baseline is not None:
+        baseline = baseline_asked_for(request.baseline, analysis.rows)
+        compared = against(baseline, analysis.rows, analysis.metric.value, analysis.same)
+        require_a_pair(request.baseline, baseline, compared, analysis.same)
+        return replace(analysis, baseline=baseline, compared=compared), []
+    named = next((sweep.baseline for sweep in sweeps if sweep.baseline), None)
+    if named is None or request.by:
+        return analysis, []
+    if (of_sweep := row_called(named, analysis.rows)) is None:  # not run yet, or --where took it away
+        return analysis, [f"The sweep's baseline '{named}' has no run here; nothing is compared to it."]
+    compared = against(of_sweep, analysis.rows, analysis.metric.value, analysis.same)
+    return replace(analysis, baseline=of_sweep, compared=compared), []
 
 
 def curve_of(metric: str, objective: Mapping[str, Any]) -> str:
-    """The quantity of the history that goes with a metric: ``validation/loss`` for ``metrics.test.loss``.
+    """The quantity of the history that goes with a metric: that of validation for one of the test.
 
     For a metric that the history has not, the figure that selects for the records' ``objective``.
     """
-    last = metric.rpartition(".")[2]
-    known = figure_called(last)
-    in_history = metric.startswith("metrics.") and last in objective["metrics"] and (known is None or known.each_epoch)
-    return f"validation/{last if in_history else objective['selects']}"
+    name = MetricName.from_record(metric)
+    figure = name.figure if name is not None else ""
+    known = figure_called(figure)
+    in_history = figure in objective["metrics"] and (known is None or known.each_epoch)
+    return MetricName("validation", figure if in_history else objective["selects"]).in_history
 
 
-def _sweep_files(found: Found) -> list[SweepFile]:
-    sweeps = []
+def _sweep_files(found: Found) -> tuple[list[SweepFile], list[LeftOut]]:
+    sweeps, unread = [], []
     for path in sorted(found.sweep_files):
         read = read_sweep_file(path)
         if isinstance(read, LeftOut):
-            found.left_out.append(LeftOut(read.path, f"{read.reason}; its runs are grouped by their configs"))
+            unread.append(LeftOut(read.path, f"{read.reason}; its runs are grouped by their configs"))
         else:
             sweeps.append(read)
-    return sweeps
+    return sweeps, unread
+
+
+def _require_rows(grouped: Grouped) -> None:
+    if not any(group.row for group in grouped.groups):
+        raise ConfigError("no cell with a run is a row of the table (row: false in the sweep).")
 
 
 def _require_values(column: Column, runs: Sequence[Run], found: Found, option: str) -> None:
@@ -161,9 +154,8 @@ def _require_values(column: Column, runs: Sequence[Run], found: Found, option: s
         return
     paths = number_paths(found)
     parent = column.value.rpartition(".")[0]
-    results = ("metrics.", "parameters.", "timing.", "memory.", "forgetting.")
     near = [path for path in paths if parent and path.rpartition(".")[0] == parent]
-    near = near or [path for path in paths if path.startswith(results)]
+    near = near or [path for path in paths if path.partition(".")[0] in RESULTS]
     raise ConfigError(
         f"{option} {column.value}: no record has a value there.{nearest(column.value, paths)} "
         f"There are: {listed(near)}."
@@ -172,58 +164,6 @@ def _require_values(column: Column, runs: Sequence[Run], found: Found, option: s
 
 def _kind(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else f"the text '{str(value)[:60]}'"
-
-
-def _require_one_id_each(rows: Sequence[Group]) -> None:
-    """Cells of several sweeps may share an id; then their labels, which name the sweep, take its place."""
-    ids = [group.id for group in rows]
-    for number, group in enumerate(rows):
-        if ids.count(group.id) > 1:
-            group.id = f"{group.label} [{number}]" if sum(g.label == group.label for g in rows) > 1 else group.label
-
-
-def _compare(report: Report, named: str, *, optional: bool) -> None:
-    """Fill in how each row compares to the baseline ``named``.
-
-    Raises:
-        ConfigError: if there is no such row, or no row shares a seed with it.
-    """
-    exact = [group for group in report.rows if named in (group.id, group.label)]
-    baseline = next(iter(exact or [g for g in report.rows if named.lower() in (g.id.lower(), g.label.lower())]), None)
-    if baseline is None:
-        if optional:  # the sweep's baseline has no run yet, or --where took it away
-            report.notes.append(f"The sweep's baseline '{named}' has no run here; nothing is compared to it.")
-            return
-        names = [name for group in report.rows for name in (group.label, group.id)]
-        raise ConfigError(
-            f"--baseline {named}: no row is called so.{nearest(named, names)} "
-            f"Rows: {listed({group.label for group in report.rows})}."
-        )
-    path = report.metric.value
-    rest = [group for group in report.rows if group is not baseline and group.runs]
-    values = baseline.by_seed(path)
-    tests = corrected(
-        [
-            compare(group.by_seed(path), values)
-            if report.same.pairable(group, baseline)
-            else Comparison(0, why_not=report.same.why_not)
-            for group in rest
-        ]
-    )
-    if rest and not optional and all(test.why_not == report.same.why_not for test in tests):
-        raise ConfigError(
-            f"--baseline {named}: no row can be compared with it: all others are {report.same.why_not}. Choose a "
-            "baseline on the same texts (What it was measured on, in the report without --baseline, names them)."
-        )
-    if rest and not optional and all(test.n == 0 for test in tests):
-        seeds = sorted({run.seed for run in baseline.runs})
-        others = sorted({run.seed for group in rest for run in group.runs})
-        raise ConfigError(
-            f"--baseline {named}: no row can be paired with it: {tests[0].why_not}. "
-            f"Its seeds are {seeds}; those of the other rows are {others}. A paired test needs one run a seed in both."
-        )
-    report.baseline = baseline
-    report.comparisons = {group.id: test for group, test in zip(rest, tests, strict=True)}
 
 
 def default_target(folders: Sequence[str]) -> Path:

@@ -1,31 +1,32 @@
-"""Groups of runs: the cells of a sweep where sweep.json names them, else runs that differ in their seed only."""
+"""Groups of runs: what a sweep.json names, else runs that differ in their seed only."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from peftlab.errors import ConfigError, listed, nearest
-from peftlab.report.groups_sweep import SweepFile
+from peftlab.report.groups_sweep import SweepArm, SweepFile
 from peftlab.report.records import Run
 from peftlab.report.records_config import COMPUTED, DATA_HASH, decides
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that a table shows as one row: the seeds of one config, or of one cell."""
+    """Runs that a table shows as one row: the seeds of one config, or of one arm of a sweep.json."""
 
     id: str
     label: str
-    runs: list[Run]
+    runs: Sequence[Run]
     """Finished, ordered by seed."""
-    missing: dict[str, str] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
     """Seed (or key of a run) without a result → why."""
-    logs: dict[str, str] = field(default_factory=dict)
+    logs: Mapping[str, str] = field(default_factory=dict)
     """Seed → where the sweep has put its log, if it has."""
-    failed: list[Run] = field(default_factory=list)
+    failed: Sequence[Run] = ()
     """Failed and interrupted runs that left a record."""
     section: str = ""
     """A heading that several rows share."""
@@ -35,13 +36,18 @@ class Group:
     """Whether its learning curve was asked for."""
     chosen: Mapping[str, Any] = field(default_factory=dict)
     """What a search has chosen for it."""
-    keys: dict[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
     """Config keys that differ between the groups → their value here."""
 
     @property
     def expected(self) -> int:
         """Runs that there should be."""
         return len(self.runs) + len(self.missing)
+
+    @property
+    def unit(self) -> str:
+        """What its runs are counted as: seeds, unless a seed stands twice, as in groups by less than the config."""
+        return "runs" if len({run.seed for run in self.runs}) < len(self.runs) else "seeds"
 
     def values(self, path: str) -> list[float]:
         """The numbers at ``path``, of the runs that have one."""
@@ -59,20 +65,20 @@ class Group:
         return found
 
 
-@dataclass
+@dataclass(frozen=True)
 class Grouped:
     """All groups of a report, and what could not be put into one."""
 
-    groups: list[Group]
-    outside: list[Run] = field(default_factory=list)
-    """Runs below a sweep.json that none of its cells names."""
+    groups: Sequence[Group]
+    outside: Sequence[Run] = ()
+    """Runs below a sweep.json that none of its rows names."""
     tried: int = 0
     """Runs that a search has tried and not chosen."""
-    key_names: dict[str, str] = field(default_factory=dict)
+    key_names: Mapping[str, str] = field(default_factory=dict)
     """Config keys that differ between the groups → how short they can be said."""
-    telling: list[str] = field(default_factory=list)
-    """Those of them that labels are made of; empty where cells have labels of their own."""
-    implied: list[str] = field(default_factory=list)
+    telling: Sequence[str] = ()
+    """Those of them that labels are made of; empty where a sweep has given labels."""
+    implied: Sequence[str] = ()
     """The others: they differ only where one of ``telling`` does."""
 
 
@@ -128,7 +134,7 @@ def group_runs(runs: Sequence[Run], sweeps: Sequence[SweepFile], *, by: Sequence
 
     Args:
         runs: finished and failed ones.
-        sweeps: the sweep.json files above them; their cells are groups, unless ``by`` is given.
+        sweeps: the sweep.json files above them; what they name are groups, unless ``by`` is given.
         by: config keys to group by instead; empty: the whole config without the seed.
         filtered: whether --where has taken runs away, so that a missing one is not missed.
     """
@@ -136,57 +142,59 @@ def group_runs(runs: Sequence[Run], sweeps: Sequence[SweepFile], *, by: Sequence
         keys = [known_key(key, runs, "--by") for key in by]
         # what was computed otherwise is never in the mean of what was not
         told = [*keys, COMPUTED]
-        groups = _by_config(runs, {id(run): tuple(shown(run.config.get(key)) for key in told) for run in runs})
-        return _labelled(Grouped(groups), keys)
-    grouped, left = Grouped([]), list(runs)
+        return _labelled(
+            [], _by_config(runs, [tuple(shown(run.config.get(key)) for key in told) for run in runs]), keys
+        )
+    named: list[Group] = []
+    outside: list[Run] = []
+    tried, left = 0, list(runs)
     for sweep in sweeps:
         inside = [run for run in left if run.folder.rpartition("/")[0] == sweep.folder]
         left = [run for run in left if run.folder.rpartition("/")[0] != sweep.folder]
         prefix = f"{sweep.title}: " if len(sweeps) > 1 else ""
-        grouped.groups += _cells(sweep, inside, prefix, filtered=filtered)
-        named = {run.key for group in grouped.groups for run in [*group.runs, *group.failed]}
-        tried = {key for cell in sweep.cells for key in cell.tried}
-        grouped.tried += len([run for run in inside if run.key in tried - named])
-        grouped.outside += [run for run in inside if run.key not in named | tried]
-    cells = list(grouped.groups)
-    grouped.groups += _by_config(left, {id(run): run.identity for run in left})
-    return _labelled(grouped, None, named=cells)
+        named += _of_sweep(sweep, inside, prefix, filtered=filtered)
+        there = {run.key for group in named for run in [*group.runs, *group.failed]}
+        trials = {key for arm in sweep.arms for key in arm.tried}
+        tried += len([run for run in inside if run.key in trials - there])
+        outside += [run for run in inside if run.key not in there | trials]
+    found = _labelled(named, _by_config(left, [run.identity for run in left]), None)
+    return replace(found, outside=outside, tried=tried)
 
 
-def _cells(sweep: SweepFile, runs: Sequence[Run], prefix: str, *, filtered: bool) -> list[Group]:
+def _of_sweep(sweep: SweepFile, runs: Sequence[Run], prefix: str, *, filtered: bool) -> list[Group]:
     by_key = {run.key: run for run in runs}
     groups = []
-    for cell in sweep.cells:
-        found = [(seed, by_key[key]) for seed, key in cell.runs.items() if key in by_key]
-        # A failed run has no key in the file; it is the cell's if it differs from its other runs in the seed only.
+    for arm in sweep.arms:
+        found = [(seed, by_key[key]) for seed, key in arm.runs.items() if key in by_key]
+        # A failed run has no key in the file; it is this arm's if it differs from its other runs in the seed only.
         alike = {run.identity for _, run in found}
         found += [
             (str(run.seed), run)
             for run in runs
-            if not run.finished and run.identity in alike and str(run.seed) in cell.failed
+            if not run.finished and run.identity in alike and str(run.seed) in arm.failed
         ]
         kinds = _kinds([run for _, run in found if run.finished])
         words, first = next(iter(kinds.items()), ("", []))
+        several = f", computed {words}" if words and len(kinds) > 1 else ""
+        label = prefix + (arm.label or arm.id)
         group = Group(
-            id=cell.id, label=prefix + (cell.label or cell.id), section=cell.group, row=cell.row, curve=cell.curve,
-            runs=first, failed=[run for _, run in found if not run.finished], chosen=cell.chosen,
-            logs={seed: f"{sweep.folder}/.logs/{key}.txt" for seed, key in cell.runs.items()}
-            | {seed: f"{sweep.folder}/{path}" for seed, path in cell.logs.items()},
+            id=arm.id, label=label + several, section=arm.group, row=arm.row, curve=arm.curve,
+            runs=first, failed=[run for _, run in found if not run.finished], chosen=arm.chosen,
+            missing=_missing(sweep, arm, found, filtered=filtered),
+            logs={seed: f"{sweep.folder}/.logs/{key}.txt" for seed, key in arm.runs.items()}
+            | {seed: f"{sweep.folder}/{path}" for seed, path in arm.logs.items()},
         )  # fmt: skip
-        apart = [_apart(group, *kind) for kind in list(kinds.items())[1:]]
-        if apart and words:
-            group.label += f", computed {words}"
-        there = {seed for seed, run in found if run.finished}
-        if not filtered or group.failed:
-            noted = {seed: run.error or run.status for seed, run in found if not run.finished}
-            seeds = dict.fromkeys([*map(str, sweep.seeds), *cell.runs, *cell.failed])
-            for seed in [*noted] if filtered else seeds:
-                if seed not in there:
-                    group.missing[seed] = cell.failed.get(seed) or noted.get(seed) or "no record yet"
-        if group.runs or group.missing:
-            groups.append(group)
-        groups += apart
+        groups += [group] if group.runs or group.missing else []
+        groups += [_apart(replace(group, label=label), *kind) for kind in list(kinds.items())[1:]]
     return groups
+
+
+def _missing(sweep: SweepFile, arm: SweepArm, found: Sequence[tuple[str, Run]], *, filtered: bool) -> dict[str, str]:
+    """Seeds of ``arm`` without a result, each with the reason."""
+    there = {seed for seed, run in found if run.finished}
+    noted = {seed: run.error or run.status for seed, run in found if not run.finished}
+    seeds = noted if filtered else dict.fromkeys([*map(str, sweep.seeds), *arm.runs, *arm.failed])
+    return {seed: arm.failed.get(seed) or noted.get(seed) or "no record yet" for seed in seeds if seed not in there}
 
 
 def _kinds(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -197,18 +205,19 @@ def _kinds(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return kinds
 
 
-def _apart(cell: Group, words: str, runs: list[Run]) -> Group:
-    """The row of those runs of a cell that were computed otherwise than its others."""
+def _apart(group: Group, words: str, runs: list[Run]) -> Group:
+    """The row of those runs that were computed otherwise than the others of ``group``."""
     name = f"computed {words}"
     return replace(
-        cell, id=f"{cell.id}, {name}", label=f"{cell.label}, {name}", runs=runs, failed=[], missing={}, logs={}, keys={}
+        group, id=f"{group.id}, {name}", label=f"{group.label}, {name}", runs=runs, failed=[], missing={}, logs={}
     )
 
 
-def _by_config(runs: Sequence[Run], identities: Mapping[int, Any]) -> list[Group]:
+def _by_config(runs: Sequence[Run], identities: Sequence[Any]) -> list[Group]:
+    """Groups of ``runs`` that have the same of ``identities``."""
     members: dict[Any, list[Run]] = {}
-    for run in runs:
-        members.setdefault(identities[id(run)], []).append(run)
+    for run, identity in zip(runs, identities, strict=True):
+        members.setdefault(identity, []).append(run)
     groups = []
     for of_group in members.values():
         finished = sorted((run for run in of_group if run.finished), key=lambda run: run.seed)
@@ -219,40 +228,58 @@ def _by_config(runs: Sequence[Run], identities: Mapping[int, Any]) -> list[Group
     return groups
 
 
-def _labelled(grouped: Grouped, by: Sequence[str] | None, named: Sequence[Group] = ()) -> Grouped:
-    """Find the keys that differ between the groups, and call those groups by them that have no label yet."""
-    keys = list(by) if by is not None else _varying(grouped.groups)
-    grouped.key_names = _short(keys)
-    for group in grouped.groups:
-        members = group.runs or group.failed
-        for key in keys:
-            values = dict.fromkeys(shown(run.config[key]) for run in members if key in run.config)
-            if values:
-                group.keys[key] = "|".join(values)
-    if any(_computed(group) for group in grouped.groups) and COMPUTED not in keys:
+def _labelled(named: Sequence[Group], unnamed: Sequence[Group], by: Sequence[str] | None) -> Grouped:
+    """Find the keys that differ between the groups, and call those of ``unnamed`` by them."""
+    everything = [*named, *unnamed]
+    keys = list(by) if by is not None else _varying(everything)
+    key_names = _short(keys)
+    if any(map(_computed, everything)) and COMPUTED not in keys:
         keys.append(COMPUTED)
-        grouped.key_names |= _short([COMPUTED])
-        for group in grouped.groups:
-            group.keys |= {COMPUTED: words} if (words := _computed(group)) else {}
-    unnamed = [group for group in grouped.groups if not any(group is other for other in named)]
+        key_names |= _short([COMPUTED])
+    named, unnamed = ([replace(group, keys=_values(group, keys)) for group in groups] for groups in (named, unnamed))
     unnamed.sort(key=lambda group: [_order(group.keys.get(key)) for key in keys])
-    grouped.groups = [*named, *unnamed]
-    telling = keys if by is not None else _telling(keys, unnamed)
+    telling = list(keys) if by is not None else _telling(keys, unnamed)
     if len({group.keys.get(COMPUTED) for group in unnamed}) > 1 and COMPUTED not in telling:
-        telling = [*telling, COMPUTED]  # even where others tell the rows apart: it is no difference of their configs
-    if by is None and (of_data := _telling_data(telling, unnamed)):
-        grouped.key_names |= _short(of_data)
-        telling = [*telling, *of_data]
-    if unnamed and not named:
-        grouped.telling, grouped.implied = telling, [key for key in keys if key not in (*telling, COMPUTED)]
+        telling.append(COMPUTED)  # even where others tell the rows apart: it is no difference of their configs
+    if by is None:
+        unnamed, of_data = _told_by_data(telling, unnamed)
+        key_names |= _short(of_data)
+        telling += of_data
+    unnamed = _with_labels(unnamed, telling, key_names)
+    if not unnamed or named:
+        return Grouped([*named, *unnamed], key_names=key_names)
+    implied = [key for key in keys if key not in (*telling, COMPUTED)]
+    return Grouped(unnamed, key_names=key_names, telling=telling, implied=implied)
+
+
+def _values(group: Group, keys: Sequence[str]) -> dict[str, str]:
+    """Those of ``keys`` that the runs of ``group`` have → their values."""
+    members = group.runs or group.failed
+    found = {key: dict.fromkeys(shown(run.config[key]) for run in members if key in run.config) for key in keys}
+    return {key: "|".join(values) for key, values in found.items() if values}
+
+
+def _with_labels(groups: Sequence[Group], telling: Sequence[str], key_names: Mapping[str, str]) -> list[Group]:
+    """``groups`` with labels of the keys that tell them apart, which are their ids too."""
     taken: dict[str, int] = {}
-    for group in unnamed:
-        text = " ".join(f"{grouped.key_names[key]}={group.keys[key]}" for key in telling if key in group.keys)
+    labelled = []
+    for group in groups:
+        text = " ".join(f"{key_names[key]}={group.keys[key]}" for key in telling if key in group.keys)
         members = group.runs or group.failed
         text = text or (members[0].name if members else "")
         taken[text] = taken.get(text, 0) + 1
-        group.label = group.id = text if taken[text] == 1 else f"{text} ({taken[text]})"
-    return grouped
+        label = text if taken[text] == 1 else f"{text} ({taken[text]})"
+        labelled.append(replace(group, id=label, label=label))
+    return labelled
+
+
+def with_one_id_each(rows: Sequence[Group]) -> list[Group]:
+    """``rows``; those of several sweeps may share an id, and then labels, which name the sweep, take its place."""
+    ids, labels = Counter(row.id for row in rows), Counter(row.label for row in rows)
+    return [
+        row if ids[row.id] == 1 else replace(row, id=row.label if labels[row.label] == 1 else f"{row.label} [{number}]")
+        for number, row in enumerate(rows)
+    ]
 
 
 def _computed(group: Group) -> str:
@@ -293,26 +320,27 @@ def _telling(keys: Sequence[str], groups: Sequence[Group]) -> list[str]:
     return kept
 
 
-def _telling_data(keys: Sequence[str], groups: Sequence[Group]) -> list[str]:
-    """Put into ``groups`` what tells those apart which ``keys`` leave together, being one config on other data.
+def _told_by_data(keys: Sequence[str], groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
+    """``groups`` with what tells those apart which ``keys`` leave together, being one config on other data.
 
-    That is the names of their files, and the hash of the texts where names do not tell. Returns the keys of these.
+    That is the names of their files, and the hash of the texts where names do not tell. Returns the keys of these too.
     """
-    alike: dict[tuple[str | None, ...], list[Group]] = {}
-    for group in groups:
-        alike.setdefault(tuple(group.keys.get(key) for key in keys), []).append(group)
-    found: dict[str, None] = {}
-    for members in alike.values():
+    alike: dict[tuple[str | None, ...], list[int]] = {}
+    for number, group in enumerate(groups):
+        alike.setdefault(tuple(group.keys.get(key) for key in keys), []).append(number)
+    told_apart, found = list(groups), dict[str, None]()
+    for numbers in alike.values():
+        members = [groups[number] for number in numbers]
         if len({run.config.get(DATA_HASH) for group in members for run in group.runs}) < 2:
             continue
         told = _file_names(members)
         if len({tuple(of.items()) for of in told}) < len(members):
             for of, group in zip(told, members, strict=True):
                 of[DATA_HASH] = "|".join(dict.fromkeys(shown(run.config.get(DATA_HASH)) for run in group.runs))
-        for of, group in zip(told, members, strict=True):
-            group.keys |= of
+        for of, group, number in zip(told, members, numbers, strict=True):
+            told_apart[number] = replace(group, keys={**group.keys, **of})
             found |= dict.fromkeys(of)
-    return list(found)
+    return told_apart, list(found)
 
 
 def _file_names(groups: Sequence[Group]) -> list[dict[str, str]]:

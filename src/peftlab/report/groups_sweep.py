@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peftlab.report.columns import Column, present_format
 from peftlab.report.records import LeftOut
 
 FORMAT = 1
 
 
 @dataclass(frozen=True)
-class CellRuns:
-    """A cell and its runs."""
+class SweepArm:
+    """What the sweep varies, and its runs: a row of the table, mostly."""
 
     id: str
     label: str
@@ -44,10 +45,11 @@ class SweepFile:
     notes: str
     metric: str
     baseline: str | None
-    """Id of a cell."""
+    """Id of an arm."""
     seeds: list[int]
-    columns: list[dict[str, str]]
-    cells: list[CellRuns]
+    columns: list[Column]
+    arms: list[SweepArm]
+    """``cells`` in the file."""
 
 
 def read_sweep_file(path: str) -> SweepFile | LeftOut:
@@ -65,11 +67,8 @@ def read_sweep_file(path: str) -> SweepFile | LeftOut:
             metric=str(given["metric"]),
             baseline=given.get("baseline"),
             seeds=[int(seed) for seed in given["seeds"]],
-            columns=[
-                {"title": str(c["title"]), "value": str(c["value"]), "format": str(c.get("format", "score"))}
-                for c in given["columns"]
-            ],
-            cells=[_cell(cell) for cell in given["cells"]],
+            columns=list(map(_column, given["columns"])),
+            arms=list(map(_arm, given["cells"])),
         )
     except KeyError as error:
         return LeftOut(path, f"is damaged: no {error}")
@@ -77,8 +76,13 @@ def read_sweep_file(path: str) -> SweepFile | LeftOut:
         return LeftOut(path, f"is damaged ({error})")
 
 
-def _cell(given: dict[str, Any]) -> CellRuns:
-    return CellRuns(
+def _column(given: dict[str, Any]) -> Column:
+    form = present_format(str(given.get("format", "score")))
+    return Column(title=str(given["title"]), value=str(given["value"]), format=form)
+
+
+def _arm(given: dict[str, Any]) -> SweepArm:
+    return SweepArm(
         id=str(given["id"]),
         label=str(given.get("label") or ""),
         runs={str(seed): str(key) for seed, key in given["runs"].items()},

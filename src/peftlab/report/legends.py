@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from peftlab.report.analysis import Analysis
 from peftlab.report.groups import Group
 from peftlab.report.statistics import LEVEL, RESAMPLES
-
-if TYPE_CHECKING:
-    from peftlab.report.build import Report
-
-SHOWN_NAMES = 5
+from peftlab.report.words import counted, names
 
 
 class MarkWords(NamedTuple):
@@ -26,30 +22,30 @@ PLAIN = MarkWords("*", "=")
 """For output that has neither bold nor underlined letters."""
 
 
-def legend(report: Report, words: MarkWords = TYPESET) -> str:
+def legend(analysis: Analysis, words: MarkWords = TYPESET) -> str:
     """What ± and the marks mean, and which rows could not be tested, in one line."""
-    best = "highest" if report.highest else "lowest"
+    best = "highest" if analysis.highest else "lowest"
     parts = ["Mean ± standard deviation (n - 1) over seeds."]
-    if report.marks:
-        places = {(group.section, report.same.of(group)) for group in report.rows if group.runs}
+    if analysis.marks:
+        places = {(group.section, analysis.same.of(group)) for group in analysis.rows if group.runs}
         where = " of the rows" if len(places) == 1 else " of each section and of each test set"
-        parts.append(f"{words.best}: the best mean{where} ({best} {report.metric.title}).")
-        parts += _about_tests(report, words)
-    elif len(report.rows) > 1:
+        parts.append(f"{words.best}: the best mean{where} ({best} {analysis.metric.title}).")
+        parts += _about_tests(analysis, words)
+    elif len(analysis.rows) > 1:
         parts.append("No row is marked as the best: no two that may be compared have a finite mean.")
-    parts += _about_untested(report)
+    parts += _about_untested(analysis)
     return " ".join(parts)
 
 
-def _about_tests(report: Report, words: MarkWords) -> list[str]:
-    tests = report.found.tests
+def _about_tests(analysis: Analysis, words: MarkWords) -> list[str]:
+    tests = analysis.marked.tests
     if not any(tests):
         return []
     over = f"over {counted(sum(tests), 'comparison')}" if len(tests) == 1 else (
         f"over the comparisons of each ({', '.join(map(str, tests))})"
     )  # fmt: skip
     test = f"a paired t-test over shared seeds with Holm's correction {over} at {LEVEL:g}"
-    if "tied" in report.marks.values():
+    if "tied" in analysis.marks.values():
         return [
             f"{words.tied}: not significantly different from the best by {test}; with few seeds, that alone is no "
             "proof that they are equal."
@@ -60,11 +56,11 @@ def _about_tests(report: Report, words: MarkWords) -> list[str]:
     return [f"{passes} as equal: {words.tied.lower()} would be what {test} cannot tell from the best."]
 
 
-def _about_untested(report: Report) -> list[str]:
+def _about_untested(analysis: Analysis) -> list[str]:
     """Rows without a mark that no test stands behind, by the reason."""
     by_reason: dict[str, list[Group]] = {}
-    for group in report.rows:
-        if why := report.found.untested.get(group.id):
+    for group in analysis.rows:
+        if why := analysis.marked.untested.get(group.id):
             by_reason.setdefault(why, []).append(group)
     if not by_reason:
         return []
@@ -72,30 +68,17 @@ def _about_untested(report: Report) -> list[str]:
     return [f"Not tested against the best: {said}."]
 
 
-def comparison_legend(report: Report) -> str:
+def comparison_legend(analysis: Analysis) -> str:
     """What the columns of the comparison are, in one line."""
-    compared = report.comparisons.values()
-    tested = sum(found.p is not None for found in compared)
+    tested = sum(one.test.p is not None for one in analysis.compared)
     over = f"Holm's correction is over the {counted(tested, 'comparison')} that could be tested"
-    if tested < len(compared):
-        over += f", of {len(compared)}"
+    if tested < len(analysis.compared):
+        over += f", of {len(analysis.compared)}"
     if not tested:
         over = "no row could be tested"
     return (
-        f"Difference: mean over shared seeds of (row - {report.baseline.label if report.baseline else ''}) in "
-        f"{report.metric.title}. p: two-sided paired t-test; {over}. "
+        f"Difference: mean over shared seeds of (row - {analysis.baseline.label if analysis.baseline else ''}) in "
+        f"{analysis.metric.title}. p: two-sided paired t-test; {over}. "
         f"Intervals cover 95 %: that of the t distribution, and the percentile bootstrap of the mean difference "
         f"({RESAMPLES:,} resamples, seed 0), which is too narrow with few seeds."
     )
-
-
-def counted(count: int, what: str) -> str:
-    """``1 run``, ``2 runs``."""
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
-
-
-def names(groups: Iterable[Group]) -> str:
-    """Labels of the first few groups, and how many there are beyond."""
-    labels = [group.label for group in groups]
-    more = f" and {len(labels) - SHOWN_NAMES} more" if len(labels) > SHOWN_NAMES else ""
-    return "; ".join(labels[:SHOWN_NAMES]) + more

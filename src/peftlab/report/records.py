@@ -19,6 +19,7 @@ from typing import Any
 
 from peftlab.class_names import stable_name
 from peftlab.errors import PeftlabError, RunError, nearest
+from peftlab.metric_names import TRAIN_LOSS
 from peftlab.objectives.recorded import BEFORE, objective_facts
 from peftlab.records.folder import SCHEMA_VERSION, RunFolder
 from peftlab.records.identity import Rules
@@ -86,7 +87,7 @@ class Run:
     @property
     def diverged(self) -> bool:
         """Whether its training loss became infinite or no number."""
-        return not all(isfinite(loss) for loss in self.curve.get("train/loss", ()))
+        return not all(isfinite(loss) for loss in self.curve.get(TRAIN_LOSS.in_history, ()))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-SPLITS = ("train", "validation", "test")
+from peftlab.metric_names import SPLITS
 
 
 def facts_of(record: Mapping[str, Any]) -> dict[str, str]:

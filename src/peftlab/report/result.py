@@ -6,17 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAVY
-from rich.console import Console
-from rich.table import Table
-
+from peftlab.metric_names import SPLITS
 from peftlab.objectives.base import Objective, shown
-
-
-def console() -> Console:
-    """A console as wide as the terminal, or 110 columns where there is none (a log file)."""
-    wide = Console()
-    return wide if wide.is_terminal else Console(width=110)
+from peftlab.report.render.terminal import console, print_lines, print_table
+from peftlab.report.table import Head, Table, plain_table
 
 
 class FiguresTable:
@@ -25,14 +18,19 @@ class FiguresTable:
     def __init__(self, objective: Objective) -> None:
         names = [name for name in objective.every_epoch() if name != "loss"]
         self._names = (*names, "loss")
-        self.table = Table(box=SIMPLE_HEAVY)
-        for column in ("split", "rows", *(objective.figure(name).title for name in self._names)):
-            self.table.add_column(column, justify="left" if column == "split" else "right")
+        titles = [objective.figure(name).title for name in self._names]
+        self._heads = [Head("split"), *(Head(title, number=True) for title in ("rows", *titles))]
+        self._lines: list[list[str]] = []
+
+    @property
+    def table(self) -> Table:
+        """What was added."""
+        return plain_table(self._heads, self._lines)
 
     def add(self, title: str, rows: int | None, values: Mapping[str, Any]) -> None:
         """A line; a figure that ``values`` lack leaves its cell empty."""
         cells = [shown(values[name]) if name in values else "" for name in self._names]
-        self.table.add_row(title, "" if rows is None else f"{rows:,}", *cells)
+        self._lines.append([title, "" if rows is None else f"{rows:,}", *cells])
 
     def add_tasks(self, metrics: Mapping[str, Any], kinds: Mapping[str, str] | None = None) -> None:
         """A line for each task of ``metrics``, with the kind of its rows; none for data of one task.
@@ -55,7 +53,7 @@ def print_result(path: Path, record: dict[str, Any], objective: Objective) -> No
     """Print metrics, selection, size and speed from ``record``."""
     metrics, timing = record["metrics"], record["timing"]
     figures = FiguresTable(objective)
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         values = metrics[split]
         tasks = record["data"]["tasks"] if "tasks" in values else {}
         name = f"{split}, mean of the tasks" if tasks else split
@@ -67,16 +65,15 @@ def print_result(path: Path, record: dict[str, Any], objective: Objective) -> No
             figures.add_tasks(values, kinds)
     selection = record["selection"]
     out = console()
-    out.print(figures.table)
+    print_table(out, figures.table)
     for split, values in metrics.items():
-        for line in undefined_lines(objective, split, values):
-            out.print(line, highlight=False)
-    out.print(
+        print_lines(out, undefined_lines(objective, split, values))
+    about = (
         f"weights of epoch {selection['epoch'] + 1} ({selection['rule']}); "
         f"{record['parameters']['trainable']:,} trainable parameters; "
         f"adapter {record['parameters']['adapter_bytes']:,} bytes; "
         f"trained {timing['train_seconds']:.0f} s at {timing['train_samples_per_second']:.1f} samples/s; "
-        f"peak memory {record['memory']['peak_mib']:.0f} MiB",
-        highlight=False,
+        f"peak memory {record['memory']['peak_mib']:.0f} MiB"
     )
+    print_lines(out, [about])
     out.print(f"{path}/: record.json, metrics.csv, curves.png, adapter.safetensors", highlight=False, soft_wrap=True)

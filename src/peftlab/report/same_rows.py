@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from peftlab.metric_names import MetricName
 from peftlab.report.groups import Group
 from peftlab.report.records import Run
-from peftlab.report.records_facts import SPLITS
 
 VERBS = {"train": "trained", "validation": "validated", "test": "tested"}
 
@@ -52,9 +52,8 @@ def _by_seed(same: SameRows, group: Group) -> dict[int, set[str]]:
 
 def split_of(metric: str) -> str:
     """The split that ``metric`` is measured on; what is no figure of a split, like seconds, counts as the test's."""
-    first, _, rest = metric.partition(".")
-    name = rest.partition(".")[0]
-    return name if first == "metrics" and name in SPLITS else "test"
+    name = MetricName.from_record(metric)
+    return "test" if name is None else name.split
 
 
 def same_rows(groups: Iterable[Group], metric: str) -> SameRows:

@@ -35,7 +35,12 @@ class Summary:
     @property
     def finite(self) -> bool:
         """Whether there is a mean to compare."""
-        return self.mean is not None and isfinite(self.mean)
+        return self.finite_mean is not None
+
+    @property
+    def finite_mean(self) -> float | None:
+        """The mean, if it is finite."""
+        return self.mean if self.mean is not None and isfinite(self.mean) else None
 
 
 def summarise(values: Sequence[float]) -> Summary:

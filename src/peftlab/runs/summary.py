@@ -10,7 +10,7 @@ from peftlab.backbones.base import Backbone
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.records.folder import RunFolder
-from peftlab.report.result import console
+from peftlab.report.render.terminal import console
 
 
 def print_before(

@@ -24,7 +24,7 @@ from peftlab.records import environment
 from peftlab.records.folder import RunFolder
 from peftlab.records.history import write_metrics_csv
 from peftlab.records.identity import recorded
-from peftlab.report.curves import draw_curves
+from peftlab.report.figures.training import draw_curves
 from peftlab.report.result import print_result
 from peftlab.runs import record
 from peftlab.runs.adapter_file import frozen_fingerprint, save_adapter

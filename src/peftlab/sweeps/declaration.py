@@ -25,11 +25,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from peftlab.fields import NAME_PATTERN, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from peftlab.objectives.base import figure_called, objectives
-from peftlab.objectives.recorded import FORMATS_BEFORE
+from peftlab.report.columns import Column
 
 Text = Annotated[str, Field(min_length=1)]
 Values = dict[str, Annotated[list[Any], Field(min_length=1)]]
@@ -112,8 +112,8 @@ class Search:
 
 
 @dataclass(kw_only=True)
-class Cell:
-    """Runs that differ in their seed only."""
+class Arm:
+    """One arm of the experiment, ``cells`` in the file: a configuration, whose runs differ in their seed only."""
 
     id: Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
     label: str = ""
@@ -137,7 +137,7 @@ class Cell:
         """What people call it."""
         return self.label or self.id
 
-    def expanded(self) -> Iterator[Cell]:
+    def expanded(self) -> Iterator[Arm]:
         """One cell for each combination of the grid; itself without one."""
         for chosen in combinations(self.grid or {}):
             label, more = self.label, assignments(chosen)
@@ -155,20 +155,6 @@ class Cell:
     def optuna(self) -> Search | None:
         """The search, if there is one."""
         return (self.search or {}).get("optuna")
-
-
-def _present_format(given: Any) -> Any:
-    return FORMATS_BEFORE.get(given, given) if isinstance(given, str) else given
-
-
-@dataclass(kw_only=True)
-class Column:
-    """A column of the table."""
-
-    title: str
-    value: str
-    """Where the value stands in a record: ``metrics.test.loss``."""
-    format: Annotated[Literal["score", "difference", "count", "seconds"], BeforeValidator(_present_format)] = "score"
 
 
 @dataclass(kw_only=True)
@@ -222,18 +208,19 @@ class Sweep:
     """Column value that the figures show."""
     baseline: str | None = None
     """Cell that the report compares the others with."""
-    cells: list[Cell]
+    cells: list[Arm]
+    """The arms, with their grids expanded."""
     columns: list[Column]
     expected: list[Expected] = field(default_factory=list)
     published: list[Published] = field(default_factory=list)
 
-    def cell(self, cell_id: str) -> Cell:
-        """The cell called ``cell_id``."""
-        return next(cell for cell in self.cells if cell.id == cell_id)
+    def arm(self, arm_id: str) -> Arm:
+        """The cell called ``arm_id``."""
+        return next(arm for arm in self.cells if arm.id == arm_id)
 
     def chooses(self) -> bool:
         """Whether any row's values are chosen by ``tune`` or ``search``."""
-        return any(cell.tune or cell.search for cell in self.cells)
+        return any(arm.tune or arm.search for arm in self.cells)
 
 
 def lower_is_better(path: str) -> bool:

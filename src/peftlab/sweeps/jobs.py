@@ -27,7 +27,7 @@ class Job:
     config_dir: str | None = None
     """``--config-dir``, an absolute path."""
     config_name: str = "train"
-    cell: str | None = None
+    arm: str | None = None
     """The cell of a declared sweep that it belongs to."""
 
 

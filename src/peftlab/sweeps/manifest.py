@@ -10,7 +10,7 @@ from typing import Any
 
 from peftlab.files import write_atomically
 from peftlab.sweeps.choice import Choice, Tried
-from peftlab.sweeps.declaration import Cell
+from peftlab.sweeps.declaration import Arm
 from peftlab.sweeps.jobs import Failure, Outcome
 from peftlab.sweeps.plan import DeclaredPlan, Variant
 
@@ -49,13 +49,13 @@ def manifest(plan: DeclaredPlan, outcome: Outcome, file: Path) -> dict[str, Any]
         "columns": [
             {"title": column.title, "value": column.value, "format": column.format} for column in sweep.columns
         ],
-        "cells": [_cell(plan, cell, outcome, records, choices.get(cell.id)) for cell in sweep.cells],
+        "cells": [_arm(plan, arm, outcome, records, choices.get(arm.id)) for arm in sweep.cells],
     }
 
 
-def _cell(
+def _arm(
     plan: DeclaredPlan,
-    cell: Cell,
+    arm: Arm,
     outcome: Outcome,
     records: Mapping[tuple[str, int], Mapping[str, Any]],
     choice: Choice | None,
@@ -63,7 +63,7 @@ def _cell(
     failed: dict[str, str] = {}
     logs: dict[str, str] = {}
     for seed in plan.sweep.seeds:
-        variant = plan.variant(cell, seed, outcome) or Variant(cell, seed)
+        variant = plan.variant(arm, seed, outcome) or Variant(arm, seed)
         if (failure := outcome.failures.get(variant.id)) is not None:
             failed[str(seed)] = _reason(failure)
             if failure.log is not None:
@@ -71,16 +71,16 @@ def _cell(
     if choice is not None and choice.settled and choice.chosen is None:
         failed = dict.fromkeys(map(str, plan.sweep.seeds), "every value that was tried has failed or diverged")
     return {
-        "id": cell.id,
-        "label": cell.title,
-        "row": cell.row,
-        "curve": cell.curve,
-        "group": cell.group,
-        "runs": {str(seed): records[cell.id, seed]["key"] for seed in plan.sweep.seeds if (cell.id, seed) in records},
+        "id": arm.id,
+        "label": arm.title,
+        "row": arm.row,
+        "curve": arm.curve,
+        "group": arm.group,
+        "runs": {str(seed): records[arm.id, seed]["key"] for seed in plan.sweep.seeds if (arm.id, seed) in records},
         "failed": failed,
         "logs": logs,
         "chosen": {} if choice is None or choice.chosen is None else dict(choice.chosen.parameters),
-        "tried": [] if choice is None else _tried(plan, cell, outcome, choice),
+        "tried": [] if choice is None else _tried(plan, arm, outcome, choice),
     }
 
 
@@ -90,13 +90,13 @@ def _reason(failure: Failure) -> str:
     return ": ".join([failure.reason, *(line.strip() for line in last)])
 
 
-def _tried(plan: DeclaredPlan, cell: Cell, outcome: Outcome, choice: Choice) -> list[dict[str, Any]]:
+def _tried(plan: DeclaredPlan, arm: Arm, outcome: Outcome, choice: Choice) -> list[dict[str, Any]]:
     """What was tried with the first seed: state, run and the value that the choice was made by."""
     return [
         {
             "parameters": dict(one.parameters),
             "state": "chosen" if one is choice.chosen else one.state,
-            "run": one.record["key"] if one.record is not None else _key(plan, cell, one, outcome),
+            "run": one.record["key"] if one.record is not None else _key(plan, arm, one, outcome),
             "by": choice.by,
             "value": one.value,
         }
@@ -105,9 +105,9 @@ def _tried(plan: DeclaredPlan, cell: Cell, outcome: Outcome, choice: Choice) -> 
     ]
 
 
-def _key(plan: DeclaredPlan, cell: Cell, tried: Tried, outcome: Outcome) -> str | None:
+def _key(plan: DeclaredPlan, arm: Arm, tried: Tried, outcome: Outcome) -> str | None:
     """Key of a run that was stopped early or failed: its folder may be there. None where it did not begin."""
     if tried.state not in ("pruned", "failed"):
         return None
-    variant = Variant(cell, plan.sweep.seeds[0], tuple(tried.parameters.items()))
+    variant = Variant(arm, plan.sweep.seeds[0], tuple(tried.parameters.items()))
     return plan.key(variant, outcome)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from peftlab.report.table import Head, Table, plain_table
 from peftlab.sweeps import pool
 from peftlab.sweeps.call import Call
 from peftlab.sweeps.estimate import finished_records, in_words, seconds
@@ -18,24 +19,41 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One cell."""
+class ArmJobs:
+    """The jobs of one arm."""
 
-    cell: str
+    arm: str
     jobs: int
     finished: int
     seconds: float | None
     """Of one job; None without a record of a similar run."""
     trainable: str
 
-    def cells(self) -> list[str]:
-        """As they are printed."""
+    def line(self) -> list[str]:
+        """As it is printed."""
         each = "?" if self.seconds is None else in_words(self.seconds)
-        return [self.cell, str(self.jobs), str(self.finished), str(self.jobs - self.finished), each, self.trainable]
+        return [self.arm, str(self.jobs), str(self.finished), str(self.jobs - self.finished), each, self.trainable]
 
 
-def overview(call: Call, *, counts: bool) -> tuple[str, list[str]]:
-    """Check every cell of the sweep, and describe what it would run; and which cells could not, each with the reason.
+HEADS = (
+    Head("cell"), Head("jobs", number=True), Head("finished", number=True), Head("to run", number=True),
+    Head("each", number=True), Head("trainable without head", number=True),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What a declared sweep would run."""
+
+    title: str
+    table: Table
+    notes: list[str]
+    mistakes: list[str]
+    """Cells that could not be built, each with the reason."""
+
+
+def overview(call: Call, *, counts: bool) -> Overview:
+    """Check every cell of the sweep, and describe what it would run.
 
     Args:
         call: the file and what was typed behind it.
@@ -47,42 +65,40 @@ def overview(call: Call, *, counts: bool) -> tuple[str, list[str]]:
     plan = call.plan(reading=True)
     try:
         found = check_all(plan)
-        first = {one.variant.cell.id: one for one in reversed(found)}  # the first candidate stands for its cell
-        trainable = _counted([first[cell.id] for cell in plan.sweep.cells]) if counts else {}
+        first = {one.variant.arm.id: one for one in reversed(found)}  # the first candidate stands for its cell
+        trainable = _counted([first[arm.id] for arm in plan.sweep.cells]) if counts else {}
         rows = _rows(plan, first, trainable)
     finally:
         plan.close()
-    head = ["cell", "jobs", "finished", "to run", "each", *(["trainable without head"] if counts else [])]
-    text = _aligned([head, *(row.cells()[: len(head)] for row in rows)])
+    heads = HEADS if counts else HEADS[:-1]
     to_run = sum(row.jobs - row.finished for row in rows)
-    said = [
-        f"{call.file}: {plan.sweep.title}",
-        *text,
+    notes = [
         f"{len(rows)} cells, {plan.total()} jobs{' at most' if plan.sweep.chooses() else ''}: "
         f"{plan.total() - to_run} finished, {to_run} to run.",
         *(f"the same run: {' = '.join(variant.id for variant in alike)}" for alike in duplicates(found)),
         _cost(plan, rows),
     ]
-    mistakes = [f"cell '{cell}': {count.reason}" for cell, count in trainable.items() if count.mistake]
-    return "\n".join(said), mistakes
+    mistakes = [f"cell '{arm}': {count.reason}" for arm, count in trainable.items() if count.mistake]
+    table = plain_table(heads, (row.line()[: len(heads)] for row in rows))
+    return Overview(f"{call.file}: {plan.sweep.title}", table, notes, mistakes)
 
 
-def _rows(plan: DeclaredPlan, first: Mapping[str, Checked], trainable: Mapping[str, Count]) -> list[Row]:
+def _rows(plan: DeclaredPlan, first: Mapping[str, Checked], trainable: Mapping[str, Count]) -> list[ArmJobs]:
     outcome = pool.finished(plan, to_run=True)
     check_records(plan, outcome)
     listed = lines(plan, outcome)
-    finished = Counter(line.variant.cell.id for line in listed if line.state == "finished")
-    jobs = Counter(line.variant.cell.id for line in listed)
+    finished = Counter(line.variant.arm.id for line in listed if line.state == "finished")
+    jobs = Counter(line.variant.arm.id for line in listed)
     records = finished_records(plan.folder.parent)
     return [
-        Row(
-            cell.id,
-            jobs[cell.id],
-            finished[cell.id],
-            seconds(first[cell.id].config, records),
-            _shown(trainable[cell.id]) if trainable else "",
+        ArmJobs(
+            arm.id,
+            jobs[arm.id],
+            finished[arm.id],
+            seconds(first[arm.id].config, records),
+            _shown(trainable[arm.id]) if trainable else "",
         )
-        for cell in plan.sweep.cells
+        for arm in plan.sweep.cells
     ]
 
 
@@ -90,7 +106,7 @@ def _counted(found: Sequence[Checked]) -> dict[str, Count]:
     from peftlab.sweeps.counting import count_all
 
     counted = count_all([one.config for one in found])
-    return {one.variant.cell.id: count for one, count in zip(found, counted, strict=True)}
+    return {one.variant.arm.id: count for one, count in zip(found, counted, strict=True)}
 
 
 def _shown(count: Count) -> str:
@@ -99,7 +115,7 @@ def _shown(count: Count) -> str:
     return "cannot be built" if count.mistake else f"? ({count.reason})"
 
 
-def _cost(plan: DeclaredPlan, rows: Sequence[Row]) -> str:
+def _cost(plan: DeclaredPlan, rows: Sequence[ArmJobs]) -> str:
     """Time of all jobs to run, one after the other; the file's own word where there is no record to go by."""
     waiting = [row for row in rows if row.jobs > row.finished]
     known = [row.seconds * (row.jobs - row.finished) for row in waiting if row.seconds is not None]
@@ -110,14 +126,3 @@ def _cost(plan: DeclaredPlan, rows: Sequence[Row]) -> str:
     unknown = len(waiting) - len(known)
     but = f", without {unknown} cells of which no record is similar" if unknown else ""
     return f"cost: about {in_words(sum(known))} of runs one after the other{but}. The file says: {plan.sweep.cost}"
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    return [
-        "  " + "  ".join(
-            part.ljust(width) if column in (0, 5) else part.rjust(width)
-            for column, (part, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    ]  # fmt: skip

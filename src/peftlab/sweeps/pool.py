@@ -209,8 +209,8 @@ class _Pool:
         threads = trainer.threads or max(1, self.machine.threads // ranks)
         # OMP_NUM_THREADS is for the other ranks of a DDP job, and keeps Lightning from choosing a number of its own.
         environment = dict(os.environ) | {"OMP_NUM_THREADS": str(threads)}
-        if job.cell is not None:
-            environment[CELL] = job.cell
+        if job.arm is not None:
+            environment[CELL] = job.arm
         if slot.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
         where = [] if job.config_name == "train" else ["--config-name", job.config_name]

@@ -40,14 +40,14 @@ def check_all(plan: DeclaredPlan) -> list[Checked]:
         [*(column.value for column in known), *([plan.sweep.tune_by] if plan.sweep.tune_by else [])]
     ):
         check_record_path(path)
-    if any(cell.search for cell in plan.sweep.cells):
+    if any(arm.search for arm in plan.sweep.cells):
         from peftlab.sweeps.search import require_optuna
 
-        require_optuna(next(cell.id for cell in plan.sweep.cells if cell.search))
+        require_optuna(next(arm.id for arm in plan.sweep.cells if arm.search))
     found = []
     for variant in plan.corners():
         config = plan.composed(variant)
-        folder = None if variant.cell.start else RunFolder.of(config)
+        folder = None if variant.arm.start else RunFolder.of(config)
         found.append(Checked(variant, config, folder))
     plan.cache.save()
     return found
@@ -85,14 +85,14 @@ def lines(plan: DeclaredPlan, outcome: Outcome) -> list[Line]:
     """Every job, those of seeds that wait for a choice included."""
     found = []
     first = plan.sweep.seeds[0]
-    for cell in plan.sweep.cells:
-        choice = plan.choice(cell, outcome)
-        variants = [Variant(cell, first, tuple(one.parameters.items())) for one in choice.tried] if choice else []
+    for arm in plan.sweep.cells:
+        choice = plan.choice(arm, outcome)
+        variants = [Variant(arm, first, tuple(one.parameters.items())) for one in choice.tried] if choice else []
         seeds = [seed for seed in plan.sweep.seeds if choice is None or seed != first]
-        variants += [plan.variant(cell, seed, outcome) or Variant(cell, seed) for seed in seeds]
+        variants += [plan.variant(arm, seed, outcome) or Variant(arm, seed) for seed in seeds]
         for variant in variants:
             later = "  with what is chosen" if choice and not variant.parameters else ""
-            start = f"  from the run of {cell.start}" if cell.start else ""
+            start = f"  from the run of {arm.start}" if arm.start else ""
             text = f"{variant.title}: {' '.join(plan.overrides(variant, None))}{later}{start}"
             found.append(Line(variant, "finished" if variant.id in outcome.records else "to run", text))
     return found

@@ -11,10 +11,10 @@ import yaml
 
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.fields import NAME_PATTERN
+from peftlab.report.columns import Column
 from peftlab.schema import check_keys, validate
 from peftlab.sweeps.declaration import (
-    Cell,
-    Column,
+    Arm,
     Expected,
     Published,
     Range,
@@ -44,7 +44,7 @@ def read_sweep(path: Path) -> Sweep:
     if not isinstance(values, dict) or not isinstance(values.get("cells"), list):
         raise ConfigError(f"{path} declares no sweep: it needs name, title, seeds, cells, columns, …")
     try:
-        cells = [_cell(given, f"cells[{number}]") for number, given in enumerate(values["cells"])]
+        cells = [_arm(given, f"cells[{number}]") for number, given in enumerate(values["cells"])]
         lists = {key: _parts(values, key, cls) for key, cls in _LISTS.items()}
         _check_search(values.get("search"), "search")
         sweep: Sweep = validate({**values, "cells": [], **{key: [] for key in lists}}, Sweep, "")
@@ -93,13 +93,13 @@ def _mapping(given: Any, key: str) -> dict[str, Any]:
     return given
 
 
-def _cell(given: Any, key: str) -> Cell:
+def _arm(given: Any, key: str) -> Arm:
     values = dict(_mapping(given, key))
     if "from" in values:  # a word of Python's own
         values["start"] = values.pop("from")
     _check_search(values.get("search"), f"{key}.search")
-    cell: Cell = validate(values, Cell, key)
-    return cell
+    arm: Arm = validate(values, Arm, key)
+    return arm
 
 
 def _check_search(given: Any, key: str) -> None:
@@ -117,37 +117,37 @@ def _check_search(given: Any, key: str) -> None:
         validate(values, Search, f"{key}.optuna")
 
 
-def _expanded(sweep: Sweep, cells: list[Cell]) -> list[Cell]:
+def _expanded(sweep: Sweep, cells: list[Arm]) -> list[Arm]:
     """The cells with what stands above all of them, a cell for each combination of a grid."""
-    found: list[Cell] = []
-    for cell in cells:
-        if cell.grid is None:
-            cell = replace(cell, grid=sweep.grid)
-        if cell.tune is None and cell.search is None:
-            cell = replace(cell, tune=sweep.tune, search=sweep.search)
-        if wrong := [key for key in cell.grid or {} if key.partition(".")[0] in _NEVER_CHOSEN]:
-            raise ConfigError(f"cell '{cell.id}': '{wrong[0]}' cannot stand in a grid: it is no part of a method.")
-        chosen = [*(cell.tune or {}), *(search.space if (search := cell.optuna()) else {})]
-        if twice := [key for key in cell.grid or {} if key in chosen]:
-            raise ConfigError(f"cell '{cell.id}': '{twice[0]}' stands in its grid and among what is to be chosen.")
-        found += cell.expanded()
+    found: list[Arm] = []
+    for arm in cells:
+        if arm.grid is None:
+            arm = replace(arm, grid=sweep.grid)
+        if arm.tune is None and arm.search is None:
+            arm = replace(arm, tune=sweep.tune, search=sweep.search)
+        if wrong := [key for key in arm.grid or {} if key.partition(".")[0] in _NEVER_CHOSEN]:
+            raise ConfigError(f"cell '{arm.id}': '{wrong[0]}' cannot stand in a grid: it is no part of a method.")
+        chosen = [*(arm.tune or {}), *(search.space if (search := arm.optuna()) else {})]
+        if twice := [key for key in arm.grid or {} if key in chosen]:
+            raise ConfigError(f"cell '{arm.id}': '{twice[0]}' stands in its grid and among what is to be chosen.")
+        found += arm.expanded()
     return found
 
 
 def _check_cells(sweep: Sweep) -> None:
-    ids = [cell.id for cell in sweep.cells]
-    for number, cell in enumerate(sweep.cells):
-        if not re.fullmatch(NAME_PATTERN, cell.id):
+    ids = [arm.id for arm in sweep.cells]
+    for number, arm in enumerate(sweep.cells):
+        if not re.fullmatch(NAME_PATTERN, arm.id):
             raise ConfigError(
-                f"the id '{cell.id}', with the values of its grid, must have only letters, digits and . _ + = , - "
+                f"the id '{arm.id}', with the values of its grid, must have only letters, digits and . _ + = , - "
                 "(it names files). Write the cells out, each with an id of its own."
             )
-        if ids.count(cell.id) > 1:
-            raise ConfigError(f"two cells are called '{cell.id}'.")
-        if cell.start is not None and cell.start not in ids[:number]:
+        if ids.count(arm.id) > 1:
+            raise ConfigError(f"two cells are called '{arm.id}'.")
+        if arm.start is not None and arm.start not in ids[:number]:
             raise ConfigError(
-                f"cell '{cell.id}' starts from '{cell.start}', which is no cell above it."
-                f"{nearest(cell.start, ids)} Cells above: {listed(ids[:number])}."
+                f"cell '{arm.id}' starts from '{arm.start}', which is no cell above it."
+                f"{nearest(arm.start, ids)} Cells above: {listed(ids[:number])}."
             )
     if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds):
         raise ConfigError(f"seeds must be different numbers, at least one, got {sweep.seeds}.")
@@ -155,15 +155,15 @@ def _check_cells(sweep: Sweep) -> None:
 
 def _check_overrides(sweep: Sweep) -> None:
     """Refuse what would be overridden in silence, or would take a cell's runs out of the table."""
-    for cell in sweep.cells:
-        for entry in cell.overrides:
+    for arm in sweep.cells:
+        for entry in arm.overrides:
             if key_of(entry) in ("name", "seed"):
                 raise ConfigError(
-                    f"cell '{cell.id}': '{entry}' has no effect: name and seeds stand at the head of the file."
+                    f"cell '{arm.id}': '{entry}' has no effect: name and seeds stand at the head of the file."
                 )
             if key_of(entry) == "output_dir":
                 raise ConfigError(
-                    f"cell '{cell.id}': '{entry}': the runs of a sweep lie in one folder. Put it among the overrides "
+                    f"cell '{arm.id}': '{entry}': the runs of a sweep lie in one folder. Put it among the overrides "
                     "above the cells, or behind the file on the command line."
                 )
     for where, entries in [("overrides", sweep.overrides), *_option_overrides(sweep)]:
@@ -189,29 +189,29 @@ def _check_choices(sweep: Sweep) -> None:
             f"tune_by '{sweep.tune_by}' must lie under metrics.validation, metrics.train or selection, "
             "as metrics.validation.loss does."
         )
-    for cell in sweep.cells:
-        search = cell.optuna()
-        if cell.tune and search:
-            raise ConfigError(f"cell '{cell.id}' has a tune grid and a search: choose one.")
-        keys = [*(cell.tune or {}), *(search.space if search else {})]
+    for arm in sweep.cells:
+        search = arm.optuna()
+        if arm.tune and search:
+            raise ConfigError(f"cell '{arm.id}' has a tune grid and a search: choose one.")
+        keys = [*(arm.tune or {}), *(search.space if search else {})]
         if wrong := [key for key in keys if key.partition(".")[0] in _NEVER_CHOSEN]:
-            raise ConfigError(f"cell '{cell.id}': '{wrong[0]}' cannot be tuned: it is no part of a method.")
+            raise ConfigError(f"cell '{arm.id}': '{wrong[0]}' cannot be tuned: it is no part of a method.")
         seen: set[tuple[str, ...]] = set()
-        for candidate in cell.candidates():
+        for candidate in arm.candidates():
             if (said := tuple(assignments(candidate))) in seen:
-                raise ConfigError(f"cell '{cell.id}': tune names {', '.join(said)} twice.")
+                raise ConfigError(f"cell '{arm.id}': tune names {', '.join(said)} twice.")
             seen.add(said)
 
 
 def _check_table(sweep: Sweep) -> None:
-    ids = [cell.id for cell in sweep.cells]
+    ids = [arm.id for arm in sweep.cells]
     paths = [column.value for column in sweep.columns]
     if sweep.metric not in paths:
         raise ConfigError(f"metric '{sweep.metric}' is no column's value. Values: {listed(paths)}.")
-    if sweep.baseline is not None and sweep.baseline not in [cell.id for cell in sweep.cells if cell.row]:
+    if sweep.baseline is not None and sweep.baseline not in [arm.id for arm in sweep.cells if arm.row]:
         raise ConfigError(
             f"baseline '{sweep.baseline}' is no row.{nearest(sweep.baseline, ids)} Rows: "
-            f"{listed(cell.id for cell in sweep.cells if cell.row)}."
+            f"{listed(arm.id for arm in sweep.cells if arm.row)}."
         )
     for kind, given in (("expected", sweep.expected), ("published", sweep.published)):
         for one in given:

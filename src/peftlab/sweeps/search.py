@@ -44,7 +44,7 @@ class OptunaSearch:
     """The trials of one cell.
 
     Args:
-        cell_id: the cell.
+        arm_id: the cell.
         search: what was declared.
         config: the cell's run with the first seed and the lowest values: what the study is about.
         folder: where the journal lies.
@@ -59,7 +59,7 @@ class OptunaSearch:
 
     def __init__(
         self,
-        cell_id: str,
+        arm_id: str,
         search: Search,
         config: RunConfig,
         folder: Path,
@@ -73,19 +73,19 @@ class OptunaSearch:
         """What its trials are compared by."""
         if (name := self.metric.partition("/")[2]) not in objective.every_epoch():
             raise ConfigError(
-                f"cell '{cell_id}': metric '{self.metric}' is none of {objective.about}. It has: "
+                f"cell '{arm_id}': metric '{self.metric}' is none of {objective.about}. It has: "
                 f"{', '.join(objective.every_epoch())}.{nearest(name, objective.every_epoch())}"
             )
         search = replace(search, metric=self.metric)
         self._search, self._look, self._slots, self._reading = search, look, slots, reading
         self._max_epochs = config.trainer.max_epochs
-        self._optuna = require_optuna(cell_id)
+        self._optuna = require_optuna(arm_id)
         self._choices = {
             key: {override_value(value): value for value in limits.choices} for key, limits in search.space.items()
         }
         self._lock: IO[str] | None = None
         self._study: optuna.Study | None = None
-        self.journal = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', cell_id)}-{_identity(search, config)}.journal"
+        self.journal = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', arm_id)}-{_identity(search, config)}.journal"
         if reading and not self.journal.exists():
             return
         if not reading:
@@ -287,7 +287,7 @@ class _Held:
         """Nothing to let go of."""
 
 
-def require_optuna(cell_id: str) -> Any:
+def require_optuna(arm_id: str) -> Any:
     """The module ``optuna``.
 
     Raises:
@@ -297,7 +297,7 @@ def require_optuna(cell_id: str) -> Any:
         import optuna
         import optuna.storages.journal
     except ImportError as error:
-        raise ConfigError(f"cell '{cell_id}': a search needs Optuna: pip install 'peftlab[search]'.") from error
+        raise ConfigError(f"cell '{arm_id}': a search needs Optuna: pip install 'peftlab[search]'.") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

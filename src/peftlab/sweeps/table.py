@@ -1,60 +1,37 @@
-"""The table of a declared sweep, from records only: mean ± standard deviation over seeds, as Markdown and CSV."""
+"""The table of a declared sweep, from records only: mean ± standard deviation over seeds, and what is said below it."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from math import isfinite
-from statistics import mean, stdev
+from itertools import groupby
+from statistics import fmean
 from typing import Any
 
+from peftlab.metric_names import MetricName
 from peftlab.records.identity_tags import standing
-from peftlab.report.markdown_text import escaped, table_line
+from peftlab.report.columns import NOTHING, Column, cell_of, fixed
 from peftlab.report.records_config import COMPUTED
-from peftlab.report.tables_columns import fixed
+from peftlab.report.render.markdown import escaped, markdown_table
+from peftlab.report.table import Cell, Head, Row, Section, Table, csv_text
 from peftlab.sweeps.choice import Choice, Tried, diverged, value_of
-from peftlab.sweeps.declaration import Cell, Column, Sweep
+from peftlab.sweeps.declaration import Arm, Sweep
 
 Records = Mapping[tuple[str, int], Mapping[str, Any]]
-"""Cell and seed → record."""
+"""Arm and seed → record."""
 Choices = Mapping[str, Choice]
-"""Cell → what was tried for it, of the cells whose values are chosen."""
+"""Arm → what was tried for it, of those whose values are chosen."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """The values of one cell in one column, a seed each."""
-
-    values: tuple[float, ...]
-    seeds: int
-    """Seeds that the sweep declares."""
-
-    def text(self, form: str) -> str:
-        """As the table prints it; a figure that lacks seeds says how many it has."""
-        if not self.values:
-            return "–"
-        if form == "count":
-            low, high = round(min(self.values)), round(max(self.values))
-            shown = f"{low:,}" if low == high else f"{low:,} … {high:,}"
-        elif form == "seconds":
-            shown = f"{mean(self.values):.1f}"
-        elif not all(isfinite(value) for value in self.values):
-            shown = "not finite"
-        else:
-            shown = fixed(mean(self.values), sign=form == "difference")
-            if form == "difference" and not any(self.values):
-                shown = "0 (exactly)"
-            elif len(self.values) > 1:
-                shown += f" ± {stdev(self.values):.4f}"
-        return shown if len(self.values) == self.seeds else f"{shown} ({len(self.values)}/{self.seeds} seeds)"
+def values_of(sweep: Sweep, arm: Arm, column: Column, records: Records) -> list[float]:
+    """What ``arm`` has in ``column``, a value a seed; none where it does not apply."""
+    found = [value_of(record, column.value) for seed in sweep.seeds if (record := records.get((arm.id, seed)))]
+    return [value for value in found if value is not None]
 
 
-def figure(sweep: Sweep, cell: Cell, column: Column, records: Records) -> Figure:
-    """What ``cell`` has in ``column``; empty where it does not apply."""
-    found = [value_of(record, column.value) for seed in sweep.seeds if (record := records.get((cell.id, seed)))]
-    return Figure(tuple(value for value in found if value is not None), len(sweep.seeds))
+def cell(sweep: Sweep, arm: Arm, column: Column, records: Records) -> Cell:
+    """The same as a table shows it; what lacks seeds says how many it has."""
+    n = len(sweep.seeds)
+    return cell_of(values_of(sweep, arm, column, records), column.format, complete=n, expected=n)
 
 
 def computed(record: Mapping[str, Any]) -> str:
@@ -62,12 +39,12 @@ def computed(record: Mapping[str, Any]) -> str:
     return standing(record).words
 
 
-def kinds(sweep: Sweep, cell: Cell, records: Records) -> dict[str, Records]:
-    """The records of ``cell`` by how they were computed, those as today first: no mean is over more than one kind."""
+def kinds(sweep: Sweep, arm: Arm, records: Records) -> dict[str, Records]:
+    """The records of ``arm`` by how they were computed, those as today first: no mean is over more than one kind."""
     found: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = {}
     for seed in sweep.seeds:
-        if record := records.get((cell.id, seed)):
-            found.setdefault(computed(record), {})[cell.id, seed] = record
+        if record := records.get((arm.id, seed)):
+            found.setdefault(computed(record), {})[arm.id, seed] = record
     return {words: found[words] for words in sorted(found)} or {"": {}}
 
 
@@ -76,31 +53,38 @@ def _titled(title: str, words: str, *, several: bool) -> str:
     return f"{title}, computed {words}" if several and words else title
 
 
-def rows_of(sweep: Sweep) -> list[Cell]:
-    """The cells that are rows."""
-    return [cell for cell in sweep.cells if cell.row]
+def rows_of(sweep: Sweep) -> list[Arm]:
+    """The arms that are rows."""
+    return [one for one in sweep.cells if one.row]
 
 
-def markdown(sweep: Sweep, records: Records, choices: Choices | None = None) -> str:
-    """The table, what others gave for its cells, what was tried for them, and what its figures are."""
+def table_of(sweep: Sweep, records: Records, choices: Choices | None = None) -> Table:
+    """The table: a row an arm, or several where its records were not all computed alike."""
     choices = choices or {}
-    chooses = ["chosen"] if sweep.chooses() else []
-    head = ["", *chooses, *(escaped(column.title) for column in sweep.columns)]
-    lines = [head, ["---", *("---" for _ in chooses), *("---:" for _ in sweep.columns)]]
-    group = ""
-    for cell in rows_of(sweep):
-        if cell.group != group:
-            group = cell.group
-            lines.append([f"**{escaped(group or 'others')}**", *("" for _ in head[1:])])
-        by_kind = kinds(sweep, cell, records)
-        for words, of_kind in by_kind.items():
-            shown = [figure(sweep, cell, column, of_kind).text(column.format) for column in sweep.columns]
-            cells = shown if of_kind else [_absent(choices.get(cell.id)) for _ in shown]
-            chosen = [escaped(_chosen(choices.get(cell.id))) for _ in chooses]
-            title = escaped(_titled(cell.title, words, several=len(by_kind) > 1))
-            lines.append([title, *chosen, *map(escaped, cells)])
-    table = "\n".join(map(table_line, lines))
+    heads = [Head(""), *([Head("chosen")] if sweep.chooses() else [])]
+    heads += [Head(column.title, number=True) for column in sweep.columns]
+    sections: list[Section] = []
+    for group, of_group in groupby(rows_of(sweep), key=lambda one: one.group):
+        rows = [row for one in of_group for row in _rows(sweep, one, records, choices.get(one.id))]
+        title = group or ("others" if sections else "")
+        sections.append(Section(title, tuple(rows)))
+    return Table(tuple(heads), tuple(sections), sweep.title)
+
+
+def _rows(sweep: Sweep, arm: Arm, records: Records, choice: Choice | None) -> Iterator[Row]:
+    chosen = [Cell(NOTHING if choice is None or choice.chosen is None else choice.chosen.name)]
+    by_kind = kinds(sweep, arm, records)
+    for words, of_kind in by_kind.items():
+        title = Cell(_titled(arm.title, words, several=len(by_kind) > 1))
+        cells = [cell(sweep, arm, column, of_kind) if of_kind else Cell(_absent(choice)) for column in sweep.columns]
+        yield Row((title, *(chosen if sweep.chooses() else []), *cells), arm.id)
+
+
+def render_markdown(sweep: Sweep, records: Records, choices: Choices | None = None) -> str:
+    """The table, what others gave for its rows, what was tried for them, and what its figures are."""
+    choices = choices or {}
     about = [*_about(sweep, records), *_about_computed(sweep, records)]
+    table = markdown_table(table_of(sweep, records, choices))
     parts = [table, *_given_elsewhere(sweep, records), *about, *_tried(sweep, choices)]
     return "\n\n".join([*parts, *([sweep.notes.strip()] if sweep.notes else [])]) + "\n"
 
@@ -110,10 +94,6 @@ def _absent(choice: Choice | None) -> str:
     if choice is not None and choice.settled and choice.chosen is None:
         return "all failed"
     return "no result"
-
-
-def _chosen(choice: Choice | None) -> str:
-    return "–" if choice is None or choice.chosen is None else choice.chosen.name
 
 
 def _tried(sweep: Sweep, choices: Choices) -> list[str]:
@@ -143,35 +123,35 @@ def _result(one: Tried, *, chosen: bool) -> str:
 
 
 def _given_elsewhere(sweep: Sweep, records: Records) -> list[str]:
-    """Figures that others gave for cells, and what was measured; a verdict where a tolerance is declared."""
+    """Figures that others gave, and what was measured; a verdict where a tolerance is declared."""
     said = []
     for one in sweep.expected:
-        for found, label, form in _measured(sweep, one.cell, one.column, records):
-            if not found.values:
+        for values, shown, label in _measured(sweep, one.cell, one.column, records):
+            if not values:
                 said.append(f"- {label}: {escaped(one.source)} gives {one.value:g}; not run here.")
                 continue
-            gap = mean(found.values) - one.value
+            gap = fmean(values) - one.value
             verdict = "within" if abs(gap) <= one.tolerance else "outside"
             said.append(
-                f"- {label}: {escaped(one.source)} gives {one.value:g}; measured {found.text(form)}, "
+                f"- {label}: {escaped(one.source)} gives {one.value:g}; measured {shown}, "
                 f"{fixed(gap, sign=True)}: {verdict} ± {one.tolerance:g}."
             )
     for other in sweep.published:
         memory = " (from memory)" if other.provenance == "memory" else ""
-        for found, label, form in _measured(sweep, other.cell, other.column, records):
-            measured = f"measured {found.text(form)}" if found.values else "not run here"
+        for values, shown, label in _measured(sweep, other.cell, other.column, records):
+            measured = f"measured {shown}" if values else "not run here"
             said.append(f"- {label}: {escaped(other.source)} gives {other.value:g}{memory}; {measured}.")
     return ["\n".join(said)] if said else []
 
 
-def _measured(sweep: Sweep, cell_id: str, path: str, records: Records) -> Iterator[tuple[Figure, str, str]]:
-    """Figure, label and format of a cell, of each kind of its records."""
-    cell = sweep.cell(cell_id)
+def _measured(sweep: Sweep, name: str, path: str, records: Records) -> Iterator[tuple[list[float], str, str]]:
+    """Values, their cell and the label of an arm, for each kind of its records."""
+    arm = sweep.arm(name)
     column = next(column for column in sweep.columns if column.value == path)
-    by_kind = kinds(sweep, cell, records)
+    by_kind = kinds(sweep, arm, records)
     for words, of_kind in by_kind.items():
-        label = escaped(_titled(cell.title, words, several=len(by_kind) > 1))
-        yield figure(sweep, cell, column, of_kind), label, column.format
+        label = escaped(_titled(arm.title, words, several=len(by_kind) > 1))
+        yield values_of(sweep, arm, column, of_kind), cell(sweep, arm, column, of_kind).text, label
 
 
 def _about(sweep: Sweep, records: Records) -> list[str]:
@@ -208,40 +188,43 @@ def _about_computed(sweep: Sweep, records: Records) -> list[str]:
     return ["\n".join(f"- {escaped(line)}" for line in said)] if said else []
 
 
-def csv_text(sweep: Sweep, records: Records, choices: Choices | None = None) -> str:
-    """Every value with full precision: a line a cell and seed, then a line a value that was tried and not chosen.
+def render_csv(sweep: Sweep, records: Records, choices: Choices | None = None) -> str:
+    """Every value with full precision: a line an arm and seed, then one a value tried and not chosen.
 
     Of the unchosen no figure that stands on the test data is given.
     """
     choices = choices or {}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    paths = [column.value for column in sweep.columns]
-    extra = ["run", "values", "chosen by", "value"] if sweep.chooses() else []
-    told = [COMPUTED] if any(map(computed, records.values())) else []
-    writer.writerow(["cell", "label", "seed", "key", *told, *extra, *paths])
-    for cell in sweep.cells:
-        choice = choices.get(cell.id)
+    told = any(map(computed, records.values()))
+    head = ["cell", "label", "seed", "key", *([COMPUTED] if told else [])]
+    head += [*(["run", "values", "chosen by", "value"] if sweep.chooses() else [])]
+    head += [column.value for column in sweep.columns]
+    return csv_text(head, _csv_lines(sweep, records, choices, told=told))
+
+
+def _csv_lines(sweep: Sweep, records: Records, choices: Choices, *, told: bool) -> Iterator[list[Any]]:
+    paths, first = [column.value for column in sweep.columns], sweep.seeds[0]
+    for one in sweep.cells:
+        choice = choices.get(one.id)
         chosen = None if choice is None else choice.chosen
         for seed in sweep.seeds:
-            if record := records.get((cell.id, seed)):
-                about = ["row", chosen.name, choice.by, chosen.value] if choice and chosen else ["row", "", "", ""]
-                if chosen and seed != sweep.seeds[0]:
-                    about[-1] = ""  # the choice was made with the first seed
-                values = [value_of(record, path) for path in paths]
+            if record := records.get((one.id, seed)):
+                about: list[Any] = ["row", "", "", ""]
+                if choice and chosen:  # which was made with the first seed
+                    about = ["row", chosen.name, choice.by, chosen.value if seed == first else ""]
                 said = [computed(record)] if told else []
-                writer.writerow([cell.id, cell.label, seed, record["key"], *said, *(about if extra else []), *values])
-        for one in choice.tried if choice else ():
-            if one is chosen or one.state == "open":
+                values = [value_of(record, path) for path in paths]
+                yield [one.id, one.label, seed, record["key"], *said, *(about if sweep.chooses() else []), *values]
+        for tried in choice.tried if choice else ():
+            if choice is None or tried is chosen or tried.state == "open":
                 continue
-            key = "" if one.record is None else one.record["key"]
-            shown = ["" if one.record is None or _on_test(path) else value_of(one.record, path) for path in paths]
-            about = [f"tried: {one.state}", one.name, choice.by if choice else "", one.value]
-            said = [computed(one.record) if one.record else ""] if told else []
-            writer.writerow([cell.id, cell.label, sweep.seeds[0], key, *said, *about, *shown])
-    return text.getvalue()
+            record = tried.record or {}
+            said = [computed(record) if record else ""] if told else []
+            shown = ["" if not record or _on_test(path) else value_of(record, path) for path in paths]
+            about = [f"tried: {tried.state}", tried.name, choice.by, tried.value]
+            yield [one.id, one.label, first, record.get("key", ""), *said, *about, *shown]
 
 
 def _on_test(path: str) -> bool:
     """Whether the value at ``path`` stands on test data."""
-    return path.startswith(("metrics.test", "forgetting"))
+    metric = MetricName.from_record(path)
+    return metric.split == "test" if metric else path.startswith("forgetting")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from peftlab.report.build import Request, build
-from peftlab.report.figures_labels import fitting
-from peftlab.report.figures_runs import draw_curves
-from peftlab.report.figures_ticks import MOST_TICKS, tick_text, ticks_between
+from peftlab.report.figures.labels import fitting
+from peftlab.report.figures.runs import draw_curves
+from peftlab.report.figures.ticks import MOST_TICKS, tick_text, ticks_between
 from tests.report.made_up import record, sweep_file, write
 
 

@@ -7,13 +7,13 @@ from math import isfinite, nan
 from statistics import fmean, stdev
 from typing import Any
 
-from peftlab.report.build import Report
-from peftlab.report.figures_labels import fitting
-from peftlab.report.figures_style import (
+from peftlab.metric_names import TRAIN_LOSS, MetricName
+from peftlab.report.analysis import Analysis
+from peftlab.report.figures.labels import fitting
+from peftlab.report.figures.style import (
     COLOURS,
     MOST_NAMED,
     Drawn,
-    best_first,
     blank,
     finish,
     one_of_many,
@@ -23,9 +23,9 @@ from peftlab.report.groups import Group
 MOST_STRIPS = 40
 
 
-def draw_seeds(report: Report) -> Drawn | str:
+def draw_seeds(report: Analysis) -> Drawn | str:
     """Each run a dot, the mean a bar, a line a row of the table; or why not."""
-    usable = best_first(report, report.rows)
+    usable = report.best_first(report.rows)
     if not usable:
         return "seeds: no row has a finite value"
     kept = {group.id for group in usable[:MOST_STRIPS]}
@@ -53,17 +53,17 @@ def draw_seeds(report: Report) -> Drawn | str:
     return finish(figure, "seeds", title, ["group", "label", "seed", "key", "value"], rows)
 
 
-def draw_curves(report: Report) -> Drawn | str:
+def draw_curves(report: Analysis) -> Drawn | str:
     """Training loss and the validation metric an epoch, mean and ± one deviation over seeds; or why not."""
-    candidates = [group for group in report.rows if any(run.curve.get("train/loss") for run in group.runs)]
+    candidates = [group for group in report.rows if any(run.curve.get(TRAIN_LOSS.in_history) for run in group.runs)]
     if not candidates:
         return "learning curves: no record has a history"
     asked = [group for group in candidates if group.curve] or candidates  # the cells that say curve: true
     kept = asked
     if len(asked) > MOST_NAMED:
-        best = {group.id for group in best_first(report, asked)[:MOST_NAMED]}
+        best = {group.id for group in report.best_first(asked)[:MOST_NAMED]}
         kept = [group for group in asked if group.id in best]
-    names = ["train/loss", report.curve]
+    names = [TRAIN_LOSS.in_history, report.curve]
     labels = fitting([f"{group.label}{_diverged(group)}" for group in kept], 58, lines=2)
     lines = sum(1 + label.count("\n") for label in labels)
     figure, panels = blank(10.0, 3.7 + 0.19 * (lines + 1) / 2, columns=2)
@@ -80,13 +80,18 @@ def draw_curves(report: Report) -> Drawn | str:
             panel.fill_between(epochs, low, high, color=COLOURS[number], alpha=0.15, linewidth=0)
             rows += [(name, group.id, group.label, *point) for point in zip(epochs, centre, width, count, strict=True)]
         panel.set_xlabel("epoch")
-        panel.set_ylabel({"train/loss": "training loss"}.get(name, name.replace("/", " ").replace("_", " ")))
+        panel.set_ylabel(_curve_title(name))
         panel.xaxis.get_major_locator().set_params(integer=True)
     handles, shown = panels[0].get_legend_handles_labels()
     figure.legend(handles, shown, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     which = _which_curves(len(kept), len(asked), len(candidates), len(report.rows))
     title = f"Learning curves, mean ± standard deviation over seeds{which}"
     return finish(figure, "curves", title, ["quantity", "group", "label", "epoch", "mean", "std", "n"], rows)
+
+
+def _curve_title(name: str) -> str:
+    metric = MetricName.from_history(name)
+    return "training loss" if metric == TRAIN_LOSS else metric.title if metric else name
 
 
 def _which_curves(shown: int, asked: int, candidates: int, rows: int) -> str:

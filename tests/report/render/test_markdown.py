@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from peftlab.report import tables
 from peftlab.report.build import Request, build
-from peftlab.report.markdown_text import escaped, table_line
-from peftlab.sweeps import table as sweep_table
+from peftlab.report.render.markdown import escaped, markdown_table, render_markdown
+from peftlab.report.table import Head, plain_table
+from peftlab.sweeps.table import render_markdown as table_of_sweep
 from tests.report.made_up import sweep_file, three_methods
 from tests.sweeps.made_up import declared
 
@@ -33,7 +33,7 @@ def shown(text: str) -> str:
 def test_a_label_is_shown_letter_for_letter(label: str) -> None:
     wanted = " ".join(label.split())
     assert shown(f"- {escaped(label)}").strip() == wanted
-    table = "\n".join([table_line(["", "n"]), table_line(["---", "---"]), table_line([escaped(label), "5"])])
+    table = markdown_table(plain_table([Head(""), Head("n")], [[label, "5"]]))
     html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(table)
     cells = [unescape(re.sub(r"<[^>]*>", "", cell)) for cell in re.findall(r"<td>(.*?)</td>", html, re.DOTALL)]
     assert cells == [wanted, "5"]
@@ -56,9 +56,9 @@ def test_reports_and_sweeps_escape_alike(scratch: Path) -> None:
         cell["label"] = f"{ODD}\n{cell['id']}"
     content["cells"][0] |= {"group": ODD, "failed": {"7": ODD}}
     (folder / "sweep.json").write_text(json.dumps(content))
-    text = tables.markdown(build(Request((str(folder),))))
+    text = render_markdown(build(Request((str(folder),))))
     cells = [{"id": "one", "label": ODD, "group": ODD}]
-    table = sweep_table.markdown(declared(cells=cells), {})
+    table = table_of_sweep(declared(cells=cells), {})
     for made in (text, table):
         assert "<script>" not in made
         assert ODD in shown(made)

@@ -8,10 +8,10 @@ from itertools import cycle
 from statistics import fmean
 from typing import Any
 
-from peftlab.report.build import Report
-from peftlab.report.figures_labels import by_id
-from peftlab.report.figures_style import GREY, MOST_NAMED, Drawn, best_first, blank, finish, style_of
-from peftlab.report.figures_ticks import use_round_ticks
+from peftlab.report.analysis import Analysis
+from peftlab.report.figures.labels import by_id
+from peftlab.report.figures.style import GREY, MOST_NAMED, Drawn, blank, finish, style_of
+from peftlab.report.figures.ticks import use_round_ticks
 from peftlab.report.groups import Group
 from peftlab.report.same_rows import SameRows
 
@@ -33,7 +33,7 @@ class Point:
     spread: float | None
 
 
-def points_of(report: Report, path: str) -> list[Point]:
+def points_of(report: Analysis, path: str) -> list[Point]:
     """The groups that have a cost above 0 at ``path`` and a finite metric."""
     points = []
     for group in report.rows:
@@ -65,7 +65,7 @@ def _by_test_set(points: Sequence[Point], same: SameRows) -> list[list[Point]]:
     return list(kinds.values())
 
 
-def draw_panel(panel: Any, report: Report, points: Sequence[Point], named: dict[str, int], *, log: bool) -> None:
+def draw_panel(panel: Any, report: Analysis, points: Sequence[Point], named: dict[str, int], *, log: bool) -> None:
     """Draw ``points``: those of ``named`` in their colours, the others grey, and a front for each test set."""
     if log:
         panel.set_xscale("log")
@@ -98,18 +98,18 @@ def draw_panel(panel: Any, report: Report, points: Sequence[Point], named: dict[
         use_round_ticks(panel)
 
 
-def named_groups(report: Report, points: Sequence[Point]) -> dict[str, int]:
+def named_groups(report: Analysis, points: Sequence[Point]) -> dict[str, int]:
     """Id → number of the groups that the legend names: all if they are few, else those of the front and the best."""
     if len(points) <= MOST_NAMED_POINTS:
         return {point.group.id: number for number, point in enumerate(points)}
     fronts = fronts_of(points, report.same, highest=report.highest)
     front = [point.group for of_set in fronts for point in of_set]
-    chosen = {group.id for group in [*front[-MOST_NAMED:], *best_first(report, (p.group for p in points))][:MOST_NAMED]}
+    chosen = {group.id for group in [*front[-MOST_NAMED:], *report.best_first([p.group for p in points])][:MOST_NAMED]}
     shown = [point for point in points if point.group.id in chosen]
     return {point.group.id: number for number, point in enumerate(shown)}
 
 
-def add_legend(figure: Any, report: Report, points: Sequence[Point], named: dict[str, int]) -> None:
+def add_legend(figure: Any, report: Analysis, points: Sequence[Point], named: dict[str, int]) -> None:
     """The named groups beside the panels."""
     from matplotlib.lines import Line2D
 
@@ -131,7 +131,7 @@ def _labels(points: Sequence[Point], named: dict[str, int]) -> dict[str, str]:
     return by_id(((p.group.id, p.group.label) for p in points if p.group.id in named), 36, lines=3)
 
 
-def _front_labels(report: Report, points: Sequence[Point]) -> list[tuple[str, Any]]:
+def _front_labels(report: Analysis, points: Sequence[Point]) -> list[tuple[str, Any]]:
     kinds = _by_test_set(points, report.same)  # a front of one panel may be a single point in the other
     styles = [style for members, style in zip(kinds, cycle(FRONT_STYLES), strict=False) if len(members) > 1]
     if len(kinds) > len(FRONT_STYLES):
@@ -140,7 +140,7 @@ def _front_labels(report: Report, points: Sequence[Point]) -> list[tuple[str, An
     return [(f"Pareto front, test set {n}" if several else "Pareto front", style) for n, style in enumerate(styles, 1)]
 
 
-def draw_parameters(report: Report) -> Drawn | str:
+def draw_parameters(report: Analysis) -> Drawn | str:
     """The metric against trainable parameters; or why not."""
     points = points_of(report, "parameters.trainable")
     if not points:
@@ -158,7 +158,7 @@ def draw_parameters(report: Report) -> Drawn | str:
     return finish(figure, "parameters", title, head, rows)
 
 
-def draw_costs(report: Report) -> Drawn | str:
+def draw_costs(report: Analysis) -> Drawn | str:
     """The metric against peak memory and against training seconds; or why not."""
     from matplotlib.ticker import MaxNLocator
 
@@ -183,7 +183,7 @@ def draw_costs(report: Report) -> Drawn | str:
     return finish(figure, "costs", title, ["cost", "group", "label", "value", "mean", "std"], rows)
 
 
-def _height(report: Report, points: Sequence[Point], least: float) -> float:
+def _height(report: Analysis, points: Sequence[Point], least: float) -> float:
     """Tall enough for the legend."""
     named = named_groups(report, points)
     lines = sum(1 + label.count("\n") for label in _labels(points, named).values())

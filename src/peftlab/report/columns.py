@@ -1,36 +1,47 @@
-"""Columns of a table: where their values stand, and how they are printed."""
+"""Columns of a table: where their values stand in a record, and how a cell is made of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator
 
 from peftlab.errors import ConfigError, listed
+from peftlab.metric_names import MetricName
 from peftlab.objectives.recorded import FORMATS_BEFORE
-from peftlab.report.groups import Group
 from peftlab.report.statistics import summarise
+from peftlab.report.table import Cell
 
-FORMATS = ("score", "difference", "count", "seconds", "number", "text")
+Form = Literal["score", "difference", "count", "seconds", "number", "text"]
+FORMATS: tuple[str, ...] = get_args(Form)
+NOTHING = "–"
+"""In a cell without a value."""
 LOWER_IS_BETTER = ("seconds", "bytes", "mib", "forgetting", "forgetting_with_adapter_off", "perplexity")
 """Last parts of paths, or their last words, whose values are better when they are lower; what of the metrics is, the
 records say."""
 
 
-@dataclass(frozen=True)
+def present_format(given: Any) -> Any:
+    """The name that a format has today."""
+    return FORMATS_BEFORE.get(given, given) if isinstance(given, str) else given
+
+
+@dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column."""
+    """A column of a report, or of a sweep's table."""
 
     title: str
     value: str
     """Where the value stands in a record: ``metrics.test.loss``."""
-    format: str
+    format: Annotated[Form, BeforeValidator(present_format)] = "score"
 
     def lower_is_better(self, directions: Mapping[str, str]) -> bool:
         """Whether the lowest value is the best one; ``directions`` of figures are what the records say of them."""
         last = self.value.rpartition(".")[2]
-        if self.value.startswith("metrics.") and last in directions:
+        if MetricName.from_record(self.value) is not None and last in directions:
             return directions[last] == "min"
         return (
             last in LOWER_IS_BETTER or last.rpartition("_")[2] in LOWER_IS_BETTER or self.value.startswith("parameters")
@@ -39,26 +50,32 @@ class Column:
 
 def column_of(path: str) -> Column:
     """A column for ``path``, titled and formatted by what its name says."""
+    title, form = _title_and_format(path)
+    return Column(title=title, value=path, format=form)
+
+
+def _title_and_format(path: str) -> tuple[str, Form]:
     first, _, rest = path.partition(".")
     last = path.rpartition(".")[2]
-    if first == "metrics":
-        return Column(rest.replace(".", " ").replace("_", " "), path, "score")
+    words = last.replace("_", " ")
+    if (metric := MetricName.from_record(path)) is not None:
+        return metric.title, "score"
     if first == "parameters" or last in ("rows", "bytes") or path.startswith("data.rows"):
         titles = {"trainable": "trainable parameters", "trainable_without_head": "trainable, without the head"}
-        return Column(titles.get(last, last.replace("_", " ")), path, "count")
+        return titles.get(last, words), "count"
     if last.endswith("seconds"):
-        return Column(last.replace("_", " "), path, "seconds")
+        return words, "seconds"
     if first == "forgetting":
-        return Column(last.replace("_", " "), path, "score" if last in ("before", "after") else "difference")
+        return words, "score" if last in ("before", "after") else "difference"
     if path == "memory.peak_mib":
-        return Column("peak memory, MiB", path, "number")
-    return Column(rest or path if first == "config" else path, path, "text" if first == "config" else "number")
+        return "peak memory, MiB", "number"
+    return (rest or path, "text") if first == "config" else (path, "number")
 
 
 STANDARD = ("parameters.trainable", "parameters.trainable_without_head", "timing.train_seconds", "memory.peak_mib")
 
 
-def columns_of(given: str | None, metric: str, of_sweep: Sequence[dict[str, str]]) -> list[Column]:
+def columns_of(given: str | None, metric: str, of_sweep: Sequence[Column]) -> list[Column]:
     """The columns: those of ``given`` (paths with commas), else of the sweep, else the standard ones.
 
     The metric is always among them, and first if it was not asked for.
@@ -74,10 +91,7 @@ def columns_of(given: str | None, metric: str, of_sweep: Sequence[dict[str, str]
                 f"--columns {STANDARD[0]},{STANDARD[2]}; or leave it out."
             )
     elif of_sweep:
-        columns = [
-            Column(column["title"], column["value"], FORMATS_BEFORE.get(column["format"], column["format"]))
-            for column in of_sweep
-        ]
+        columns = list(of_sweep)
     else:
         columns = [column_of(path) for path in STANDARD]
     for column in columns:
@@ -88,32 +102,37 @@ def columns_of(given: str | None, metric: str, of_sweep: Sequence[dict[str, str]
     return columns
 
 
-def cell_text(group: Group, column: Column) -> str:
-    """What ``group`` has in ``column``: mean ± standard deviation, a count, a text; – if nothing."""
-    if column.format == "text":
-        texts = dict.fromkeys(str(run.values.get(column.value)) for run in group.runs)
-        return " | ".join("null" if text == "None" else text for text in texts) or "–"
-    values = group.values(column.value)
+def cell_of(values: Sequence[float], form: Form, *, complete: int, expected: int, unit: str = "seeds") -> Cell:
+    """The cell of some runs' values: mean ± standard deviation, or a count; – if there are none.
+
+    Args:
+        values: the numbers of the runs that have one.
+        form: of the column; not ``text``.
+        complete: how many values there are where none is missing; with fewer, the cell says how many there are.
+        expected: of how many it then says so.
+        unit: what is counted.
+    """
     if not values:
-        return "–"
-    text = _number_text(values, column.format)
-    # What is the same for all seeds, or a cost, says so only where it lacks more than the column n says.
-    complete = group.expected if column.format in ("score", "difference") else len(group.runs)
-    return text if len(values) == complete else f"{text} ({seeds_text(group, len(values))})"
+        return Cell(NOTHING)
+    lacking = "" if len(values) == complete else f" ({len(values)}/{expected} {unit})"
+    finite = [value for value in values if isfinite(value)]
+    return Cell(f"{_number_text(values, form)}{lacking}", sum(finite) / len(finite) if finite else None)
 
 
-def seeds_text(group: Group, n: int | None = None) -> str:
-    """``5 seeds``, or ``2/5 seeds`` where some are missing."""
-    n = len(group.runs) if n is None else n
-    seeds = {run.seed for run in group.runs}
-    if len(seeds) < len(group.runs):  # grouped by less than the whole config
-        return f"{n}/{group.expected} runs" if n < group.expected else f"{n} runs"
-    if n < group.expected:
-        return f"{n}/{group.expected} seeds"
-    return "1 seed" if n == 1 else f"{n} seeds"
+def cell_of_texts(texts: Sequence[Any]) -> Cell:
+    """The cell of some runs' texts: each that there is, once."""
+    shown = dict.fromkeys("null" if text is None else str(text) for text in texts)
+    return Cell(" | ".join(shown) or NOTHING)
 
 
-def _number_text(values: Sequence[float], form: str) -> str:
+def single_text(value: float | None, form: Form) -> str:
+    """One run's value."""
+    if value is None:
+        return NOTHING
+    return fixed(value) if form == "score" else plain_number(value)
+
+
+def _number_text(values: Sequence[float], form: Form) -> str:
     lost = sum(not isfinite(value) for value in values)
     if lost:
         return "not finite" if lost == len(values) else f"not finite in {lost} of {len(values)}"

@@ -7,14 +7,14 @@ from itertools import combinations
 from math import isfinite
 from typing import Any
 
-from peftlab.report.build import Report
-from peftlab.report.figures_style import Drawn, blank, finish
+from peftlab.report.analysis import Analysis
+from peftlab.report.figures.style import Drawn, blank, finish
 from peftlab.report.groups import Group
 
 FIRST_CHOICE = ("peft.rank", "peft.alpha")
 
 
-def draw_heat(report: Report) -> Drawn | str:
+def draw_heat(report: Analysis) -> Drawn | str:
     """Mean and n over two config keys that vary independently of each other; or why not."""
     found = _choose(report)
     if isinstance(found, str):
@@ -54,12 +54,12 @@ def draw_heat(report: Report) -> Drawn | str:
     return finish(figure, "heat", title, [keys[0], keys[1], "mean", "n"], rows)
 
 
-def _mean(report: Report, group: Group | None) -> float:
+def _mean(report: Analysis, group: Group | None) -> float:
     mean = None if group is None else report.summaries[group.id].mean
     return float("nan") if mean is None else mean
 
 
-def _choose(report: Report) -> tuple[tuple[str, str], str, dict[tuple[float, float], Group]] | str:
+def _choose(report: Analysis) -> tuple[tuple[str, str], str, dict[tuple[float, float], Group]] | str:
     """Two keys, what else the shown groups have in common, and the group at each pair of values."""
     names = list(report.grouped.key_names)
     numeric = [key for key in names if _numbers(report, key) > 1]
@@ -77,7 +77,7 @@ def _choose(report: Report) -> tuple[tuple[str, str], str, dict[tuple[float, flo
     return f"heat map: no two numeric keys vary independently of each other ({', '.join(numeric)} go together)"
 
 
-def _numbers(report: Report, key: str) -> int:
+def _numbers(report: Analysis, key: str) -> int:
     return len({value for group in report.rows if (value := _number(group.keys.get(key))) is not None})
 
 
@@ -89,7 +89,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _largest_plane(
-    report: Report, pair: tuple[str, str], names: list[str]
+    report: Analysis, pair: tuple[str, str], names: list[str]
 ) -> tuple[str, dict[tuple[float, float], Group]] | None:
     """Of the groups that agree in all other keys, the most; None if they fill no more than a line."""
     planes: dict[tuple[tuple[str, str], ...], dict[tuple[float, float], Group]] = defaultdict(dict)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from peftlab.report.build import Report
-from peftlab.report.groups import Group
+from peftlab.report.table import csv_text
 
 # Paul Tol's "bright" and "muted": told apart by the colour-blind. The shape of a marker tells them apart as well.
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#332288", "#999933", "#882255", "#555555")
@@ -20,7 +18,7 @@ MOST_NAMED = 10
 """Groups that a figure names; the others are grey."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Drawn:
     """A figure in the forms it is written in."""
 
@@ -33,12 +31,12 @@ class Drawn:
     csv: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Gallery:
     """The figures of a report, and why others make no sense for its records."""
 
-    drawn: list[Drawn] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
+    drawn: Sequence[Drawn] = ()
+    absent: Sequence[str] = ()
 
 
 def blank(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
@@ -61,15 +59,12 @@ def blank(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]
 def finish(figure: Any, name: str, title: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Drawn:
     """The figure as PNG and PDF, and its numbers as CSV."""
     figure.suptitle(wrapped(title, 100, lines=2), fontsize=10, x=0.01, horizontalalignment="left")
-    png, pdf, text = io.BytesIO(), io.BytesIO(), io.StringIO()
+    png, pdf = io.BytesIO(), io.BytesIO()
     figure.draw_without_rendering()
     figure.set_layout_engine(None)  # laid out now: with an engine, each file would be laid out and drawn twice
     figure.savefig(png, format="png", dpi=130, metadata={"Software": None})
     figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return Drawn(name, title, png.getvalue(), pdf.getvalue(), text.getvalue())
+    return Drawn(name, title, png.getvalue(), pdf.getvalue(), csv_text(head, rows))
 
 
 def wrapped(text: str, width: int, *, lines: int = 3) -> str:
@@ -81,13 +76,6 @@ def wrapped(text: str, width: int, *, lines: int = 3) -> str:
 def style_of(number: int) -> tuple[str, str]:
     """Colour and marker of the group with this number."""
     return COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
-
-
-def best_first(report: Report, groups: Iterable[Group]) -> list[Group]:
-    """``groups`` with a finite metric, the best mean first."""
-    usable = [group for group in groups if report.summaries[group.id].finite]
-    sign = -1.0 if report.highest else 1.0
-    return sorted(usable, key=lambda group: sign * (report.summaries[group.id].mean or 0.0))
 
 
 def one_of_many(shown: int, total: int, which: str) -> str:

@@ -1,0 +1,89 @@
+"""What the runs say, as numbers: groups, means, marks and comparisons. Words and tables are made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from peftlab.metric_names import MetricName
+from peftlab.objectives.base import figure_called
+from peftlab.report.columns import Column
+from peftlab.report.groups import Group, Grouped, with_one_id_each
+from peftlab.report.marks import Marks, marks_of
+from peftlab.report.pairing import Compared
+from peftlab.report.records import Run
+from peftlab.report.same_rows import SameRows, same_rows
+from peftlab.report.statistics import Comparison, Summary, binomial_error, summarise
+from peftlab.report.table import Mark
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything that is known of the runs."""
+
+    metric: Column
+    curve: str
+    """The quantity of the history that goes with the metric."""
+    highest: bool
+    """Whether the highest value of the metric is the best."""
+    columns: Sequence[Column]
+    rows: Sequence[Group]
+    others: Sequence[Group]
+    """What a sweep has beside its rows."""
+    grouped: Grouped
+    summaries: Mapping[str, Summary]
+    """Id of a row → its metric."""
+    same: SameRows
+    """Which runs were measured on the same texts."""
+    marked: Marks
+    """The best rows, and what could not be compared with them."""
+    baseline: Group | None = None
+    compared: Sequence[Compared] = ()
+    """The other rows against the baseline."""
+
+    @property
+    def marks(self) -> Mapping[str, Mark]:
+        """Id of a row → ``best``, or ``tied``: not significantly worse than the best."""
+        return self.marked.of
+
+    @property
+    def comparisons(self) -> dict[str, Comparison]:
+        """Id of a row → how it compares to the baseline."""
+        return {one.group.id: one.test for one in self.compared}
+
+    @property
+    def runs(self) -> list[Run]:
+        """All finished runs of the rows and of the others."""
+        return [run for group in [*self.rows, *self.others] for run in group.runs]
+
+    def sampling_error(self, group: Group) -> float | None:
+        """Binomial standard error of the mean share of right rows on the group's number of test (or validation) rows.
+
+        None where the metric is no share of rows, or their number is not one.
+        """
+        name, summary = MetricName.from_record(self.metric.value), self.summaries[group.id]
+        figure = figure_called(name.figure) if name is not None and name.split != "train" else None
+        if name is None or figure is None or not figure.share_of_rows:
+            return None
+        counts = {run.facts[f"{name.split} rows"] for run in group.runs}
+        if summary.finite_mean is None or len(counts) != 1 or not (rows := counts.pop()).isdigit() or not int(rows):
+            return None
+        return binomial_error(summary.finite_mean, int(rows))
+
+    def best_first(self, groups: Sequence[Group]) -> list[Group]:
+        """``groups`` with a finite metric, the best mean first."""
+        means = {group.id: mean for group in groups if (mean := self.summaries[group.id].finite_mean) is not None}
+        usable = [group for group in groups if group.id in means]
+        return sorted(usable, key=lambda group: means[group.id], reverse=self.highest)
+
+
+def analyse(grouped: Grouped, metric: Column, columns: Sequence[Column], curve: str, *, highest: bool) -> Analysis:
+    """Summarise the groups that are rows, and mark the best; without a baseline."""
+    rows = with_one_id_each([group for group in grouped.groups if group.row])
+    same = same_rows(grouped.groups, metric.value)
+    summaries = {group.id: summarise(group.values(metric.value)) for group in rows}
+    return Analysis(
+        metric=metric, curve=curve, highest=highest, columns=tuple(columns), rows=tuple(rows),
+        others=tuple(group for group in grouped.groups if not group.row), grouped=grouped, summaries=summaries,
+        same=same, marked=marks_of(rows, metric.value, summaries, same, highest=highest),
+    )  # fmt: skip

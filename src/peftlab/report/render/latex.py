@@ -1,0 +1,65 @@
+"""report.tex: the tables as LaTeX, ready for \\input{report.tex} in a paper that loads booktabs."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from peftlab.report.render.environment import environment
+from peftlab.report.report import Report
+from peftlab.report.table import Cell, Mark
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", '"': "''",
+    "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "–": "--", "—": "---", "…": r"\ldots{}", "“": "``", "”": "''",
+    "‘": "`", "’": "'", "≤": r"$\le$", "≥": r"$\ge$", "→": r"$\to$", "∞": r"$\infty$", "√": r"$\sqrt{}$",
+    "\N{MINUS SIGN}": "$-$", "\N{NO-BREAK SPACE}": "~",
+}  # fmt: skip
+_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi omega"
+_SPECIAL |= {
+    unicodedata.lookup(f"GREEK SMALL LETTER {_n.replace('lambda', 'lamda')}"): f"$\\{_n}$" for _n in _GREEK.split()
+}
+_SPECIAL |= {
+    unicodedata.lookup(f"GREEK CAPITAL LETTER {name.replace('Lambda', 'Lamda')}"): f"$\\{name}$"
+    for name in ("Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega")
+}
+
+
+def latex_escaped(text: str) -> str:
+    """``text`` as LaTeX prints it. Characters that plain pdfLaTeX cannot print are named by their code point."""
+    return "".join(_SPECIAL.get(sign) or _plain(sign) for sign in " ".join(text.split()))
+
+
+def _plain(sign: str) -> str:
+    if sign.isascii() or "À" <= sign <= "ſ":
+        return sign
+    return f"[U+{ord(sign):04X}]"
+
+
+def render_latex(report: Report) -> str:
+    """Table environments: the results, and the comparison with the baseline if there is one."""
+    about = " ".join(map(_sentence, [*report.measured_on, *report.selection]))
+    tables = [(report.results, f"{report.title}. {' '.join(report.results.notes)} {about}", "results")]
+    if (compared := report.comparison) is not None:
+        against = compared.title.replace("Against", "against", 1)
+        caption = f"{report.title}: {against}. {' '.join(compared.notes)}"
+        tables.append((compared, caption, "comparison"))
+    name = re.sub(r"[^a-z0-9]+", "-", report.title.lower()).strip("-")[:40] or "peftlab"
+    filled = environment(
+        block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
+        comment_start_string="<#", comment_end_string="#>",
+    )  # fmt: skip
+    filled.filters |= {"tex": latex_escaped, "cell": _cell}
+    return filled.get_template("report.tex").render(tables=tables, name=name)
+
+
+def _cell(cell: Cell) -> str:
+    return _MARKED[cell.mark].format(latex_escaped(cell.text))
+
+
+_MARKED: dict[Mark, str] = {"": "{}", "best": r"\textbf{{{}}}", "tied": r"\underline{{{}}}"}
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."

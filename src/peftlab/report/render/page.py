@@ -1,0 +1,65 @@
+"""report.html: the whole report as one page that asks nothing of anywhere: figures, style and script are in it."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from peftlab.report.figures.style import Gallery
+from peftlab.report.render.environment import FOLDER, environment
+from peftlab.report.render.links import relative
+from peftlab.report.report import Report
+from peftlab.report.results import RunLine
+from peftlab.report.table import Cell, Head, Row, Section, Table
+from peftlab.version import __version__
+
+SEPARATOR = "\x1f"
+"""Between the key=value entries that a row can be filtered by."""
+
+
+def render_page(report: Report, gallery: Gallery, target: Path, *, files: bool) -> str:
+    """The page.
+
+    Args:
+        report: what to show.
+        gallery: its figures.
+        target: the folder that the page goes to; links are relative to it.
+        files: whether the figures stand beside the page as PDF and CSV too.
+    """
+    filled = environment(autoescape=True)
+    filled.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    filled.filters |= {"link": lambda path: relative(path, target), "base64": _base64}
+    results = with_sections_as_a_column(report.results)
+    runs = [_runs_of(report, row, target) for row in results.rows]
+    return filled.get_template("page.html").render(
+        report=report, results=results, gallery=gallery, files=files, runs=runs, separator=SEPARATOR,
+        version=__version__,
+        style=(FOLDER / "page.css").read_text(encoding="utf-8"),
+        script=(FOLDER / "page.js").read_text(encoding="utf-8"),
+    )  # fmt: skip
+
+
+def with_sections_as_a_column(table: Table) -> Table:
+    """``table`` with a column for its sections, if it has any: rows that are sorted leave their headings."""
+    if not any(section.title for section in table.sections):
+        return table
+    rows = tuple(Row((Cell(section.title), *row.cells), row.id) for section in table.sections for row in section.rows)
+    return Table((Head("section"), *table.heads), (Section("", rows),), table.title, table.leads + 1, table.notes)
+
+
+def _runs_of(report: Report, row: Row, target: Path) -> dict[str, Any]:
+    details = report.details[row.id]
+    return {"list": [_run_entry(line, target) for line in details.runs], "about": details.about}
+
+
+def _run_entry(line: RunLine, target: Path) -> list[Any]:
+    run = line.run
+    has = ("config.yaml" in run.files) + 2 * ("curves.png" in run.files)
+    log = f"/.logs/{quote(run.key)}.txt" if run.logged else ""  # beside the run's folder
+    return [run.seed, line.value, run.key, relative(run.folder, target), has, log]
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

@@ -1,0 +1,85 @@
+"""A table as everything shows it: head, sections, rows and cells, all of them decided. ``render`` shows one."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Mark = Literal["", "best", "tied"]
+"""``tied``: not significantly worse than the best."""
+Tone = Literal["", "quiet", "warning"]
+"""How much a reader should look at it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell."""
+
+    text: str
+    value: float | None = None
+    """The number that the text says, for sorting; None if there is none, or none that is finite."""
+    mark: Mark = ""
+    tone: Tone = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head of a column."""
+
+    title: str
+    number: bool = False
+    """Whether the cells are numbers, which stand on the right."""
+    optional: bool = False
+    """Whether it may be left out where there is not room for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row."""
+
+    cells: tuple[Cell, ...]
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Rows under a heading; without a heading if the title is empty."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table."""
+
+    heads: tuple[Head, ...]
+    sections: tuple[Section, ...]
+    title: str = ""
+    leads: int = 1
+    """How many of the first columns say which row it is."""
+    notes: tuple[str, ...] = ()
+    """Below the table, a paragraph each."""
+
+    @property
+    def rows(self) -> Iterator[Row]:
+        """All rows, in their order."""
+        return (row for section in self.sections for row in section.rows)
+
+
+def plain_table(heads: Sequence[Head], lines: Iterable[Sequence[str]], *, title: str = "") -> Table:
+    """A table without sections, of texts."""
+    rows = tuple(Row(tuple(map(Cell, line))) for line in lines)
+    return Table(tuple(heads), (Section("", rows),), title)
+
+
+def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """Lines of values, with full precision; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(lines)
+    return text.getvalue()
