@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, PeftlabError, SweepFailed
+from peftlab.metric_names import MetricName
 from peftlab.records.folder import RunFolder
 from peftlab.sweeps import pool
 from peftlab.sweeps.cache import ConfigCache
@@ -112,7 +113,7 @@ class ProcessLauncher(Launcher):
             status=JobStatus.COMPLETED,
         )
         result.config = config
-        result.return_value = selection[f"validation/{config.trainer.monitor}"]
+        result.return_value = next(value for name, value in selection.items() if MetricName.from_history(name))
         return result
 
 

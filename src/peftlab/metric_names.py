@@ -12,6 +12,8 @@ from dataclasses import dataclass
 SPLITS = ("train", "validation", "test")
 RECORD_PART = "metrics"
 """The part of a record that the metrics stand in."""
+UNDEFINED = "undefined"
+"""Stands beside the figures of a split: name of a figure that is undefined → why."""
 _TASKS = "tasks"
 
 
@@ -40,10 +42,6 @@ class MetricName:
         """What people call it: ``test accuracy``."""
         return self.in_record.partition(".")[2].replace(".", " ").replace("_", " ")
 
-    def on(self, split: str) -> MetricName:
-        """The same figure of another split."""
-        return MetricName(split, self.figure, self.task)
-
     @classmethod
     def from_record(cls, path: str) -> MetricName | None:
         """The metric at that place of a record; None if the place is not below ``metrics.<split>``."""
@@ -61,6 +59,11 @@ class MetricName:
         split, _, rest = name.partition("/")
         task, _, figure = rest.rpartition("/")
         return cls(split, figure, task or None) if split in SPLITS and figure else None
+
+
+def record_part(split: str) -> str:
+    """Where a record has all figures of ``split``: ``metrics.test``."""
+    return f"{RECORD_PART}.{split}"
 
 
 TRAIN_LOSS = MetricName("train", "loss")

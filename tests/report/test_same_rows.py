@@ -11,7 +11,8 @@ import pytest
 
 from peftlab.errors import ConfigError
 from peftlab.report.build import Request, build
-from peftlab.report.figures.scatter import draw_parameters, fronts_of, points_of
+from peftlab.report.figures.numbers import fronts_of, points_of
+from peftlab.report.figures.scatter import draw_parameters
 from peftlab.report.legends import comparison_legend, legend
 from peftlab.report.render.markdown import render_markdown
 from peftlab.report.report import Report

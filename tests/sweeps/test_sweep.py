@@ -229,6 +229,7 @@ MISTAKES = [
     ({"seeds": []}, [], ["seeds must be different numbers"]),
     ({"seeds": [1, 1]}, [], ["seeds must be different numbers"]),
     ({"metric": "metrics.test.acuracy"}, [], ["is no column's value"]),
+    ({"columns": [{"title": "lr", "value": "config.optim.lr", "format": "text"}]}, [], ["column 'lr'", "numbers: "]),
     ({"expected": [{"cell": "lora_1", "column": "metrics.test.accuracy", "value": 1, "tolerance": 0}]}, [], ["source"]),
     ({"expected": [{**DECLARED["expected"][0], "cell": "lora_7"}]}, [], ["expected names the cell 'lora_7'"]),
     ({}, ["size=four"], ["size=four: unknown option", "three, two"]),

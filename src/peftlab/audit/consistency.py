@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from peftlab.metric_names import UNDEFINED, MetricName
 from peftlab.objectives.base import Figure, Objective
 from peftlab.objectives.recorded import FIELD
 from peftlab.training.config import TrainerConfig, monitored, selection_rule
@@ -95,9 +96,10 @@ def _history(history: list[dict[str, Any]], objective: Objective) -> Iterator[Fi
     for row in history:
         for split in ("train", "validation"):
             for name in objective.every_epoch():
-                about = f"history, epoch {row['epoch']}, {split}/{name}"
-                reasons = row.get(f"{split}/undefined", {})
-                yield from _in_range(about, objective.figure(name), row[f"{split}/{name}"], reasons)
+                column = MetricName(split, name).in_history
+                about = f"history, epoch {row['epoch']}, {column}"
+                reasons = row.get(MetricName(split, UNDEFINED).in_history, {})
+                yield from _in_range(about, objective.figure(name), row[column], reasons)
 
 
 def _in_range(about: str, figure: Figure, value: Any, reasons: Mapping[str, str]) -> Iterator[Finding]:
@@ -117,11 +119,12 @@ def _in_range(about: str, figure: Figure, value: Any, reasons: Mapping[str, str]
 
 def _split(record: dict[str, Any], split: str, objective: Objective) -> Iterator[Finding]:
     """The figures of one split, against each other and against what the record says of its rows."""
-    metrics, about = record["metrics"][split], f"metrics.{split}"
+    metrics = record["metrics"][split]
     for name in objective.every_epoch():
-        yield from _in_range(f"{about}.{name}", objective.figure(name), metrics[name], metrics.get("undefined", {}))
+        about = MetricName(split, name).in_record
+        yield from _in_range(about, objective.figure(name), metrics[name], metrics.get(UNDEFINED, {}))
     for key, said in objective.contradictions(metrics, record["data"], split):
-        yield Finding(f"{about}.{key}", said)
+        yield Finding(MetricName(split, key).in_record, said)
 
 
 def _selection(record: dict[str, Any], trainer: TrainerConfig, objective: Objective) -> Iterator[Finding]:
@@ -133,7 +136,7 @@ def _selection(record: dict[str, Any], trainer: TrainerConfig, objective: Object
         yield Finding("selection.epoch", f"{chosen['epoch']} is not in the history")
         return
     figure = monitored(trainer, objective)
-    monitor = f"validation/{figure.name}"
+    monitor = MetricName("validation", figure.name).in_history
     best = _best_epoch(history, figure, trainer)
     if chosen["epoch"] != best:
         yield Finding("selection.epoch", f"{chosen['epoch']}, but by its rule ({rule}) the history gives epoch {best}")
@@ -141,10 +144,11 @@ def _selection(record: dict[str, Any], trainer: TrainerConfig, objective: Object
         yield Finding(f"selection.{monitor}", f"{chosen[monitor]}, but the history has {row[monitor]}")
     for split in ("train", "validation"):
         for name in objective.every_epoch():
-            value, expected = record["metrics"][split][name], row[f"{split}/{name}"]
+            metric = MetricName(split, name)
+            value, expected = record["metrics"][split][name], row[metric.in_history]
             if not same(value, expected):
                 yield Finding(
-                    f"metrics.{split}.{name}",
+                    metric.in_record,
                     f"{value}, but the history has {expected} in the chosen epoch {row['epoch']}",
                 )
 
@@ -153,7 +157,7 @@ def _best_epoch(history: list[dict[str, Any]], figure: Figure, trainer: TrainerC
     """The epoch the rule chooses: of equals the first; one whose figure is undefined only where all are."""
     if trainer.select == "last":
         return int(history[-1]["epoch"])
-    choose, name = max if figure.better == "max" else min, f"validation/{figure.name}"
+    choose, name = max if figure.better == "max" else min, MetricName("validation", figure.name).in_history
     compared = [row for row in history if row[name] is not None and not math.isnan(row[name])] or history[:1]
     return int(choose(compared, key=lambda row: row[name])["epoch"])
 
@@ -184,7 +188,8 @@ def _rows(record: dict[str, Any]) -> Iterator[Finding]:
     rows = record["data"]["rows"]
     if record["metrics"]["test"]["rows"] != rows["test"]:
         yield Finding(
-            "metrics.test.rows", f"{record['metrics']['test']['rows']} rows were tested; the split has {rows['test']}"
+            MetricName("test", "rows").in_record,
+            f"{record['metrics']['test']['rows']} rows were tested; the split has {rows['test']}",
         )
     for split, by_label in record["data"].get("rows_by_label", {}).items():
         if (total := sum(by_label.values())) != rows[split]:

@@ -17,6 +17,7 @@ from peftlab.config import from_plain
 from peftlab.data.base import DataSet
 from peftlab.data.module import content_hash
 from peftlab.errors import PeftlabError
+from peftlab.metric_names import record_part
 from peftlab.records.find import look_beside
 from peftlab.runs.evaluate import evaluate_counted
 
@@ -69,7 +70,7 @@ def verify_test(verdict: Verdict) -> None:
     finally:
         torch.set_num_threads(threads)  # trainer.threads of one run is not for the next
     verdict.differences += _different_counts(counted, record["parameters"])
-    differences = list(different_figures(tested["metrics"], record["metrics"]["test"], "metrics.test"))
+    differences = list(different_figures(tested["metrics"], record["metrics"]["test"], record_part("test")))
     verdict.differences += [
         Finding(key, f"tested again it is {now}; the record has {before}") for key, now, before in differences
     ]

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
 
 from peftlab.errors import ConfigError
 from peftlab.records.folder import finished_run
 from peftlab.report.figures.spectra import Spectrum, draw_inspection
-from peftlab.report.render.terminal import console
+from peftlab.report.render.terminal import console, print_table
+from peftlab.report.table import Head, plain_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,18 +109,15 @@ def _print(
         out.print(Text(note, style="yellow"))
     if prefix:
         out.print(f"Names of layers begin with {prefix}", highlight=False)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    columns = ["layer", "out × in", "effective\nrank", "stable\nrank", "σ above\n1 %", "‖ΔW‖\n/ ‖W‖", "amplified"]
+    columns = ["layer", "out × in", "effective rank", "stable rank", "σ above 1 %", "‖ΔW‖ / ‖W‖", "amplified"]
     corners: dict[str, list[str]] = {}
     if phi:
         n, m = (min(matrix.shape[axis] for matrix in phi.values()) for axis in (0, 1))
-        columns += list(dict.fromkeys(["φ\n(1, 1)", f"φ\n({n}, {m})"]))
+        columns += list(dict.fromkeys(["φ (1, 1)", f"φ ({n}, {m})"]))
         ends = [(0, 0)] if (n, m) == (1, 1) else [(0, 0), (n - 1, m - 1)]
         corners = {name: [f"{float(matrix[end]):.3f}" for end in ends] for name, matrix in phi.items()}
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    for layer in first.layers:
-        table.add_row(
+    lines = [
+        [
             layer.name.removeprefix(prefix),
             f"{layer.shape[0]} × {layer.shape[1]}",
             f"{layer.effective_rank:.2f}",
@@ -128,9 +125,11 @@ def _print(
             f"{layer.above_one_percent} of {len(layer.singular_values)}",
             f"{layer.relative_size:.2%}",
             "–" if layer.amplification is None else f"{layer.amplification:.2f}",
-            *(corners.get(layer.name, ["–", "–"]) if phi else []),
-        )
-    out.print(table, highlight=False)
+            *(corners.get(layer.name, ["–"] * (len(columns) - 7)) if phi else []),
+        ]
+        for layer in first.layers
+    ]
+    print_table(out, plain_table([Head(name, number=number > 0) for number, name in enumerate(columns)], lines))
     for line in [*MEANINGS, *(SIMILARITY_MEANINGS if phi else []), f"{picture}"]:
         out.print(Text(line))
 

@@ -8,14 +8,16 @@ import inspect
 import textwrap
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.peft.base import PEFTStrategy, methods
 from peftlab.report.published import replace_table, require_markers
-from peftlab.report.render.terminal import console
+from peftlab.report.render.markdown import markdown_table
+from peftlab.report.render.terminal import console, print_facts, print_lines, print_table
+from peftlab.report.table import Head, Table, plain_table
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,11 +31,11 @@ def main(arguments: Sequence[str]) -> int:
     if given.publish is not None:
         path = Path(given.publish)
         require_markers(path, "methods")
-        replace_table(path, "methods", f"{markdown_table(known)}\n")
+        replace_table(path, "methods", f"{markdown(known)}\n")
         print(f"put the table of {len(known)} methods into {path}")
         return 0
     if given.name is None:
-        print(markdown_table(known) if given.markdown else table(known, console().width))
+        print(markdown(known)) if given.markdown else _print(known)
         return 0
     if given.name not in known:
         raise ConfigError(f"there is no method '{given.name}'.{nearest(given.name, known)} There are: {listed(known)}.")
@@ -88,55 +90,26 @@ def summary(cls: type[PEFTStrategy]) -> str:
     return (inspect.getdoc(cls) or "").split("\n")[0].rstrip(".")
 
 
-def markdown_table(known: dict[str, type[PEFTStrategy]]) -> str:
+def markdown(known: dict[str, type[PEFTStrategy]]) -> str:
     """The capability table as the README has it."""
-    lines = [COLUMNS, tuple("---" for _ in COLUMNS), *rows(known)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(plain_table([Head(name) for name in COLUMNS], rows(known)))
 
 
-def table(known: dict[str, type[PEFTStrategy]], width: int) -> str:
-    """The capability table for a terminal ``width`` columns wide: what a method is stands below its capabilities."""
-    heading, *body = [(name, *more) for name, _, *more in [COLUMNS, *rows(known)]]
-    names = max(len(row[0]) for row in body)
-    widths = [names, *(max(len(word) for word in name.split()) for name in heading[1:-2])]
-    widths.append(max([len(line) for row in body for line in _broken(row[-2])] + [len("HF peft")]))
-    widths.append(max(24, width - sum(widths) - 2 * len(widths)))
-    lines = [*_cells(heading, widths), "─" * width]
-    for row, (_, what, *_rest) in zip(body, rows(known), strict=True):
-        lines += _cells(row, widths)
-        lines += textwrap.wrap(what, width, initial_indent="    ", subsequent_indent="    ")
-    return "\n".join([*lines, "", *_meanings(width), HEAD, "peftlab methods NAME explains a method and its fields."])
+def tables(known: dict[str, type[PEFTStrategy]]) -> tuple[Table, Table]:
+    """The same for a terminal, where it is too wide for one: what each method is, and what it can do."""
+    every = rows(known)
+    what = plain_table([Head("method"), Head("what it is"), Head(COLUMNS[-1])], [(*row[:2], row[-1]) for row in every])
+    heads = [Head("method"), *(Head(name, optional=name == "HF peft file") for name in COLUMNS[2:-1])]
+    return what, plain_table(heads, [(row[0], *row[2:-1]) for row in every])
 
 
-def _cells(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """The lines of one row, whose cells are wrapped to ``widths``."""
-    wrapped = [
-        _broken(cell) if "_" in cell and len(cell) > width else textwrap.wrap(cell, width)
-        for cell, width in zip(row, widths, strict=True)
-    ]
-    lines = zip_longest(*wrapped, fillvalue="")
-    return ["  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-
-
-def _broken(name: str, most: int = 12) -> list[str]:
-    """A long name of HF peft in lines of at most ``most`` letters, broken behind underscores where possible."""
-    lines = [""]
-    for part in name.replace("_", "_ ").split():
-        if lines[-1] and len(lines[-1] + part) > most:
-            lines.append("")
-        lines[-1] += part
-    return lines
-
-
-def _meanings(width: int) -> list[str]:
-    longest = max(map(len, MEANINGS))
-    return [
-        line
-        for name, meaning in MEANINGS.items()
-        for line in textwrap.wrap(
-            f"{name.ljust(longest)}  {meaning}", width, subsequent_indent=" " * (longest + 2), drop_whitespace=True
-        )
-    ]
+def _print(known: dict[str, type[PEFTStrategy]]) -> None:
+    out = console()
+    what, can = tables(known)
+    print_table(out, what)
+    print_table(out, can, elsewhere="peftlab methods --markdown")
+    print_facts(out, MEANINGS.items())
+    print_lines(out, [HEAD, "peftlab methods NAME explains a method and its fields."])
 
 
 def explain(cls: type[PEFTStrategy], width: int) -> str:

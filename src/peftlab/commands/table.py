@@ -8,11 +8,9 @@ import sys
 from collections.abc import Sequence
 from itertools import groupby
 
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
-from peftlab.report.render.terminal import console
+from peftlab.report.render.markdown import escaped, markdown_table
+from peftlab.report.render.terminal import console, print_facts, print_lines, print_table
+from peftlab.report.table import Cell, Head, Row, Section, Table, Tone
 from peftlab.tables.declared import Computed, compute, known_tables, read_table
 
 
@@ -32,9 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     form.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(list(arguments))
     if given.name is None:
-        known = known_tables()
-        for name in known:
-            print(f"{name:<{max(map(len, known)) + 2}}{read_table(name)[0].get('title', '')}")
+        print_facts(console(), ((name, str(read_table(name)[0].get("title", ""))) for name in known_tables()))
         return 0
     table = compute(given.name)
     if given.json:
@@ -48,47 +44,29 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if table.failures else 0
 
 
-def markdown(table: Computed) -> str:
+def as_table(found: Computed, *, sections: bool) -> Table:
+    """What was computed; with ``sections``, the first column is a heading for the rows that share it."""
+    first = int(sections)
+    heads = tuple(Head(name, number=name in found.numbers) for name in found.columns[first:])
+    rows = [(line[0], Row(tuple(map(_cell, found.columns[first:], line[first:])))) for line in found.rows]
+    by_name = groupby(rows, key=lambda row: row[0] if sections else "")
+    return Table(heads, tuple(Section(name, tuple(row for _, row in of)) for name, of in by_name), found.title)
+
+
+_TONES: dict[str, Tone] = {"differs": "warning", "not": "quiet", "cannot": "quiet"}  # first word of the status
+
+
+def _cell(column: str, text: str) -> Cell:
+    return Cell(text, tone=_TONES.get(text.partition(" ")[0], "") if column == "status" else "")
+
+
+def markdown(found: Computed) -> str:
     """The table as Markdown, without the seconds it took."""
-    lines = [
-        table.columns,
-        ["--:" if column in table.numbers else "---" for column in table.columns],
-        *([cell.replace("|", "\\|") for cell in row] for row in table.rows),
-    ]
-    body = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([f"### {table.title}", "", *body, "", *(f"- {note}" for note in table.notes)])
+    table = markdown_table(as_table(found, sections=False))
+    return "\n".join([f"### {escaped(found.title)}", "", table, "", *(f"- {escaped(note)}" for note in found.notes)])
 
 
-def _print(table: Computed) -> None:
-    """One small table a group, all with the same column widths."""
+def _print(found: Computed) -> None:
     out = console()
-    out.print(f"[bold]{escape(table.title)}[/bold]")
-    columns, rows = table.columns[1:], [row[1:] for row in table.rows]
-    widths = [max(map(len, [name, *cells])) for name, cells in zip(columns, zip(*rows, strict=True), strict=True)]
-    widest = widths.index(max(widths))  # this column gives way
-    widths[widest] = max(16, min(widths[widest], out.width - sum(widths) + widths[widest] - 2 * len(widths)))
-    out.print(_grid(columns, widths, table.numbers, []))
-    for group, members in groupby(table.rows, key=lambda row: row[0]):
-        out.print(f"\n[bold]{escape(group)}[/bold]", highlight=False)
-        out.print(_grid(columns, widths, table.numbers, [row[1:] for row in members]), highlight=False)
-    out.print()
-    for line in [*table.notes, "", table.summary]:
-        out.print(line, highlight=False, markup=False)
-
-
-_STYLES = {"differs": "yellow", "not": "dim", "cannot": "dim"}  # first word of the status → colour
-
-
-def _grid(columns: list[str], widths: list[int], numbers: set[str], rows: list[list[str]]) -> Table:
-    """Rows in columns of ``widths``; without rows the columns' names."""
-    grid = Table(box=None, show_header=not rows, padding=(0, 2, 0, 0), header_style="dim")
-    for name, width in zip(columns, widths, strict=True):
-        grid.add_column(name, justify="right" if name in numbers else "left", width=width, overflow="fold")
-    for row in rows:
-        grid.add_row(
-            *(
-                Text(cell, style=_STYLES.get(cell.partition(" ")[0], "") if name == "status" else "")
-                for name, cell in zip(columns, row, strict=True)
-            )
-        )
-    return grid
+    print_table(out, as_table(found, sections=True))
+    print_lines(out, [*found.notes, "", found.summary])

@@ -155,7 +155,7 @@ class PublishedDataSet(DataSet, ABC):
     def _expected(self) -> str:
         official = self.official()
         train = " or ".join(official.train_stems)
-        tree = "; or the aclImdb folder with train/ and test/" if official.reads_review_tree else ""
+        tree = "; or the aclImdb folder, which has the folders train and test" if official.reads_review_tree else ""
         names, columns = " and ".join((train, *official.layout.test_splits)), ""
         if official.layout.second_column is not None:
             columns = f", with the columns text, {LOCAL_SECOND_COLUMN} and label"

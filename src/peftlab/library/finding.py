@@ -8,6 +8,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import RunError
+from peftlab.metric_names import MetricName
 from peftlab.records.find import run_folders
 from peftlab.records.folder import RunFolder
 from peftlab.report.records_config import flat
@@ -73,7 +74,7 @@ def _row(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
 def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
     """``split/metric`` → value, of the metrics that are one number."""
     return {
-        f"{split}/{name}": value
+        MetricName(split, name).in_history: value
         for split, figures in metrics.items()
         for name, value in figures.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and name != "rows"

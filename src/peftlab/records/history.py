@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.files import write_atomically
+from peftlab.metric_names import MetricName
 
 
 def columns_of(row: Mapping[str, Any]) -> list[str]:
     """The columns for ``row`` of a history: figures of train, of validation, costs, then the figures of each task."""
-    figures = [name for name, value in row.items() if "/" in name and not isinstance(value, dict)]
-    by_split = [name for split in ("train", "validation") for name in figures if name.startswith(f"{split}/")]
-    whole = [name for name in by_split if name.count("/") == 1]
-    return ["epoch", "step", "lr", *whole, "train_rows", "train_seconds", *(n for n in figures if n.count("/") == 2)]
+    names = {name: MetricName.from_history(name) for name, value in row.items() if not isinstance(value, dict)}
+    metrics = {name: metric for name, metric in names.items() if metric is not None}
+    whole = [
+        name
+        for split in ("train", "validation")
+        for name, metric in metrics.items()
+        if metric.split == split and metric.task is None
+    ]
+    of_tasks = [name for name, metric in metrics.items() if metric.task is not None]
+    return ["epoch", "step", "lr", *whole, "train_rows", "train_seconds", *of_tasks]
 
 
 def write_metrics_csv(path: Path, history: list[dict[str, Any]]) -> None:

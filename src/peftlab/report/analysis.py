@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from peftlab.metric_names import MetricName
 from peftlab.objectives.base import figure_called
 from peftlab.report.columns import Column
 from peftlab.report.groups import Group, Grouped, with_one_id_each
 from peftlab.report.marks import Marks, marks_of
-from peftlab.report.pairing import Compared
 from peftlab.report.records import Run
 from peftlab.report.same_rows import SameRows, same_rows
 from peftlab.report.statistics import Comparison, Summary, binomial_error, summarise
@@ -38,18 +37,13 @@ class Analysis:
     marked: Marks
     """The best rows, and what could not be compared with them."""
     baseline: Group | None = None
-    compared: Sequence[Compared] = ()
-    """The other rows against the baseline."""
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    """Id of a row → how it compares to the baseline."""
 
     @property
     def marks(self) -> Mapping[str, Mark]:
         """Id of a row → ``best``, or ``tied``: not significantly worse than the best."""
         return self.marked.of
-
-    @property
-    def comparisons(self) -> dict[str, Comparison]:
-        """Id of a row → how it compares to the baseline."""
-        return {one.group.id: one.test for one in self.compared}
 
     @property
     def runs(self) -> list[Run]:

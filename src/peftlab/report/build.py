@@ -18,7 +18,8 @@ from peftlab.report.groups_sweep import SweepFile, read_sweep_file
 from peftlab.report.legends import PLAIN, comparison_legend, legend
 from peftlab.report.notes import measured_on, notes_of, selection_of
 from peftlab.report.pairing import against, baseline_asked_for, require_a_pair, row_called
-from peftlab.report.records import Found, LeftOut, Run, find, first_objective, number_paths, read_runs
+from peftlab.report.records import Run, first_objective, number_paths, read_runs
+from peftlab.report.records_find import Found, LeftOut, find
 from peftlab.report.report import Report
 from peftlab.report.results import comparison_table, details_of, filter_example, results_table
 
@@ -98,16 +99,16 @@ def _compared(analysis: Analysis, request: Request, sweeps: Sequence[SweepFile])
     """``analysis`` against the baseline that is asked for, or the sweep's; and a note if that has no run here."""
     if request.baseline is not None:
         baseline = baseline_asked_for(request.baseline, analysis.rows)
-        compared = against(baseline, analysis.rows, analysis.metric.value, analysis.same)
-        require_a_pair(request.baseline, baseline, compared, analysis.same)
-        return replace(analysis, baseline=baseline, compared=compared), []
+        tests = against(baseline, analysis.rows, analysis.metric.value, analysis.same)
+        require_a_pair(request.baseline, baseline, analysis.rows, tests, analysis.same)
+        return replace(analysis, baseline=baseline, comparisons=tests), []
     named = next((sweep.baseline for sweep in sweeps if sweep.baseline), None)
     if named is None or request.by:
         return analysis, []
     if (of_sweep := row_called(named, analysis.rows)) is None:  # not run yet, or --where took it away
         return analysis, [f"The sweep's baseline '{named}' has no run here; nothing is compared to it."]
-    compared = against(of_sweep, analysis.rows, analysis.metric.value, analysis.same)
-    return replace(analysis, baseline=of_sweep, compared=compared), []
+    tests = against(of_sweep, analysis.rows, analysis.metric.value, analysis.same)
+    return replace(analysis, baseline=of_sweep, comparisons=tests), []
 
 
 def curve_of(metric: str, objective: Mapping[str, Any]) -> str:

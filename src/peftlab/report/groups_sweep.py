@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.report.columns import Column, present_format
-from peftlab.report.records import LeftOut
+from peftlab.report.records_find import LeftOut
 
 FORMAT = 1
 

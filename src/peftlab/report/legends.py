@@ -70,10 +70,10 @@ def _about_untested(analysis: Analysis) -> list[str]:
 
 def comparison_legend(analysis: Analysis) -> str:
     """What the columns of the comparison are, in one line."""
-    tested = sum(one.test.p is not None for one in analysis.compared)
+    tested = sum(test.p is not None for test in analysis.comparisons.values())
     over = f"Holm's correction is over the {counted(tested, 'comparison')} that could be tested"
-    if tested < len(analysis.compared):
-        over += f", of {len(analysis.compared)}"
+    if tested < len(analysis.comparisons):
+        over += f", of {len(analysis.comparisons)}"
     if not tested:
         over = "no row could be tested"
     return (

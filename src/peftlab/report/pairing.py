@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.report.groups import Group
 from peftlab.report.same_rows import SameRows
 from peftlab.report.statistics import Comparison, compare, corrected
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A row, and how it compares to the baseline."""
-
-    group: Group
-    test: Comparison
 
 
 def comparisons_with(
@@ -55,25 +46,28 @@ def baseline_asked_for(name: str, rows: Sequence[Group]) -> Group:
     )
 
 
-def against(baseline: Group, rows: Sequence[Group], metric: str, same: SameRows) -> list[Compared]:
-    """Each of the other ``rows`` with runs, compared to the baseline."""
+def against(baseline: Group, rows: Sequence[Group], metric: str, same: SameRows) -> dict[str, Comparison]:
+    """Id of each of the other ``rows`` that has runs → how it compares to the baseline."""
     rest = [group for group in rows if group is not baseline and group.runs]
-    return list(map(Compared, rest, comparisons_with(baseline, rest, metric, same)))
+    tests = comparisons_with(baseline, rest, metric, same)
+    return {group.id: test for group, test in zip(rest, tests, strict=True)}
 
 
-def require_a_pair(name: str, baseline: Group, compared: Sequence[Compared], same: SameRows) -> None:
+def require_a_pair(
+    name: str, baseline: Group, rows: Sequence[Group], tests: Mapping[str, Comparison], same: SameRows
+) -> None:
     """Raise ConfigError if ``--baseline name`` asks for what no row can be paired with."""
-    if not compared:
+    if not tests:
         return
-    if all(one.test.why_not == same.why_not for one in compared):
+    if all(test.why_not == same.why_not for test in tests.values()):
         raise ConfigError(
             f"--baseline {name}: no row can be compared with it: all others are {same.why_not}. Choose a "
             "baseline on the same texts (What it was measured on, in the report without --baseline, names them)."
         )
-    if all(one.test.n == 0 for one in compared):
+    if all(test.n == 0 for test in tests.values()):
         seeds = sorted({run.seed for run in baseline.runs})
-        others = sorted({run.seed for one in compared for run in one.group.runs})
+        others = sorted({run.seed for group in rows if group.id in tests for run in group.runs})
         raise ConfigError(
-            f"--baseline {name}: no row can be paired with it: {compared[0].test.why_not}. "
+            f"--baseline {name}: no row can be paired with it: {next(iter(tests.values())).why_not}. "
             f"Its seeds are {seeds}; those of the other rows are {others}. A paired test needs one run a seed in both."
         )

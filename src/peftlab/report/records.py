@@ -1,4 +1,4 @@
-"""Finding and reading records: what a report needs of each run, and why a record could not be read. Imports no torch.
+"""Reading records: what a report needs of each run, and why a record could not be read. Imports no torch.
 
 A record is some ten kilobytes of JSON; of ten thousand of them only the config, the wanted values and the learning
 curve are kept.
@@ -6,20 +6,18 @@ curve are kept.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from peftlab.class_names import stable_name
-from peftlab.errors import PeftlabError, RunError, nearest
-from peftlab.metric_names import TRAIN_LOSS
+from peftlab.errors import PeftlabError, RunError
+from peftlab.metric_names import TRAIN_LOSS, record_part
 from peftlab.objectives.recorded import BEFORE, objective_facts
 from peftlab.records.folder import SCHEMA_VERSION, RunFolder
 from peftlab.records.identity import Rules
@@ -28,9 +26,8 @@ from peftlab.records.identity_tags import Standing, standing
 from peftlab.report.forks import cpus, map_in_forks
 from peftlab.report.records_config import COMPUTED, DATA_HASH, TARGET, flat, identity_of
 from peftlab.report.records_facts import facts_of
+from peftlab.report.records_find import Found, LeftOut
 
-SKIPPED = frozenset({"checkpoints", "logs", ".logs", "wandb", "lightning_logs", "report"})
-"""Folders in which no run lies."""
 MANY_RECORDS = 1_000
 """From so many on, starting processes to read them takes less time than it saves."""
 
@@ -88,78 +85,6 @@ class Run:
     def diverged(self) -> bool:
         """Whether its training loss became infinite or no number."""
         return not all(isfinite(loss) for loss in self.curve.get(TRAIN_LOSS.in_history, ()))
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A file that a report cannot use."""
-
-    path: str
-    reason: str
-
-
-@dataclass
-class Found:
-    """What lies below the folders that were given."""
-
-    run_folders: list[tuple[str, frozenset[str]]] = field(default_factory=list)
-    """Folders with a record.json, and the names of the files in them."""
-    sweep_files: list[str] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-    logs: set[str] = field(default_factory=set)
-    """``<folder>/<key>`` of the runs that a sweep has left a log of."""
-    seen: list[str] = field(default_factory=list)
-    """A few names that are there instead of runs."""
-
-
-def find(folders: Sequence[str]) -> Found:
-    """Walk ``folders``: each may be a run's, a name's, or one of many names; a record.json stands for its folder.
-
-    Raises:
-        RunError: if one of them is no folder.
-    """
-    found = Found()
-    visited: set[str] = set()
-    for given in folders:
-        path = Path(given)
-        if path.is_file() and path.name == "record.json":
-            path = path.parent
-        if path.is_file():
-            raise RunError(f"'{given}' is a file. Give a folder of runs, or a run's record.json.")
-        if not path.is_dir():
-            there = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
-            raise RunError(f"there is no folder '{given}'.{nearest(path.name, there)}")
-        _walk(str(path), found, visited)
-    found.run_folders.sort()
-    return found
-
-
-def _walk(top: str, found: Found, visited: set[str]) -> None:
-    waiting = [top]
-    while waiting:
-        folder = waiting.pop()
-        real = os.path.realpath(folder)
-        if real in visited:
-            continue
-        visited.add(real)
-        try:
-            with os.scandir(folder) as entries:
-                here = list(entries)
-        except OSError as error:
-            found.left_out.append(LeftOut(folder, f"cannot be opened ({error.strerror})"))
-            continue
-        names = frozenset(entry.name for entry in here)
-        if "record.json" in names:
-            found.run_folders.append((folder, names))
-            continue
-        if ".logs" in names:
-            with contextlib.suppress(OSError), os.scandir(f"{folder}/.logs") as entries:  # a log is only linked
-                found.logs |= {f"{folder}/{entry.name.removesuffix('.txt')}" for entry in entries}
-        if "sweep.json" in names:
-            found.sweep_files.append(f"{folder}/sweep.json")
-        waiting += [entry.path for entry in here if entry.is_dir(follow_symlinks=False) and entry.name not in SKIPPED]
-        if len(found.seen) < 8:
-            found.seen += sorted(names)[:8]
 
 
 def read_runs(found: Found, paths: Iterable[str], curves: Sequence[str]) -> list[Run]:
@@ -282,7 +207,7 @@ def _run(
     if status not in ("finished", "failed", "interrupted"):
         raise ValueError(f"unknown status {status!r}")
     if status == "finished" and not isinstance(record["metrics"]["test"], dict):
-        raise ValueError("metrics.test is no mapping")
+        raise ValueError(f"{record_part('test')} is no mapping")
     facts, rules = facts_of(record), recorded_rules(record)
     return Run(
         folder=folder,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from peftlab.report.analysis import Analysis
 from peftlab.report.failures import Failure
-from peftlab.report.records import LeftOut
+from peftlab.report.records_find import LeftOut
 from peftlab.report.results import Details
 from peftlab.report.table import Table
 

@@ -101,9 +101,10 @@ COMPARISON_HEADS = (
 
 def comparison_table(analysis: Analysis, legend: str) -> Table | None:
     """A row each that is compared to the baseline; None without one."""
-    if analysis.baseline is None or not analysis.compared:
+    if analysis.baseline is None or not analysis.comparisons:
         return None
-    rows = [Row((Cell(one.group.label), *_comparison_cells(one.test)), one.group.id) for one in analysis.compared]
+    labels = {group.id: group.label for group in analysis.rows}
+    rows = [Row((Cell(labels[name]), *_comparison_cells(test)), name) for name, test in analysis.comparisons.items()]
     title = f"Against {analysis.baseline.label}"
     return Table((Head(""), *COMPARISON_HEADS), (Section("", tuple(rows)),), title, notes=(legend,))
 

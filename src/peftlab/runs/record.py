@@ -11,6 +11,7 @@ from typing import Any
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import content_hash, split_hashes
+from peftlab.metric_names import UNDEFINED, MetricName
 from peftlab.peft.legacy import FORMAT
 from peftlab.records import environment, identity_tags
 from peftlab.records.folder import SCHEMA_VERSION, RunFolder
@@ -81,17 +82,19 @@ def metrics(module: TrainingModule, epoch: int, splits: Splits) -> dict[str, Any
     """Metrics of the chosen epoch on train and validation, and of the one test."""
     row: dict[str, Any] = next(row for row in module.history if row["epoch"] == epoch)
     objective, names = module.objective, splits.label_names
-    kept = (*objective.every_epoch(), "undefined")
+    kept = (*objective.every_epoch(), UNDEFINED)
     found: dict[str, Any] = {
-        split: {name: row[f"{split}/{name}"] for name in kept if f"{split}/{name}" in row}
+        split: {name: row[column] for name in kept if (column := MetricName(split, name).in_history) in row}
         for split in ("train", "validation")
     }
     for split, figures in found.items() if splits.tasks else ():
         figures["tasks"] = {
-            task.name: {name: row[f"{split}/{task.name}/{name}"] for name in (*objective.every_epoch(), "rows")}
+            task.name: {
+                name: row[MetricName(split, name, task.name).in_history] for name in (*objective.every_epoch(), "rows")
+            }
             for task in splits.tasks
         }
-    details = {name: row[f"validation/{name}"] for name in objective.details}
+    details = {name: row[MetricName("validation", name).in_history] for name in objective.details}
     found["validation"] = objective.named(found["validation"] | details, names)
     found["test"] = objective.named(module.test_metrics, names)
     return found

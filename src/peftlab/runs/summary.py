@@ -2,57 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
-
-from rich.table import Table
 
 from peftlab.backbones.base import Backbone
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.records.folder import RunFolder
-from peftlab.report.render.terminal import console
+from peftlab.report.render.terminal import console, print_facts
 
 
 def print_before(
     config: RunConfig, folder: RunFolder, splits: Splits, backbone: Backbone, parameters: dict[str, int]
 ) -> None:
     """The summary before training: data, model, what trains, and what will be saved."""
-    table = Table(box=None, show_header=False, pad_edge=False, title_justify="left")
+    print_facts(console(), _facts(config, folder, splits, backbone, parameters))
+
+
+def _facts(
+    config: RunConfig, folder: RunFolder, splits: Splits, backbone: Backbone, parameters: dict[str, int]
+) -> Iterator[tuple[str, str]]:
     rows = len(splits.train), len(splits.validation), len(splits.test)
     labels = config.data.what_is_learned().labels_in_words(splits.train.labels, splits.label_names)
-    table.add_row("run", str(folder.path))
-    table.add_row("data", f"{splits.train_kind}: {rows[0]:,} rows ({labels})")
+    yield ("run", str(folder.path))
+    yield ("data", f"{splits.train_kind}: {rows[0]:,} rows ({labels})")
     if splits.tasks:
         shares = ", ".join(f"{task} {count:,}" for task, count in splits.provenance["rows_an_epoch"].items())
-        table.add_row("", f"rows an epoch: {shares}")
-    table.add_row("", f"validation: {rows[1]:,} rows")
-    table.add_row("", f"test, {splits.test_kind}: {rows[2]:,} rows")
-    table.add_row("backbone", _backbone_line(backbone))
+        yield ("", f"rows an epoch: {shares}")
+    yield ("", f"validation: {rows[1]:,} rows")
+    yield ("", f"test, {splits.test_kind}: {rows[2]:,} rows")
+    yield ("backbone", _backbone_line(backbone))
     if (start := backbone.provenance.get("from_run")) is not None:
-        table.add_row("started from", _start_line(start))
-    table.add_row("method", f"{config.peft.name}: {config.peft.count}")
+        yield ("started from", _start_line(start))
+    yield ("method", f"{config.peft.name}: {config.peft.count}")
     if parameters["adapted"] and parameters["trainable_without_head"]:
         ratio = parameters["adapted"] / parameters["trainable_without_head"]
-        table.add_row(
+        yield (
             "",
             f"{parameters['trainable_without_head']:,} parameters beside the {parameters['adapted']:,} of the weights "
             f"they adapt: {ratio:.1f} times fewer",
         )
-    table.add_row("head", _head_line(backbone, parameters, config))
+    yield ("head", _head_line(backbone, parameters, config))
     share = parameters["trainable"] / parameters["total"]
-    table.add_row(
+    yield (
         "trainable",
         f"{parameters['trainable']:,} of {parameters['total']:,} parameters ({share:.3%}); "
         f"{parameters['trainable_without_head']:,} without the head",
     )
-    table.add_row(
+    yield (
         "stored",
         f"{parameters['stored']:,} numbers in about {parameters['adapter_bytes']:,} bytes; the whole model has "
         f"{parameters['model_bytes']:,} bytes",
     )
     step = config.data.batch_size * config.trainer.accumulate_grad_batches
-    table.add_row("batch", f"{step} texts a step and device, at most {config.data.max_length} tokens each")
-    console().print(table)
+    yield ("batch", f"{step} texts a step and device, at most {config.data.max_length} tokens each")
 
 
 def _backbone_line(backbone: Backbone) -> str:

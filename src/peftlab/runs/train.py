@@ -19,6 +19,7 @@ from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import TextDataModule
 from peftlab.errors import PeftlabError, RunError
+from peftlab.metric_names import MetricName
 from peftlab.objectives.recorded import FIELD as OBJECTIVE
 from peftlab.records import environment
 from peftlab.records.folder import RunFolder
@@ -152,7 +153,7 @@ class _Run:
         )
         self.module.load_trained(checkpoint)
         row = checkpoint["history"][-1]
-        monitor = f"validation/{monitored(config, self.module.objective).name}"
+        monitor = MetricName("validation", monitored(config, self.module.objective).name).in_history
         return {"rule": selection_rule(config, self.module.objective), "epoch": row["epoch"], monitor: row[monitor]}
 
     def test(self) -> float:

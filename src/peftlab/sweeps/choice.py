@@ -12,6 +12,7 @@ from math import isfinite
 from typing import Any, Literal
 
 from peftlab.errors import ConfigError
+from peftlab.metric_names import TRAIN_LOSS
 from peftlab.sweeps.declaration import assignments, lower_is_better
 
 State = Literal["open", "finished", "diverged", "pruned", "failed"]
@@ -80,7 +81,7 @@ def value_at_chosen_epoch(record: Mapping[str, Any], metric: str) -> float | Non
 
 def diverged(record: Mapping[str, Any]) -> bool:
     """Whether the training loss of a run became infinite or no number."""
-    return not all(isfinite(row["train/loss"]) for row in record["history"])
+    return not all(isfinite(row[TRAIN_LOSS.in_history]) for row in record["history"])
 
 
 def ended(parameters: Mapping[str, Any], record: Mapping[str, Any], value: float | None) -> Tried:

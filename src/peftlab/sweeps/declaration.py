@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from peftlab.fields import NAME_PATTERN, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from peftlab.metric_names import MetricName
 from peftlab.objectives.base import figure_called, objectives
 from peftlab.report.columns import Column
 
@@ -97,7 +98,7 @@ class Search:
 
     def __post_init__(self) -> None:
         names = dict.fromkeys(name for one in objectives().values() for name in reversed(one.every_epoch()))
-        allowed = [f"{split}/{name}" for split in ("validation", "train") for name in names]
+        allowed = [MetricName(split, name).in_history for split in ("validation", "train") for name in names]
         if self.metric is not None and self.metric not in allowed:
             raise ValueError(f"metric '{self.metric}' must be one of {', '.join(allowed)}: never tuned on test data.")
         if not self.space:
@@ -225,7 +226,8 @@ class Sweep:
 
 def lower_is_better(path: str) -> bool:
     """Whether less is better of the figure at ``path`` (``metrics.validation.loss``, ``validation/loss``)."""
-    figure = figure_called(path.replace("/", ".").rpartition(".")[2])
+    name = MetricName.from_record(path) or MetricName.from_history(path)
+    figure = figure_called((name.figure if name else path).rpartition(".")[2])
     return figure is not None and figure.better == "min"
 
 

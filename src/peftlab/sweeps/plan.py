@@ -10,6 +10,7 @@ from typing import Any
 
 from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
+from peftlab.metric_names import MetricName
 from peftlab.records.folder import RunFolder
 from peftlab.sweeps.cache import ConfigCache
 from peftlab.sweeps.choice import Choice, State, Tried, best, ended, value_at_chosen_epoch, value_of
@@ -278,11 +279,11 @@ class DeclaredPlan:
         """The column of the history that the trials of a search are compared by."""
         search = arm.optuna()
         assert search is not None
-        return search.metric or f"validation/{self._selects(arm)}"
+        return search.metric or MetricName("validation", self._selects(arm)).in_history
 
     def _tuned_by(self, arm: Arm) -> str:
         """Where the value stands in a record that the candidates of a cell are compared by."""
-        return self.sweep.tune_by or f"metrics.validation.{self._selects(arm)}"
+        return self.sweep.tune_by or MetricName("validation", self._selects(arm)).in_record
 
     def _selects(self, arm: Arm) -> str:
         """The figure that selects for the objective of the cell's runs."""

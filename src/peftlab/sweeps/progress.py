@@ -9,13 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from peftlab.objectives.recorded import objective_facts, selected
+from peftlab.report.render.terminal import renderable
+from peftlab.report.table import Head, plain_table
 
 
 @dataclass
@@ -133,11 +133,10 @@ class Progress:
 
     def render(self) -> RenderableType:
         """The live table."""
-        table = Table(box=SIMPLE, pad_edge=False)
-        for column, justify in (("running", "left"), ("on", "left"), ("seconds", "right")):
-            table.add_column(column, justify=justify)  # type: ignore[arg-type]
-        for job in self.running.values():
-            table.add_row(Text(job.title), job.place, f"{self.clock() - job.began:.0f}")
+        heads = [Head("running"), Head("on"), Head("seconds", number=True)]
+        table = plain_table(
+            heads, [(job.title, job.place, f"{self.clock() - job.began:.0f}") for job in self.running.values()]
+        )
         left = self.to_run - self.done - len(self.running)
         counts = (
             f"{self.done - self.failed} done, {self.failed} failed, {self.skipped} finished before, "
@@ -148,7 +147,7 @@ class Progress:
         lines = [Text(line) for line in self.waiting.values()]
         if self.best is not None:
             lines.append(Text(f"best validation {self.figure} so far: {self.best[0]:.4f} ({self.best[1]})"))
-        return Group(table, *lines, Text(counts))
+        return Group(renderable(table, self.console.width), *lines, Text(counts))
 
 
 def _duration(seconds: float) -> str:

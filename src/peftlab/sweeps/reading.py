@@ -11,7 +11,8 @@ import yaml
 
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.fields import NAME_PATTERN
-from peftlab.report.columns import Column
+from peftlab.metric_names import MetricName, record_part
+from peftlab.report.columns import FORMATS, Column
 from peftlab.schema import check_keys, validate
 from peftlab.sweeps.declaration import (
     Arm,
@@ -180,15 +181,20 @@ def _option_overrides(sweep: Sweep) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _check_choices(sweep: Sweep) -> None:
-    tune_by = sweep.tune_by or "metrics.validation."
-    if tune_by.startswith(("metrics.test", "forgetting")):
-        raise ConfigError(f"tune_by '{sweep.tune_by}': nothing is tuned on test data; name a value of validation.")
-    if not tune_by.startswith(("metrics.validation.", "metrics.train.", "selection.")):
+def _check_tuned_by(path: str) -> None:
+    metric = MetricName.from_record(path)
+    if path.startswith((record_part("test"), "forgetting")):
+        raise ConfigError(f"tune_by '{path}': nothing is tuned on test data; name a value of validation.")
+    if metric is None and not path.startswith("selection."):
         raise ConfigError(
-            f"tune_by '{sweep.tune_by}' must lie under metrics.validation, metrics.train or selection, "
-            "as metrics.validation.loss does."
+            f"tune_by '{path}' must lie under {record_part('validation')}, {record_part('train')} or selection, "
+            f"as {MetricName('validation', 'loss').in_record} does."
         )
+
+
+def _check_choices(sweep: Sweep) -> None:
+    if sweep.tune_by is not None:
+        _check_tuned_by(sweep.tune_by)
     for arm in sweep.cells:
         search = arm.optuna()
         if arm.tune and search:
@@ -206,6 +212,13 @@ def _check_choices(sweep: Sweep) -> None:
 def _check_table(sweep: Sweep) -> None:
     ids = [arm.id for arm in sweep.cells]
     paths = [column.value for column in sweep.columns]
+    for column in sweep.columns:
+        if column.format == "text":
+            numeric = [form for form in FORMATS if form != "text"]
+            raise ConfigError(
+                f"column '{column.title}': format 'text' has no mean over seeds; it is for peftlab report --columns. "
+                f"A sweep's columns are numbers: {listed(numeric)}."
+            )
     if sweep.metric not in paths:
         raise ConfigError(f"metric '{sweep.metric}' is no column's value. Values: {listed(paths)}.")
     if sweep.baseline is not None and sweep.baseline not in [arm.id for arm in sweep.cells if arm.row]:

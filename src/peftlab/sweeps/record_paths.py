@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from peftlab.errors import ConfigError, nearest
+from peftlab.metric_names import RECORD_PART, SPLITS, record_part
 from peftlab.objectives.base import objectives
 
-PARTS = ("metrics", "parameters", "timing", "memory", "forgetting", "selection", "data", "backbone")
+PARTS = (RECORD_PART, "parameters", "timing", "memory", "forgetting", "selection", "data", "backbone")
 """The parts of a record that hold numbers."""
 _OF_EVERY_SPLIT = (*dict.fromkeys(n for one in objectives().values() for n in one.every_epoch()), "tasks")
 _DETAILS = tuple(name for one in objectives().values() for name in one.details)
 _OF_THE_TEST = tuple(f.name for one in objectives().values() for f in one.figures if not f.each_epoch)
 LEAVES: dict[str, tuple[str, ...]] = {
-    "metrics.train": _OF_EVERY_SPLIT,
-    "metrics.validation": (*_OF_EVERY_SPLIT, *_DETAILS),
-    "metrics.test": (*_OF_EVERY_SPLIT, *_DETAILS, *_OF_THE_TEST, "rows"),
+    record_part("train"): _OF_EVERY_SPLIT,
+    record_part("validation"): (*_OF_EVERY_SPLIT, *_DETAILS),
+    record_part("test"): (*_OF_EVERY_SPLIT, *_DETAILS, *_OF_THE_TEST, "rows"),
     "parameters": (
         "total", "trainable", "trainable_without_head", "head", "added", "adapted", "stored", "adapter_bytes",
         "model_bytes",
@@ -42,12 +43,10 @@ def check_record_path(path: str) -> None:
     part, _, rest = path.partition(".")
     _require(part, PARTS, path, "")
     place = part
-    if part == "metrics":
+    if part == RECORD_PART:
         split, _, rest = rest.partition(".")
-        _require(
-            split, [name.partition(".")[2] for name in LEAVES if name.startswith("metrics.")], path, " under metrics"
-        )
-        place = f"metrics.{split}"
+        _require(split, SPLITS, path, " under metrics")
+        place = record_part(split)
     if place not in LEAVES:
         return
     leaf, _, below = rest.partition(".")

@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, RunError, nearest
 from peftlab.files import take_lock
+from peftlab.metric_names import TRAIN_LOSS, MetricName
 from peftlab.records import identity_tags
 from peftlab.records.identity import run_key
 from peftlab.seeding import derive_seed
@@ -69,9 +70,10 @@ class OptunaSearch:
         reading: bool,
     ) -> None:
         objective = config.data.what_is_learned()
-        self.metric = search.metric or f"validation/{objective.selects}"
+        self.metric = search.metric or MetricName("validation", objective.selects).in_history
         """What its trials are compared by."""
-        if (name := self.metric.partition("/")[2]) not in objective.every_epoch():
+        known = MetricName.from_history(self.metric)
+        if (name := known.figure if known else self.metric) not in objective.every_epoch():
             raise ConfigError(
                 f"cell '{arm_id}': metric '{self.metric}' is none of {objective.about}. It has: "
                 f"{', '.join(objective.every_epoch())}.{nearest(name, objective.every_epoch())}"
@@ -197,7 +199,7 @@ class OptunaSearch:
             if epoch in trial.intermediate_values or given in (None, ""):  # undefined there
                 continue
             value = float(given)
-            if not (isfinite(value) and isfinite(float(row["train/loss"]))):
+            if not (isfinite(value) and isfinite(float(row[TRAIN_LOSS.in_history]))):
                 reason = f"diverged in epoch {epoch}"
             else:
                 live.report(value, epoch)

@@ -21,6 +21,9 @@ Records = Mapping[tuple[str, int], Mapping[str, Any]]
 Choices = Mapping[str, Choice]
 """Arm → what was tried for it, of those whose values are chosen."""
 
+ABOUT_A_CHOICE = ("run", "values", "chosen by", "value")
+"""Columns of table.csv that say what was tried for an arm whose values are chosen."""
+
 
 def values_of(sweep: Sweep, arm: Arm, column: Column, records: Records) -> list[float]:
     """What ``arm`` has in ``column``, a value a seed; none where it does not apply."""
@@ -194,34 +197,39 @@ def render_csv(sweep: Sweep, records: Records, choices: Choices | None = None) -
     Of the unchosen no figure that stands on the test data is given.
     """
     choices = choices or {}
-    told = any(map(computed, records.values()))
-    head = ["cell", "label", "seed", "key", *([COMPUTED] if told else [])]
-    head += [*(["run", "values", "chosen by", "value"] if sweep.chooses() else [])]
-    head += [column.value for column in sweep.columns]
-    return csv_text(head, _csv_lines(sweep, records, choices, told=told))
-
-
-def _csv_lines(sweep: Sweep, records: Records, choices: Choices, *, told: bool) -> Iterator[list[Any]]:
-    paths, first = [column.value for column in sweep.columns], sweep.seeds[0]
+    lines: list[list[Any]] = []
     for one in sweep.cells:
-        choice = choices.get(one.id)
-        chosen = None if choice is None else choice.chosen
-        for seed in sweep.seeds:
-            if record := records.get((one.id, seed)):
-                about: list[Any] = ["row", "", "", ""]
-                if choice and chosen:  # which was made with the first seed
-                    about = ["row", chosen.name, choice.by, chosen.value if seed == first else ""]
-                said = [computed(record)] if told else []
-                values = [value_of(record, path) for path in paths]
-                yield [one.id, one.label, seed, record["key"], *said, *(about if sweep.chooses() else []), *values]
-        for tried in choice.tried if choice else ():
-            if choice is None or tried is chosen or tried.state == "open":
-                continue
-            record = tried.record or {}
-            said = [computed(record) if record else ""] if told else []
-            shown = ["" if not record or _on_test(path) else value_of(record, path) for path in paths]
-            about = [f"tried: {tried.state}", tried.name, choice.by, tried.value]
-            yield [one.id, one.label, first, record.get("key", ""), *said, *about, *shown]
+        lines += _lines_of_row(sweep, one, records, choices.get(one.id))
+        lines += _lines_of_unchosen(sweep, one, choices.get(one.id))
+    head = ["cell", "label", "seed", "key", COMPUTED, *ABOUT_A_CHOICE, *(column.value for column in sweep.columns)]
+    needless = {*(() if any(map(computed, records.values())) else (COMPUTED,))}
+    needless |= {*(() if sweep.chooses() else ABOUT_A_CHOICE)}
+    kept = [number for number, name in enumerate(head) if name not in needless]
+    return csv_text([head[number] for number in kept], ([line[number] for number in kept] for line in lines))
+
+
+def _lines_of_row(sweep: Sweep, arm: Arm, records: Records, choice: Choice | None) -> Iterator[list[Any]]:
+    chosen = None if choice is None else choice.chosen
+    for seed in sweep.seeds:
+        if not (record := records.get((arm.id, seed))):
+            continue
+        about: list[Any] = ["row", "", "", ""]
+        if choice and chosen:  # with the first seed
+            about = ["row", chosen.name, choice.by, chosen.value if seed == sweep.seeds[0] else ""]
+        values = [value_of(record, column.value) for column in sweep.columns]
+        yield [arm.id, arm.label, seed, record["key"], computed(record), *about, *values]
+
+
+def _lines_of_unchosen(sweep: Sweep, arm: Arm, choice: Choice | None) -> Iterator[list[Any]]:
+    for tried in choice.tried if choice else ():
+        if choice is None or tried is choice.chosen or tried.state == "open":
+            continue
+        about = [f"tried: {tried.state}", tried.name, choice.by, tried.value]
+        if (record := tried.record) is None:
+            yield [arm.id, arm.label, sweep.seeds[0], "", "", *about, *("" for _ in sweep.columns)]
+            continue
+        values = ["" if _on_test(column.value) else value_of(record, column.value) for column in sweep.columns]
+        yield [arm.id, arm.label, sweep.seeds[0], record["key"], computed(record), *about, *values]
 
 
 def _on_test(path: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
 from peftlab.fields import FiniteFloat
+from peftlab.metric_names import MetricName
 from peftlab.objectives.recorded import BEFORE
 from peftlab.schema import check_keys, validate
 from peftlab.tables import counts
@@ -26,7 +27,7 @@ CellStatus = Literal["match", "differs", "measured", "not run here", "cannot be 
 class Task:
     """A column of scores."""
 
-    metric: str = f"metrics.test.{BEFORE['selects']}"
+    metric: str = MetricName("test", BEFORE["selects"]).in_record
     """Where the score stands in a record; times 100 it is the paper's."""
     overrides: list[str] = field(default_factory=list)
     """Of ``peftlab train``: the task's data."""
@@ -76,8 +77,8 @@ class PaperTable:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One cell, ready to be shown."""
+class Entry:
+    """One figure of the paper beside what is here, ready to be shown."""
 
     row: str
     cell: str
@@ -110,21 +111,21 @@ def compute(content: dict[str, Any], where: str) -> Computed:
         wanted = [row.counted for row in table.rows if row.counted is not None]
         counted = _counted(counted_content, counted_where, table.counts_table, wanted)
         backbones = validate(counted_content | {"rows": []}, counts.CountsTable, "")
-        cells = [cell for row in table.rows for cell in _cells(row, table, counted, backbones)]
+        cells = [entry for row in table.rows for entry in _entries(row, table, counted, backbones)]
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-    remarks = list(dict.fromkeys(cell.remark for cell in cells if cell.remark))
-    used = {cell.source for cell in cells}
-    failures = [cell.failure for cell in cells if cell.failure is not None]
+    remarks = list(dict.fromkeys(entry.remark for entry in cells if entry.remark))
+    used = {entry.source for entry in cells}
+    failures = [entry.failure for entry in cells if entry.failure is not None]
     by_status = {
-        status: sum(cell.status == status for cell in cells) for status in dict.fromkeys(c.status for c in cells)
+        status: sum(entry.status == status for entry in cells) for status in dict.fromkeys(c.status for c in cells)
     }
     return Computed(
         title=table.title,
         columns=["row", "cell", "published", "here", "status", "source", "how"],
         numbers={"published", "here"},
-        rows=[_shown(cell, remarks) for cell in cells],
-        records=[_record(cell) for cell in cells],
+        rows=[_shown(entry, remarks) for entry in cells],
+        records=[_record(entry) for entry in cells],
         notes=[f"{counts.marked(number)} {remark}" for number, remark in enumerate(remarks)]
         + [f"source {name}: {text}" for name, text in table.sources.items() if name in used],
         failures=failures,
@@ -164,9 +165,9 @@ def _counted(content: dict[str, Any], where: str, name: str, wanted: list[str]) 
     return {record["row"]: record | {"failure": failures.get(record["row"])} for record in found.records}
 
 
-def _cells(
+def _entries(
     row: PaperRow, table: PaperTable, counted: dict[str, dict[str, Any]], backbones: counts.CountsTable
-) -> list[Cell]:
+) -> list[Entry]:
     cells = []
     if row.counted is not None:
         cells.append(_parameters(row.row, counted[row.counted]))
@@ -179,14 +180,14 @@ def _cells(
     if row.mean is not None:
         scores.append(_mean(row, table))
     if row.remark and scores:
-        scores[0] = Cell(**(vars(scores[0]) | {"remark": row.remark}))
+        scores[0] = Entry(**(vars(scores[0]) | {"remark": row.remark}))
     return cells + scores
 
 
-def _parameters(row: str, record: dict[str, Any]) -> Cell:
+def _parameters(row: str, record: dict[str, Any]) -> Entry:
     percent = record["percent"]
     here = f"{record['recomputed']:,}"
-    return Cell(
+    return Entry(
         row=row,
         cell="parameters",
         published=record["published"],
@@ -200,7 +201,7 @@ def _parameters(row: str, record: dict[str, Any]) -> Cell:
     )
 
 
-def _memory(row: str, memory: Memory, backbones: counts.CountsTable) -> Cell:
+def _memory(row: str, memory: Memory, backbones: counts.CountsTable) -> Entry:
     found = count_bytes(memory, backbones)
     status = status_of(memory, found)
     wrong = []
@@ -211,7 +212,7 @@ def _memory(row: str, memory: Memory, backbones: counts.CountsTable) -> Cell:
     sign = {"above": "> ", "below": "< ", None: ""}[memory.bound]
     adapter = [f"LoRA of rank {memory.adapter.get('rank')}"] if memory.adapter else []
     how = [f"{memory.backbone} in {memory.store}", *adapter, f"{found.trainable:,} parameters train"]
-    return Cell(
+    return Entry(
         row=row,
         cell="memory",
         published=f"{sign}{memory.published}",
@@ -225,7 +226,7 @@ def _memory(row: str, memory: Memory, backbones: counts.CountsTable) -> Cell:
     )
 
 
-def _score(row: PaperRow, name: str, table: PaperTable) -> Cell:
+def _score(row: PaperRow, name: str, table: PaperTable) -> Entry:
     """A score: as published, and as measured if a run of its command is finished here."""
     task = table.tasks[name]
     value, status, how = None, "cannot be run here", task.missing or "peftlab has no such method or backbone"
@@ -233,7 +234,7 @@ def _score(row: PaperRow, name: str, table: PaperTable) -> Cell:
         overrides = [*table.overrides, *task.overrides, *row.overrides]
         value, how = _measured(overrides, task.metric), f"peftlab train {' '.join(overrides)}"
         status = "not run here" if value is None else "measured"
-    return Cell(
+    return Entry(
         row=row.row,
         cell=name,
         published=f"{row.scores[name]:g}",
@@ -261,13 +262,13 @@ def _measured(overrides: list[str], metric: str) -> float | None:
     return 100.0 * value
 
 
-def _mean(row: PaperRow, table: PaperTable) -> Cell:
+def _mean(row: PaperRow, table: PaperTable) -> Entry:
     """The published mean beside the mean of the published scores; they agree as far as both are rounded."""
     assert row.mean is not None
     complete = set(row.scores) == set(table.tasks)
     mean = sum(row.scores.values()) / len(row.scores) if complete else None
     agrees = mean is None or abs(mean - row.mean) <= 0.05 + 0.05 + 1e-9  # each score and the mean, to one decimal
-    return Cell(
+    return Entry(
         row=row.row,
         cell="mean",
         published=f"{row.mean:g}",
@@ -280,16 +281,16 @@ def _mean(row: PaperRow, table: PaperTable) -> Cell:
     )
 
 
-def _record(cell: Cell) -> dict[str, Any]:
-    command = cell.how if cell.how.startswith("peftlab train ") else None
+def _record(entry: Entry) -> dict[str, Any]:
+    command = entry.how if entry.how.startswith("peftlab train ") else None
     return {
-        "row": cell.row, "cell": cell.cell, "published": cell.published, "recomputed": cell.value,
-        "status": cell.status, "as_declared": cell.failure is None, "source": cell.source,
-        "command": command, "how": cell.how, "remark": cell.remark,
+        "row": entry.row, "cell": entry.cell, "published": entry.published, "recomputed": entry.value,
+        "status": entry.status, "as_declared": entry.failure is None, "source": entry.source,
+        "command": command, "how": entry.how, "remark": entry.remark,
     }  # fmt: skip
 
 
-def _shown(cell: Cell, remarks: list[str]) -> list[str]:
-    name = f"{cell.cell} {counts.marked(remarks.index(cell.remark))}" if cell.remark else cell.cell
-    status = cell.status if cell.failure is None else f"{cell.status} (!)"
-    return [cell.row, name, cell.published, cell.here, status, cell.source, cell.how]
+def _shown(entry: Entry, remarks: list[str]) -> list[str]:
+    name = f"{entry.cell} {counts.marked(remarks.index(entry.remark))}" if entry.remark else entry.cell
+    status = entry.status if entry.failure is None else f"{entry.status} (!)"
+    return [entry.row, name, entry.published, entry.here, status, entry.source, entry.how]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from peftlab.fields import NonNegativeFloat, PositiveFloat, PositiveInt, Probability, bookkeeping
+from peftlab.metric_names import MetricName
 from peftlab.objectives.base import Figure, Objective
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def selection_rule(config: TrainerConfig, objective: Objective) -> str:
     if config.select == "last":
         return "last epoch"
     figure = monitored(config, objective)
-    return f"{'highest' if figure.better == 'max' else 'lowest'} validation/{figure.name}"
+    name = MetricName("validation", figure.name).in_history
+    return f"{'highest' if figure.better == 'max' else 'lowest'} {name}"
 
 
 @dataclass(kw_only=True)

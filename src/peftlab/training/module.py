@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from peftlab.metric_names import UNDEFINED, MetricName
 from peftlab.objectives.base import Objective, shown
 from peftlab.objectives.parts.blocks import MultitaskMetrics, TaskBlocks, by_task
 from peftlab.objectives.parts.split import SplitMetrics
@@ -94,7 +95,7 @@ class TrainingModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The batch's mean loss, and the method's own term if it has one."""
         loss = self._loss("train", batch, self.label_smoothing)
-        self.log("train/loss_step", loss, prog_bar=True)
+        self.log(MetricName("train", "loss_step").in_history, loss, prog_bar=True)
         penalty = self.adapter.regularization(self.global_step + 1, self._total_steps())
         return loss if penalty is None else loss + penalty
 
@@ -138,18 +139,20 @@ class TrainingModule(L.LightningModule):
             "train_rows": train["rows"],
         }
         for split, values in (("train", train), ("validation", self._validation_row)):
-            row |= {f"{split}/{name}": values[name] for name in self.objective.every_epoch()}
-            row |= {f"{split}/{name}": number for name, number in by_task(values).items()}
-            if "undefined" in values:
-                row[f"{split}/undefined"] = values["undefined"]
-        row |= {f"validation/{name}": self._validation_row[name] for name in self.objective.details}
+            row |= {MetricName(split, name).in_history: values[name] for name in self.objective.every_epoch()}
+            row |= {name.in_history: number for name, number in by_task(values, split).items()}
+            if UNDEFINED in values:
+                row[MetricName(split, UNDEFINED).in_history] = values[UNDEFINED]
+        row |= {
+            MetricName("validation", name).in_history: self._validation_row[name] for name in self.objective.details
+        }
         self.history.append(row)
         self._log_figures("train", train)
-        figure = self.objective.figure(self.objective.selects)
+        figure, validation = self.objective.figure(self.objective.selects), self._validation_row
         self.print(
             f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"
             f"   train loss {train['loss']:.4f}  {figure.title} {shown(train[figure.name])}"
-            f"   validation loss {row['validation/loss']:.4f}  {figure.title} {shown(row[f'validation/{figure.name}'])}"
+            f"   validation loss {validation['loss']:.4f}  {figure.title} {shown(validation[figure.name])}"
             f"   {seconds:.1f} s  {train['rows'] / max(seconds, 1e-9):.1f} samples/s"
         )
 
@@ -188,9 +191,10 @@ class TrainingModule(L.LightningModule):
         """Show the figures to loggers, checkpointing and early stopping; an undefined one is as bad as can be."""
         for name in self.objective.every_epoch():
             value, bar = values[name], split == "validation" and name == self.objective.selects
-            self.log(f"{split}/{name}", self.objective.figure(name).worst if value is None else value, prog_bar=bar)
-        for name, number in by_task(values).items():
-            self.log(f"{split}/{name}", float(number))
+            shown_as = self.objective.figure(name).worst if value is None else value
+            self.log(MetricName(split, name).in_history, shown_as, prog_bar=bar)
+        for metric, number in by_task(values, split).items():
+            self.log(metric.in_history, float(number))
 
     def _metrics(self, split: str) -> SplitMetrics:
         found = self.metrics[f"{split}_"]  # "train" itself is a method of every module

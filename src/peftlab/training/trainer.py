@@ -18,6 +18,7 @@ from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
 from peftlab.errors import ConfigError
+from peftlab.metric_names import MetricName
 from peftlab.objectives.base import Figure
 from peftlab.training.checkpoint import AtomicCheckpointIO
 from peftlab.training.config import TrainerConfig
@@ -58,7 +59,7 @@ def build_trainer(
     if config.early_stopping_patience is not None:
         callbacks.append(
             EarlyStopping(
-                f"validation/{monitor.name}",
+                MetricName("validation", monitor.name).in_history,
                 mode=monitor.better,
                 patience=config.early_stopping_patience,
                 check_on_train_epoch_end=True,
@@ -127,7 +128,7 @@ def _checkpointing(config: TrainerConfig, monitor: Figure, folder: Path) -> list
     best = ModelCheckpoint(
         dirpath=folder,
         filename="best",
-        monitor=f"validation/{monitor.name}",
+        monitor=MetricName("validation", monitor.name).in_history,
         mode=monitor.better,
         save_top_k=1,
         save_on_train_epoch_end=True,

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from peftlab.metric_names import MetricName
 from peftlab.objectives.base import objective
 from peftlab.objectives.parts.confusion import from_confusion
 from peftlab.objectives.parts.split import SplitMetrics
@@ -128,10 +129,10 @@ class MultitaskMetrics(SplitMetrics):
         return found | means | {"tasks": tasks}
 
 
-def by_task(values: dict[str, Any]) -> dict[str, float]:
-    """``task/figure`` to number, of what ``compute()`` returned; nothing for data of one task."""
+def by_task(values: dict[str, Any], split: str) -> dict[MetricName, float]:
+    """Metric of a task to number, of what ``compute()`` returned; nothing for data of one task."""
     return {
-        f"{task}/{name}": number
+        MetricName(split, name, task): number
         for task, figures in values.get("tasks", {}).items()
         for name, number in figures.items()
     }

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from itertools import combinations
 from math import isfinite
 from typing import Any
 
 from peftlab.report.analysis import Analysis
+from peftlab.report.figures.numbers import plane_of
 from peftlab.report.figures.style import Drawn, blank, finish
 from peftlab.report.groups import Group
-
-FIRST_CHOICE = ("peft.rank", "peft.alpha")
 
 
 def draw_heat(report: Analysis) -> Drawn | str:
     """Mean and n over two config keys that vary independently of each other; or why not."""
-    found = _choose(report)
+    found = plane_of(report)
     if isinstance(found, str):
         return found
     keys, rest, cells = found
@@ -57,53 +54,3 @@ def draw_heat(report: Analysis) -> Drawn | str:
 def _mean(report: Analysis, group: Group | None) -> float:
     mean = None if group is None else report.summaries[group.id].mean
     return float("nan") if mean is None else mean
-
-
-def _choose(report: Analysis) -> tuple[tuple[str, str], str, dict[tuple[float, float], Group]] | str:
-    """Two keys, what else the shown groups have in common, and the group at each pair of values."""
-    names = list(report.grouped.key_names)
-    numeric = [key for key in names if _numbers(report, key) > 1]
-    why = f"heat map: it needs two numeric config keys that vary; here {len(numeric)} do"
-    if len(numeric) < 2:
-        return why + (f" ({numeric[0]})" if numeric else "")
-    pairs = sorted(
-        combinations(numeric, 2),
-        key=lambda pair: (set(pair) != set(FIRST_CHOICE), -_numbers(report, pair[0]) * _numbers(report, pair[1])),
-    )
-    for first, second in pairs:
-        found = _largest_plane(report, (first, second), names)
-        if found is not None:
-            return (first, second), *found
-    return f"heat map: no two numeric keys vary independently of each other ({', '.join(numeric)} go together)"
-
-
-def _numbers(report: Analysis, key: str) -> int:
-    return len({value for group in report.rows if (value := _number(group.keys.get(key))) is not None})
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text is not None else None
-    except ValueError:
-        return None
-
-
-def _largest_plane(
-    report: Analysis, pair: tuple[str, str], names: list[str]
-) -> tuple[str, dict[tuple[float, float], Group]] | None:
-    """Of the groups that agree in all other keys, the most; None if they fill no more than a line."""
-    planes: dict[tuple[tuple[str, str], ...], dict[tuple[float, float], Group]] = defaultdict(dict)
-    for group in report.rows:
-        x, y = (_number(group.keys.get(key)) for key in pair)
-        if x is None or y is None or not group.runs:
-            continue
-        rest = tuple((key, group.keys[key]) for key in names if key not in pair and key in group.keys)
-        planes[rest][x, y] = group
-    if not planes:
-        return None
-    rest, cells = max(planes.items(), key=lambda item: len(item[1]))
-    columns, rows = ({place[number] for place in cells} for number in (0, 1))
-    if min(len(columns), len(rows)) < 2 or len(cells) <= max(len(columns), len(rows)):
-        return None
-    short = report.grouped.key_names
-    return " ".join(f"{short[key]}={value}" for key, value in rest), cells

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import isfinite, nan
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from peftlab.metric_names import TRAIN_LOSS, MetricName
 from peftlab.report.analysis import Analysis
 from peftlab.report.figures.labels import fitting
+from peftlab.report.figures.numbers import band
 from peftlab.report.figures.style import (
     COLOURS,
     MOST_NAMED,
@@ -106,15 +105,3 @@ def _diverged(group: Group) -> str:
     """A loss that is not finite cannot be drawn: the mean is over the other seeds, and the legend says so."""
     lost = sum(run.diverged for run in group.runs)
     return f" ({lost} of {len(group.runs)} diverged)" if lost else ""
-
-
-def band(curves: Sequence[Sequence[float]]) -> tuple[list[float], list[float], list[int]]:
-    """Mean, standard deviation and number of finite values at each epoch that all ``curves`` reach."""
-    curves = [curve for curve in curves if curve]
-    centre, width, count = [], [], []
-    for epoch in range(min(map(len, curves), default=0)):
-        values = [curve[epoch] for curve in curves if isfinite(curve[epoch])]
-        centre.append(fmean(values) if values else nan)
-        width.append(stdev(values) if len(values) > 1 else 0.0)
-        count.append(len(values))
-    return centre, width, count

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import cycle
-from statistics import fmean
 from typing import Any
 
 from peftlab.report.analysis import Analysis
 from peftlab.report.figures.labels import by_id
+from peftlab.report.figures.numbers import Point, by_test_set, fronts_of, points_of
 from peftlab.report.figures.style import GREY, MOST_NAMED, Drawn, blank, finish, style_of
 from peftlab.report.figures.ticks import use_round_ticks
-from peftlab.report.groups import Group
-from peftlab.report.same_rows import SameRows
 
 MOST_NAMED_POINTS = 24
 """Up to so many rows the legend names all; colours and markers tell them apart."""
@@ -21,48 +18,6 @@ FRONT_STYLES: tuple[Any, ...] = ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
 """Of the fronts of several test sets; they may cross."""
 MOST_SPREADS = 100
 """Grey points that have an error bar; of more, the bars would hide the points."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A group in the plane of cost and metric."""
-
-    group: Group
-    cost: float
-    value: float
-    spread: float | None
-
-
-def points_of(report: Analysis, path: str) -> list[Point]:
-    """The groups that have a cost above 0 at ``path`` and a finite metric."""
-    points = []
-    for group in report.rows:
-        costs, summary = group.values(path), report.summaries[group.id]
-        if costs and fmean(costs) > 0 and summary.finite and summary.mean is not None:
-            points.append(Point(group, fmean(costs), summary.mean, summary.std))
-    return points
-
-
-def pareto_front(points: Sequence[Point], *, highest: bool) -> list[Point]:
-    """The points that no other point beats in one of cost and metric without being worse in the other; by cost."""
-    front: list[Point] = []
-    sign = 1 if highest else -1
-    for point in sorted(points, key=lambda point: (point.cost, -sign * point.value)):
-        if not front or sign * point.value > sign * front[-1].value:
-            front.append(point)
-    return front
-
-
-def fronts_of(points: Sequence[Point], same: SameRows, *, highest: bool) -> list[list[Point]]:
-    """The front of each test set, of whatever section: rows tested on other texts do not beat each other."""
-    return [pareto_front(members, highest=highest) for members in _by_test_set(points, same)]
-
-
-def _by_test_set(points: Sequence[Point], same: SameRows) -> list[list[Point]]:
-    kinds: dict[tuple[str, ...], list[Point]] = {}
-    for point in points:
-        kinds.setdefault(same.of(point.group), []).append(point)
-    return list(kinds.values())
 
 
 def draw_panel(panel: Any, report: Analysis, points: Sequence[Point], named: dict[str, int], *, log: bool) -> None:
@@ -132,7 +87,7 @@ def _labels(points: Sequence[Point], named: dict[str, int]) -> dict[str, str]:
 
 
 def _front_labels(report: Analysis, points: Sequence[Point]) -> list[tuple[str, Any]]:
-    kinds = _by_test_set(points, report.same)  # a front of one panel may be a single point in the other
+    kinds = by_test_set(points, report.same)  # a front of one panel may be a single point in the other
     styles = [style for members, style in zip(kinds, cycle(FRONT_STYLES), strict=False) if len(members) > 1]
     if len(kinds) > len(FRONT_STYLES):
         return [("Pareto fronts, one a test set", styles[0])] if styles else []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.files import write_atomically
+from peftlab.metric_names import MetricName
 from peftlab.objectives.base import Objective
 
 COLOURS = {"train": "#4477aa", "validation": "#ee6677"}  # Paul Tol's "bright": told apart by the colour-blind
@@ -30,7 +31,9 @@ def draw_curves(
     epochs = [row["epoch"] + 1 for row in history]
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", objective.selects), strict=True):
         for split, colour in COLOURS.items():
-            values = [nan if (value := row[f"{split}/{quantity}"]) is None else value for row in history]
+            values = [
+                nan if (value := row[MetricName(split, quantity).in_history]) is None else value for row in history
+            ]
             axes.plot(epochs, values, color=colour, marker="o", markersize=4, label=split)
         if chosen_epoch is not None:
             axes.axvline(chosen_epoch + 1, color="#999999", linestyle="--", linewidth=1, label="kept epoch")

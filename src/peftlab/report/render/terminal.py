@@ -7,18 +7,19 @@ from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAVY
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from peftlab.report.table import Cell, Head, Mark, Table, Tone
+from peftlab.report.table import Cell, Head, Mark, Row, Table, Tone
 
 BETWEEN = 3
 """Characters between two columns."""
 WIDEST_NAME = 34
 """Characters of text that are reckoned with where it is asked whether another column has room."""
-NARROWEST = 12
-"""Characters that text keeps while another column can give way."""
+NARROWEST, LEAST = 12, 8
+"""Characters that text keeps while another column can give way, and while words, but no figures, can be broken."""
 SIGNS: dict[Mark, str] = {"best": "*", "tied": "=", "": "\N{NO-BREAK SPACE}"}
 """For output without bold and underlined letters; a plain space at the end of a cell would be cut off."""
 _STYLES: dict[Mark, str] = {"best": "bold", "tied": "underline", "": ""}
@@ -37,6 +38,16 @@ def print_lines(out: Console, lines: Iterable[str], style: str = "") -> None:
         out.print(line, highlight=False, markup=False, style=style)
 
 
+def print_facts(out: Console, facts: Iterable[tuple[str, str]]) -> None:
+    """Print names and what is known of each, side by side."""
+    made = RichTable(box=None, show_header=False, pad_edge=False)
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, fact in facts:
+        made.add_row(Text(name), Text(fact))
+    out.print(made)
+
+
 def print_table(out: Console, table: Table, *, most_rows: int | None = None, elsewhere: str = "") -> None:
     """Print ``table`` without its notes. What has no room is broken into lines, never cut.
 
@@ -48,24 +59,43 @@ def print_table(out: Console, table: Table, *, most_rows: int | None = None, els
     """
     columns = _Column.all_of(table, signs=out.color_system is None)
     shown = _with_room(columns, out.width)
-    title = Text(table.title, style="bold") if table.title else None
-    made = RichTable(box=SIMPLE_HEAVY, title=title, title_justify="left")
-    for column, width in zip(shown, _widths(shown, out.width), strict=True):
-        justify = "right" if column.head.number else "left"
-        made.add_column(Text(column.head.title), justify=justify, width=width, overflow="fold")  # type: ignore[arg-type]
-    rows = 0
-    for section in table.sections:
-        here = section.rows if most_rows is None else section.rows[: most_rows - rows]
-        if section.title and here:
-            made.add_row(Text(section.title, style="bold italic"))
-        for row in here:
-            made.add_row(*(column.text(row.cells[column.number]) for column in shown))
-        rows += len(here)
-    out.print(made)
-    if left := len(list(table.rows)) - rows:
-        print_lines(out, [f"… and {left} more rows; all are in {elsewhere}."])
+    out.print(_drawn(table, shown, out.width, most_rows))
+    rows = sum(1 for _ in table.rows)
+    if most_rows is not None and rows > most_rows:
+        print_lines(out, [f"… and {rows - most_rows} more rows; all are in {elsewhere}."])
     if absent := [column.head.title for column in columns if column not in shown]:
         print_lines(out, [f"Too narrow here for: {', '.join(absent)}; {elsewhere} has them."])
+
+
+def renderable(table: Table, width: int) -> Group:
+    """``table`` with all its columns, for a display that changes."""
+    return _drawn(table, _Column.all_of(table, signs=False), width, None)
+
+
+def _drawn(table: Table, columns: Sequence[_Column], width: int, most_rows: int | None) -> Group:
+    """A grid for the head and each section, in the same columns: a heading is as wide as all of them."""
+    widths = _widths(columns, width)
+    first = next((section for section in table.sections if not section.title), None)
+    parts: list[RenderableType] = [Text(table.title, style="bold")] if table.title else []
+    parts += [Text(), _grid(columns, widths, first.rows[:most_rows] if first else ())]
+    rows = len(first.rows) if first else 0
+    for section in table.sections:
+        here = section.rows if most_rows is None else section.rows[: max(0, most_rows - rows)]
+        if section is not first and here:
+            heading = Text(section.title, style="bold italic")
+            parts += [Padding(heading, (0, 0, 0, 2)), _grid(columns, widths, here, head=False)]
+            rows += len(here)
+    return Group(*parts, Text())
+
+
+def _grid(columns: Sequence[_Column], widths: Sequence[int], rows: Sequence[Row], *, head: bool = True) -> Padding:
+    made = RichTable(box=SIMPLE_HEAVY, show_header=head, show_edge=False)
+    for column, width in zip(columns, widths, strict=True):
+        justify: JustifyMethod = "right" if column.head.number else "left"
+        made.add_column(Text(column.head.title), justify=justify, width=width, overflow="fold")
+    for row in rows:
+        made.add_row(*(column.text(row.cells[column.number]) for column in columns))
+    return Padding(made, (0, 0, 0, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +126,15 @@ class _Column:
         words = max(map(cell_len, " ".join([head.title, *(cell.text for cell in cells)]).split()), default=1)
         whole = beside + max((cell_len(cell.text) for cell in cells), default=0)
         if not head.number:
-            names = [head.title, *(section.title for section in table.sections)] if number == 0 else [head.title]
-            return cls(head, number, signed, max(whole, *map(cell_len, names)), min(whole, NARROWEST), words)
+            return cls(head, number, signed, max(whole, cell_len(head.title), 1), min(whole, NARROWEST), words)
         whole = max(whole, *map(cell_len, head.title.split()), 1)
         figures = [beside + cell_len(cell.text) for cell in cells if cell.value is not None]
         return cls(head, number, signed, whole, max(words, *figures) if figures else whole, words)
+
+    @property
+    def least(self) -> int:
+        """So that neither figures nor words are broken, but a line of several words may be."""
+        return min(self.figures, self.word)
 
     def text(self, cell: Cell) -> Text:
         """``cell`` as it is printed."""
@@ -127,7 +161,8 @@ def _widths(columns: Sequence[_Column], width: int) -> list[int]:
     room = width - 1 - BETWEEN * len(columns)
     for floors in (
         [max(column.figures, min(column.word, WIDEST_NAME)) for column in columns],
-        [min(column.figures, column.word) for column in columns],
+        [column.least if column.head.number else min(column.word, LEAST) for column in columns],
+        [column.least if column.head.number else 1 for column in columns],
         [1] * len(columns),
     ):
         while sum(widths) > room and any(width > floor for width, floor in zip(widths, floors, strict=True)):
