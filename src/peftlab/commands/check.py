@@ -59,15 +59,14 @@ def main(arguments: Sequence[str]) -> int:
 def _check_file(file: Path, overrides: Sequence[str], given: argparse.Namespace) -> int:
     if given.multirun or given.config_dir or given.config_name != "train":
         raise ConfigError(f"{file} declares its jobs itself: -m, --config-dir and --config-name do not go with it.")
-    from peftlab.report.render.terminal import console, print_lines, print_table
+    from peftlab.report.render.terminal import console, print_table
     from peftlab.sweeps.call import Call
     from peftlab.sweeps.overview import overview
 
     found = overview(Call(file, overrides), counts=not given.no_counts)
-    out = console()
-    print_lines(out, [found.title])
-    print_table(out, found.table)
-    print_lines(out, found.notes)
+    print(found.title)
+    print_table(console(), found.table)
+    print("\n".join(found.notes))
     if found.mistakes:
         raise ConfigError(f"{len(found.mistakes)} cells cannot be built: {' '.join(found.mistakes)}")
     return 0

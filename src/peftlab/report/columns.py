@@ -163,8 +163,3 @@ def plain_number(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
-
-
-def json_number(value: Any) -> Any:
-    """``value``, or its name as text where JSON has no such number."""
-    return value if not isinstance(value, float) or isfinite(value) else str(value)
