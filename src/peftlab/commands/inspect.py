@@ -113,7 +113,7 @@ def _print(
     corners: dict[str, list[str]] = {}
     if phi:
         n, m = (min(matrix.shape[axis] for matrix in phi.values()) for axis in (0, 1))
-        columns += list(dict.fromkeys(["φ (1, 1)", f"φ ({n}, {m})"]))
+        columns += list(dict.fromkeys(["φ\n(1, 1)", f"φ\n({n}, {m})"]))
         ends = [(0, 0)] if (n, m) == (1, 1) else [(0, 0), (n - 1, m - 1)]
         corners = {name: [f"{float(matrix[end]):.3f}" for end in ends] for name, matrix in phi.items()}
     lines = [

@@ -30,6 +30,7 @@ class Head:
     """The head of a column."""
 
     title: str
+    """On a terminal broken between words, or where it has line ends, there."""
     number: bool = False
     """Whether the cells are numbers, which stand on the right."""
     optional: bool = False

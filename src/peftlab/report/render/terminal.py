@@ -127,7 +127,8 @@ class _Column:
         whole = beside + max((cell_len(cell.text) for cell in cells), default=0)
         if not head.number:
             return cls(head, number, signed, max(whole, cell_len(head.title), 1), min(whole, NARROWEST), words)
-        whole = max(whole, *map(cell_len, head.title.split()), 1)
+        title = head.title.split("\n") if "\n" in head.title else head.title.split()
+        whole = max(whole, *map(cell_len, title), 1)
         figures = [beside + cell_len(cell.text) for cell in cells if cell.value is not None]
         return cls(head, number, signed, whole, max(words, *figures) if figures else whole, words)
 
@@ -161,6 +162,7 @@ def _widths(columns: Sequence[_Column], width: int) -> list[int]:
     room = width - 1 - BETWEEN * len(columns)
     for floors in (
         [max(column.figures, min(column.word, WIDEST_NAME)) for column in columns],
+        [column.figures if column.head.number else min(column.word, LEAST) for column in columns],
         [column.least if column.head.number else min(column.word, LEAST) for column in columns],
         [column.least if column.head.number else 1 for column in columns],
         [1] * len(columns),
