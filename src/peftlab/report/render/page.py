@@ -30,6 +30,7 @@ def render_page(report: Report, gallery: Gallery, target: Path, *, files: bool) 
     """
     filled = environment(autoescape=True)
     filled.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    filled.globals |= {"zip": zip, "kinds_of": _kinds_of}
     filled.filters |= {"link": lambda path: relative(path, target), "base64": _base64}
     results = with_sections_as_a_column(report.results)
     runs = [_runs_of(report, row, target) for row in results.rows]
@@ -47,6 +48,14 @@ def with_sections_as_a_column(table: Table) -> Table:
         return table
     rows = tuple(Row((Cell(section.title), *row.cells), row.id) for section in table.sections for row in section.rows)
     return Table((Head("section"), *table.heads), (Section("", rows),), table.title, table.leads + 1, table.notes)
+
+
+def _kinds_of(table: Table, label: int) -> list[str]:
+    """Of each column, what its cells are: ``label`` of the row, ``lead``, ``number`` or ``text``."""
+    kinds = ["number" if head.number else "text" for head in table.heads]
+    kinds[: table.leads] = ["lead"] * table.leads
+    kinds[label] = "label"
+    return kinds
 
 
 def _runs_of(report: Report, row: Row, target: Path) -> dict[str, Any]:
