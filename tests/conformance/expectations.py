@@ -6,8 +6,10 @@ Refusals that follow from what a method declares (``supports``) need no entry he
 from __future__ import annotations
 
 REFUSALS: dict[tuple[str, str, str], str] = {
+    ("bitfit", "gemma", "*"): "has no bias term",
     ("bitfit", "llama", "*"): "has no bias term",
     ("bitfit", "modernbert", "*"): "has no bias term",
+    ("bitfit", "t5", "*"): "has no bias term",
     ("hf_peft", "gpt2", "fp32"): "Target module Conv1D",  # quantised it is a Linear, which OFT takes
     ("import", "*", "*"): "peft.path is needed",
     ("parameters", "*", "nf4"): "is stored in nf4",

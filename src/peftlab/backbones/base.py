@@ -43,6 +43,8 @@ class Target:
     """``query``, ``value``, ... when chosen by role; None when chosen by regex."""
     output_slice: slice | None = None
     """Rows of the output this target stands for; None: all of them."""
+    also: tuple[str, ...] = ()
+    """Further modules with the same table, as T5's encoder and decoder have them: what adapts one adapts them all."""
 
 
 class Backbone(nn.Module, ABC):

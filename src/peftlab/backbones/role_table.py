@@ -170,7 +170,7 @@ _T5 = _names(
     ffn_up=r"DenseReluDense\.(?:wi|wi_1)",  # wi, or wi_1 beside wi_0 in the gated layers of T5 1.1
     ffn_gate=r"DenseReluDense\.wi_0",
     ffn_down=r"DenseReluDense\.wo",
-    embedding=r"shared",
+    embedding=r"(?:encoder|decoder)\.embed_tokens",  # one table in both; ``shared`` only holds it
 )
 _TEXT_CLASSIFIER = _names(hidden=r"hidden", embedding=r"embedding")
 

@@ -82,10 +82,19 @@ def _matches(backbone: Backbone, modules: dict[str, nn.Module], entry: str) -> l
 def _by_role(backbone: Backbone, modules: dict[str, nn.Module], role: str, place: RolePattern) -> list[Target]:
     pattern = re.compile(rf"(?:.*\.)?(?:{place.pattern})")
     config = getattr(backbone.model, "config", None)
+    named = [name for name in modules if pattern.fullmatch(name)]
+    tables: dict[int, list[str]] = {}  # names of each weight
+    for name in named:
+        tables.setdefault(id(modules[name].weight), []).append(name)
     return [
-        Target(name, module, role, place.rows(output_features(module), config) if place.rows else None)
-        for name, module in modules.items()
-        if pattern.fullmatch(name)
+        Target(
+            name,
+            modules[name],
+            role,
+            place.rows(output_features(modules[name]), config) if place.rows else None,
+            also=tuple(also),
+        )
+        for name, *also in tables.values()
     ]
 
 
@@ -108,7 +117,9 @@ def _by_name(modules: dict[str, nn.Module], entry: str) -> list[Target]:
 def _nothing_matches(backbone: Backbone, modules: dict[str, nn.Module], entry: str) -> str:
     roles = ROLES.get(backbone.architecture, {})
     endings = sorted({_ending(name) for name in modules})
-    if entry in ALL_ROLES:
+    if entry in roles:
+        said = f"'{entry}' is a role that this {backbone.architecture} has no layer for."
+    elif entry in ALL_ROLES:
         said = f"'{entry}' is a role that {backbone.architecture} does not have."
     else:
         others = [
@@ -118,7 +129,8 @@ def _nothing_matches(backbone: Backbone, modules: dict[str, nn.Module], entry: s
         if others:
             kind = type(backbone.model.get_submodule(others[0])).__name__
             said = f"'{entry}' matches '{others[0]}', a {kind}, which cannot be a target (or is the head)."
-    return f"peft.targets: {said}{nearest(entry, [*roles, *endings])} {_what_there_is(backbone)}"
+    near = "" if entry in roles else nearest(entry, [*roles, *endings])
+    return f"peft.targets: {said}{near} {_what_there_is(backbone)}"
 
 
 def _what_there_is(backbone: Backbone) -> str:

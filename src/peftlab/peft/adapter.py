@@ -27,6 +27,7 @@ from peftlab.peft.base import PEFTStrategy
 from peftlab.peft.delta import AdaptedLayer, Delta, NotMergeable, folded
 from peftlab.peft.hf.folder import save_hf_peft
 from peftlab.peft.names import clean_name, let_train, live_parameter
+from peftlab.peft.product import require_product
 from peftlab.peft.saving import save
 from peftlab.peft.surgery import part_name, replace_module, require_float, weight_matrix
 from peftlab.peft.weight_update import WeightUpdate, slice_name
@@ -41,6 +42,8 @@ class Placed:
 
     name: str
     """Of the layer, in the clean model."""
+    also: tuple[str, ...]
+    """Its further names there: modules with the same table."""
     key: str
     """Of the delta, in its layer."""
     layer: AdaptedLayer
@@ -99,13 +102,16 @@ class Adapter:
         """
         layer = self.model.get_submodule(target.name)
         if not isinstance(layer, AdaptedLayer):
+            require_product(target.name, layer)
             layer = AdaptedLayer(layer)
-            replace_module(self.model, target.name, layer)
+            for name in (target.name, *target.also):
+                layer.stands_for[name] = self.model.get_submodule(name)
+                replace_module(self.model, name, layer)
         key = part_name(target) if key is None else key
         assert key not in layer.deltas, f"'{target.name}' has a delta '{key}' already"
         delta.rows = target.output_slice
         layer.deltas[key] = delta.to(layer.weight.device).train(layer.base.training)
-        self._placed.append(Placed(target.name, key, layer, delta))
+        self._placed.append(Placed(target.name, target.also, key, layer, delta))
         return layer
 
     def train_own(self, names: Sequence[str], *, in_float32: bool = True) -> None:
@@ -378,7 +384,11 @@ class Adapter:
         for placed in self.placed():
             require_float(placed.name, placed.layer.base)
         for layer, _ in layers:
-            others = [user for user in users.get(id(layer.weight), []) if user is not layer.base]
+            others = [
+                user
+                for user in users.get(id(layer.weight), [])
+                if user is not layer.base and not _only_holds(names[id(user)], layer)
+            ]
             if others:
                 raise PeftlabError(
                     f"'{clean_name(self.model, names[id(layer)])}' shares its weight with '{names[id(others[0])]}', "
@@ -450,7 +460,8 @@ class Adapter:
     def _take_out(self, placed: Placed) -> None:
         placed.layer.drop(placed.key)
         if not placed.layer.deltas:
-            replace_module(self.model, placed.name, placed.layer.base)
+            for name, module in placed.layer.stands_for.items():
+                replace_module(self.model, name, module)
 
     def __repr__(self) -> str:
         beside = f" beside {', '.join(self.beside)}" if self.beside else ""
@@ -491,6 +502,11 @@ def nothing_to_merge(method: str) -> str:
         f"'{method}' trains the backbone's own tensors and adds none: there is nothing to merge, and the model already "
         "costs what the backbone costs."
     )
+
+
+def _only_holds(name: str, layer: AdaptedLayer) -> bool:
+    """Whether the module ``name`` keeps a table for others, which all are ``layer``, and is never called itself."""
+    return len(layer.stands_for) > 1 and name.rpartition(".")[2] == "shared"
 
 
 def _frozen(module: nn.Module) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from peftlab.errors import PeftlabError
+from peftlab.peft.product import after, product
 from peftlab.peft.surgery import weight_matrix
 
 
@@ -25,8 +26,8 @@ class NotMergeable(PeftlabError):
 class Delta(nn.Module):
     """What a method changes of one layer, or of a slice of its output.
 
-    It changes the layer's *product*, W x + b. The frozen layer is an argument of its methods and no child, so that it
-    is saved once and under its own name.
+    It changes the layer's *product*, W x + b (:mod:`peftlab.peft.product`). The frozen layer is an argument of its
+    methods and no child, so that it is saved once and under its own name.
     """
 
     rows: slice | None = None
@@ -41,7 +42,7 @@ class Delta(nn.Module):
 
         Args:
             x: (…, in) what the layer reads, or ids (…) for an embedding.
-            out: (…, rows) what the layer makes of it, of the delta's own rows.
+            out: (…, rows) the layer's product with it, of the delta's own rows.
             base: the frozen layer.
 
         Returns:
@@ -80,6 +81,8 @@ class AdaptedLayer(nn.Module):
         super().__init__()
         self.base = base
         self.deltas = nn.ModuleDict()
+        self.stands_for: dict[str, nn.Module] = {}
+        """Names in the clean model → the modules that stood there; set by :meth:`Adapter.put`."""
         self._off: frozenset[str] = frozenset()
         self._merged: frozenset[str] = frozenset()
         self._originals: tuple[Tensor, Tensor | None] | None = None
@@ -104,7 +107,7 @@ class AdaptedLayer(nn.Module):
         deltas = [delta for key, delta in self._named() if self.acts(key)]
         for delta in deltas:
             x = delta.before(x)
-        base_out: Tensor = self.base(x)
+        base_out = product(self.base, x)
         out = base_out
         sliced = [delta for delta in deltas if delta.rows is not None]
         if sliced:
@@ -114,7 +117,7 @@ class AdaptedLayer(nn.Module):
         for delta in deltas:
             if delta.rows is None:
                 out = delta(x, out, self.base)
-        return out
+        return after(self.base, out)
 
     def _named(self) -> Iterator[tuple[str, Delta]]:
         return iter(self.deltas.items())  # type: ignore[arg-type]

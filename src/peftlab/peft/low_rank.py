@@ -115,6 +115,7 @@ class LowRank(Delta):
         self.rank = rank
         self.scale = scale
         self.embedding = isinstance(target.module, nn.Embedding)
+        self.padding_idx = target.module.padding_idx if isinstance(target.module, nn.Embedding) else None
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         # fp32 whatever the backbone's dtype: the update is small against the rounding of 16 bits.
         A = torch.zeros(rank, in_features)
@@ -153,7 +154,7 @@ class LowRank(Delta):
     def low_rank(self, x: Tensor) -> Tensor:
         """s · B A x, (…, in) → (…, out), or ids (…) → (…, dim); dropout does not apply to ids."""
         if self.embedding:
-            update = self.expand(F.embedding(x, self.lora_A.T))
+            update = self.expand(F.embedding(x, self.lora_A.T, self.padding_idx))
         else:
             update = self.project(self.dropout(self._float(x)))
         if self.A_start is not None and self.B_start is not None:

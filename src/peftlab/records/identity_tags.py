@@ -7,7 +7,7 @@ finished, and records say which tags held, so that no table mixes runs from befo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,33 @@ class Tag:
     """What is computed otherwise since then: one sentence for people, without the stop."""
 
 
-TAGS: tuple[Tag, ...] = ()
+def _adapts_an_embedding_of_its_own_kind(config: Mapping[str, Any]) -> bool:
+    """Whether a target may be a token embedding that scales its rows, or one table in several places."""
+    known = str((config["backbone"].get("architecture") or {}).get("model_type", ""))
+    plain = not config["backbone"]["_target_"].endswith("TransformerConfig") or (
+        known and not any(family in known for family in ("gemma", "t5", "bart", "pegasus", "m2m"))
+    )
+    return not plain and any("emb" in entry or entry in ("shared", "wte") for entry in _targets(config["peft"]))
+
+
+def _targets(method: Any) -> Iterator[str]:
+    """What a plain method, or those of a composition, name in ``targets``."""
+    if isinstance(method, Mapping):
+        for name, value in method.items():
+            yield from map(str, value or ()) if name == "targets" else _targets(value)
+    elif isinstance(method, list):
+        for one in method:
+            yield from _targets(one)
+
+
+TAGS: tuple[Tag, ...] = (
+    Tag(
+        "embedding-product-1",
+        _adapts_an_embedding_of_its_own_kind,
+        "an update of an embedding that scales its rows (Gemma's by √d) is scaled with them, as in the merged model; "
+        "one table in several places (T5's encoder and decoder) has one update in all of them; padding gets none",
+    ),
+)
 """All of them, oldest first.
 
 Append only. Once it is released, a tag's name and condition are frozen, and it never leaves: else runs made since it

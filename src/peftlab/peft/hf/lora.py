@@ -147,7 +147,9 @@ def layers_of(adapter: Adapter) -> dict[str, tuple[AdaptedLayer, list[Placed]]]:
     found: dict[str, tuple[AdaptedLayer, list[Placed]]] = {}
     for placed in adapter.placed():
         found.setdefault(placed.name, (placed.layer, []))[1].append(placed)
-    return {name: found[name] for name, _ in adapter.model.named_modules() if name in found}
+    for placed in adapter.placed():
+        found |= dict.fromkeys(placed.also, found[placed.name])  # HF peft adapts each place on its own
+    return {name: found[name] for name, _ in adapter.model.named_modules(remove_duplicate=False) if name in found}
 
 
 @torch.no_grad()
