@@ -37,6 +37,7 @@ from peftlab.runs.forgetting import measure_forgetting
 from peftlab.runs.summary import print_before
 from peftlab.seeding import derive_seed
 from peftlab.training.config import monitored, selection_rule
+from peftlab.training.reached import RequireGradients
 from peftlab.training.trainer import build_trainer, quiet
 
 
@@ -130,7 +131,7 @@ class _Run:
         )
         # in front of the callbacks that write checkpoints, which stay last
         trainer_callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        trainer_callbacks.insert(0, WritesEpochs(folder.metrics))
+        trainer_callbacks[:0] = [RequireGradients(self.assembled.adapter), WritesEpochs(folder.metrics)]
         last = folder.checkpoints / "last.ckpt"
         resumed = last.exists()
         if resumed:
