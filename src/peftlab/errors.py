@@ -26,6 +26,14 @@ class BackboneError(PeftlabError):
     """A backbone that cannot be found, built or trusted."""
 
 
+class UnreadableText(PeftlabError):
+    """A text that a tokenizer cannot read; ``row`` is its number, from 0, among those given."""
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 class RunError(PeftlabError):
     """A run folder that is missing, unfinished, damaged or in use."""
 

@@ -1,4 +1,4 @@
-"""Random backbones of every architecture the role table knows, each built in milliseconds."""
+"""Random backbones of every architecture the role table knows, and of others, each built in milliseconds."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _GROUPED = _SIZES | {"num_key_value_heads": 2}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "albert": _SIZES | {"embedding_size": 16},
     "bert": _SIZES,
+    "big_bird": _SIZES,
     "deberta": _SIZES,
     # As microsoft/deberta-v3-base: positions relative to each other only.
     "deberta-v2": _SIZES | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
@@ -48,11 +49,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "roberta": _SIZES,
     "t5": {"d_model": 32, "num_layers": 2, "num_heads": 4, "d_ff": 64, "d_kv": 8, "vocab_size": 300},
     "xlm-roberta": _SIZES,
+    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64, "vocab_size": 300},
 }
 
 
 def tiny_config(model_type: str, **more: Any) -> TransformerConfig:
-    attention = "eager" if model_type.startswith("deberta") else "sdpa"
+    attention = "eager" if model_type.startswith(("big_bird", "deberta", "xlnet")) else "sdpa"
     architecture = {"model_type": model_type, **ARCHITECTURES[model_type]}
     return TransformerConfig(**{"architecture": architecture, "attention": attention, **more})
 

@@ -25,7 +25,25 @@ def expected_refusal(method: str, kind: str, weights: str) -> str | None:
     return None
 
 
+_NO_LAYER = "keeps its projections as parameters"
+_NO_KEYS = "takes no keys and values beside its own"
+REFUSALS |= {
+    (method, "xlnet", "*"): _NO_LAYER
+    for method in ("adalora", "dora", "dynamic_dora", "hf_peft", "houlsby", "ia3", "lora", "pfeiffer", "vera")
+}
+REFUSALS |= {
+    (method, kind, "*"): _NO_KEYS
+    for method in ("compose", "p_tuning_v2", "prefix_tuning")
+    for kind in ("big_bird", "xlnet")
+}
+
 BACKBONE_LIMITS: dict[tuple[str, str, str], str] = {
+    # BigBird's classifier reads the first token itself, and not its pooler.
+    ("gradients", "big_bird", "fp32"): "pooler",
+    ("gradients", "big_bird", "nf4"): "pooler",
+    # transformers adds XLNet's positions, which are float32, to weights in bfloat16.
+    ("bf16_backbone", "xlnet", "fp32"): "expected scalar type Float but found BFloat16",
+    ("bf16_backbone", "xlnet", "nf4"): "expected scalar type Float but found BFloat16",
     # transformers fills DeBERTa's masked scores with the smallest number of the query's type; bitsandbytes' layers
     # keep returning float32 under autocast, while the scores are in bfloat16. backbone.dtype=bfloat16 works.
     ("autocast", "deberta-v2", "nf4"): "cannot be converted to type c10::BFloat16",

@@ -11,6 +11,8 @@ the record's ``new_weights`` shows it.
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,9 +144,9 @@ def pretrained_network(
     from transformers import AutoModelForSequenceClassification
 
     try:
-        with quiet_transformers(), seeded(seed):
+        with quiet_transformers(), seeded(seed), _without_adapter(folder, key) as plain:
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                folder,
+                plain,
                 config=config,
                 dtype=dtype,
                 attn_implementation=attention,
@@ -164,7 +166,37 @@ def pretrained_network(
         raise BackboneError(
             f"{key}: the checkpoint in {folder} {what}. It is damaged, or its config.json is of another model."
         )
+    _require_finite(model, folder, key)
     return model, new
+
+
+@contextmanager
+def _without_adapter(folder: Path, key: str) -> Iterator[Path]:
+    """A folder with the model's files alone: an adapter beside them would be put on top of the weights unasked."""
+    if not (folder / "adapter_config.json").exists():
+        yield folder
+        return
+    print(
+        f"peftlab: warning: {key}: {folder} holds an adapter beside the model. The model is read without it; to start "
+        "from the adapter: peft=import peft.path=<folder>.",
+        file=sys.stderr,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in folder.iterdir():
+            if not file.name.startswith("adapter_"):
+                (Path(scratch) / file.name).symlink_to(file.resolve())
+        yield Path(scratch)
+
+
+def _require_finite(model: nn.Module, folder: Path, key: str) -> None:
+    """Raise BackboneError for weights that are infinite or no number."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not torch.isfinite(parameter).all():
+            found = int((~torch.isfinite(parameter)).sum())
+            raise BackboneError(
+                f"{key}: {found:,} of the {parameter.numel():,} numbers of '{name}' in {folder} are infinite or no "
+                "numbers. The checkpoint is damaged, or its training had diverged: give another one."
+            )
 
 
 def _cannot_build(config: Any, attention: str, where: str, error: Exception) -> BackboneError:

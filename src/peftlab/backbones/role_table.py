@@ -172,12 +172,21 @@ _T5 = _names(
     ffn_down=r"DenseReluDense\.wo",
     embedding=r"(?:encoder|decoder)\.embed_tokens",  # one table in both; ``shared`` only holds it
 )
+_XLNET_ATTENTION = Refusal(
+    "XLNet's attention keeps its projections as parameters and multiplies by them itself, so that there is no layer to "
+    "adapt. Adapt its feed-forward layers: peft.targets=[ffn_up, ffn_down]"
+)
+_XLNET: dict[str, RolePattern | Refusal] = {
+    **dict.fromkeys(("query", "key", "value", "attention_output"), _XLNET_ATTENTION),
+    **_names(ffn_up=r"ff\.layer_1", ffn_down=r"ff\.layer_2", embedding=r"word_embedding"),
+}
 _TEXT_CLASSIFIER = _names(hidden=r"hidden", embedding=r"embedding")
 
 ROLES: Mapping[str, Mapping[str, RolePattern | Refusal]] = MappingProxyType(
     {
         "albert": _ALBERT,
         "bert": _BERT,
+        "big_bird": _BERT,
         "deberta": _DEBERTA,
         "deberta-v2": _DEBERTA_V2,
         "distilbert": _DISTILBERT,
@@ -195,6 +204,7 @@ ROLES: Mapping[str, Mapping[str, RolePattern | Refusal]] = MappingProxyType(
         "t5": _T5,
         "text_classifier": _TEXT_CLASSIFIER,
         "xlm-roberta": _BERT,
+        "xlnet": _XLNET,
     }
 )
 """Architecture (``model_type`` of a transformers config) -> role -> where it is."""

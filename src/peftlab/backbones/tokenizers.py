@@ -2,6 +2,9 @@
 
 All satisfy :class:`peftlab.backbones.base.Tokenizer`. The ids depend on nothing but the tokenizer's
 own state, which ``fingerprint`` hashes. A row may be a pair of texts (:mod:`peftlab.pairs`).
+
+Text is text: ``[SEP]`` or ``</s>`` in a user's text is read letter by letter, and special tokens stand where the
+tokenizer's template puts them and nowhere else.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import BackboneError
+from peftlab.backbones.segments import Segments
+from peftlab.errors import BackboneError, UnreadableText
 from peftlab.pairs import SEPARATOR, is_pair, parts
 
 _LINE_BREAK = re.compile(r"<br\s*/?>")
@@ -139,6 +143,12 @@ class ByteTokenizer:
     def __len__(self) -> int:
         return self._first + 256
 
+    def segments(self) -> Segments | None:
+        """As BERT numbers them."""
+        single = [self.cls_id, self._first, self.sep_id]
+        pair = [*single, self._first, self.sep_id]
+        return Segments.learned([(single, [0, 0, 0]), (pair, [0, 0, 0, 1, 1])], (self.cls_id, self.sep_id))
+
     def special_ids(self) -> dict[str, int]:
         """The specials under the names that model configs use."""
         return {
@@ -176,9 +186,11 @@ class HFTokenizer:
         A tokenizer without a padding token of its own (GPT-2, Llama) pads with its end-of-text token.
 
         Raises:
-            BackboneError: if it has no token to pad with.
+            BackboneError: if it has no token to pad with, or reads texts as ids that the model does not embed.
         """
+        _read_text_as_text(tokenizer)
         self._tokenizer = tokenizer
+        self._require_embedded(vocabulary_size)
         candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
         usable = [index for index in candidates if index is not None and 0 <= index < vocabulary_size]
         if not usable:
@@ -190,7 +202,36 @@ class HFTokenizer:
         self.pad_id: int = usable[0]
         self._special = tokenizer.num_special_tokens_to_add()
         self._special_of_pair = tokenizer.num_special_tokens_to_add(pair=True)
-        self.fingerprint = _hash(type(tokenizer).__name__, *_state(tokenizer))
+        # What no text is read as: the unknown token is what any text may become.
+        self._reserved = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        self.fingerprint = _hash(type(tokenizer).__name__, "text is text", *_state(tokenizer))
+
+    def _require_embedded(self, size: int) -> None:
+        """Raise BackboneError for words behind the ``size`` that the model embeds; specials may lie there unused."""
+        special = set(self._tokenizer.all_special_tokens)
+        beyond = {i: word for word, i in self._tokenizer.get_vocab().items() if i >= size and word not in special}
+        if beyond:
+            raise BackboneError(
+                f"the tokenizer has {len(self._tokenizer)} tokens, but the model embeds {size}: {len(beyond)} of them, "
+                f"first '{beyond[min(beyond)]}' (id {min(beyond)}), have no vector. Enlarge the model where they were "
+                f"added (model.resize_token_embeddings({len(self._tokenizer)}), and save it; of a random one "
+                f"backbone.architecture.vocab_size={len(self._tokenizer)}), or give the tokenizer that it was trained "
+                "with: backbone.tokenizer=<hub id or folder>."
+            )
+
+    def pad_on_the_left(self) -> None:
+        """Let the files that :meth:`save` writes say so."""
+        self._tokenizer.padding_side = "left"
+
+    def segments(self) -> Segments | None:
+        """As the tokenizer numbers them; None if it does not tell texts apart."""
+        if "token_type_ids" not in self._tokenizer.model_input_names:
+            return None
+        rows = []
+        for given in (("a",), ("a", "a")):
+            found = self._tokenizer(*given, add_special_tokens=True, return_token_type_ids=True)
+            rows.append((found["input_ids"], found["token_type_ids"]))
+        return Segments.learned(rows, sorted(self._reserved))
 
     def __len__(self) -> int:
         return len(self._tokenizer)
@@ -216,6 +257,7 @@ class HFTokenizer:
             rows += self._tokenizer(
                 *map(list, given),
                 add_special_tokens=True,
+                split_special_tokens=True,
                 truncation=True,
                 max_length=max_length,
                 padding=False,
@@ -223,18 +265,53 @@ class HFTokenizer:
                 return_token_type_ids=False,
                 verbose=False,
             )["input_ids"]
+        self._require_text(texts, rows)
         return [list(row) or [self.pad_id] for row in rows]
 
+    def _require_text(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+        """Raise UnreadableText for a text that a special token was read from after all."""
+        for number, (text, row) in enumerate(zip(texts, rows, strict=True)):
+            template = self._special_of_pair if is_pair(text) else self._special
+            if sum(token in self._reserved for token in row) > template:
+                found = next(token for token in map(str, self._tokenizer.all_special_tokens) if token in text)
+                raise UnreadableText(
+                    f"the text {text[:60]!r} holds '{found}', which this tokenizer ({type(self._tokenizer).__name__}) "
+                    "cannot read as text: it takes it for its own special token. Take it out of the text.",
+                    number,
+                )
+
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's files, with the token that pads where it has none of its own."""
+        """Write the tokenizer's files: it reads text as text there too, and pads as it did here."""
         tokenizer = copy.deepcopy(self._tokenizer)
-        if tokenizer.pad_token_id is None:
+        if tokenizer.pad_token_id != self.pad_id:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.pad_id)
         tokenizer.save_pretrained(folder)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids`` without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _read_text_as_text(tokenizer: Any) -> None:
+    """Let ``tokenizer`` read special tokens in a text letter by letter, and say so in the files that it saves."""
+    tokenizer.split_special_tokens = True
+    tokenizer.init_kwargs["split_special_tokens"] = True
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return
+    state = json.loads(backend.to_str())
+    if state["model"].get("type") != "Unigram":
+        return
+    # A Unigram model has its special tokens among its pieces, with the best of all scores.
+    special = {token["id"] for token in state["added_tokens"] if token["special"]} - {state["model"].get("unk_id")}
+    state["model"]["vocab"] = [
+        [piece, _NEVER if number in special else score] for number, (piece, score) in enumerate(state["model"]["vocab"])
+    ]
+    tokenizer._tokenizer = type(backend).from_str(json.dumps(state))
+
+
+_NEVER = -1e6
+"""A score, as the logarithm of a probability, with which no text is read as a piece."""
 
 
 def _state(tokenizer: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from peftlab.backbones.base import Backbone
+from peftlab.backbones.head_labels import names_in
 from peftlab.backbones.networks import (
     folder_config,
     head_modules,
@@ -19,8 +21,10 @@ from peftlab.backbones.networks import (
     random_config,
     random_network,
 )
+from peftlab.backbones.padding import padded_left
 from peftlab.backbones.quantize import quantize
 from peftlab.backbones.quiet import quiet_transformers
+from peftlab.backbones.segments import Segments
 from peftlab.backbones.settings import position_limit, set_dropout
 from peftlab.backbones.soft_prompt import Holder, PromptPlacement, wrap_token_embedding
 from peftlab.backbones.sources import (
@@ -72,6 +76,8 @@ def build(
         "quantize": given.quantize,
         "new_weights": "all" if source is None else new,
     }
+    if source is not None and not any(name.startswith(tuple(f"{module}." for module in head)) for name in new):
+        provenance["head_classes"] = names_in(source.folder)  # taken out again by match_head
     return TransformerBackbone(model.to(device).train(), tokenizer, head, provenance, pooling=given.pooling)
 
 
@@ -102,23 +108,32 @@ def _tokenizer(given: TransformerConfig, key: str, source: Source | None, config
         tokenizer = ByteTokenizer()
     elif given.tokenizer is not None:
         there = resolve(given.tokenizer, None, "backbone.tokenizer", weights=False)
-        tokenizer = _read_tokenizer(there.folder, f"backbone.tokenizer={given.tokenizer}", config.vocab_size)
+        tokenizer = _read_tokenizer(there.folder, f"backbone.tokenizer={given.tokenizer}", _vocabulary_size(config))
     else:
         assert source is not None
-        tokenizer = _read_tokenizer(source.folder, key, config.vocab_size)
-    # A model's own tokenizer may list tokens it never makes; a foreign one is checked.
-    if foreign and len(tokenizer) > config.vocab_size:
+        tokenizer = _read_tokenizer(source.folder, key, _vocabulary_size(config))
+    # A model's own tokenizer may list special tokens that it never makes; a foreign one has none of its own.
+    if foreign and len(tokenizer) > (size := _vocabulary_size(config)):
         raise BackboneError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the model embeds {config.vocab_size}. Set "
+            f"the tokenizer has {len(tokenizer)} tokens, but the model embeds {size}. Set "
             f"backbone.architecture.vocab_size={len(tokenizer)}, or give the model's own tokenizer."
         )
     return tokenizer
+
+
+def _vocabulary_size(config: Any) -> int:
+    """Words that a model of ``config`` embeds; models of text and images keep it one level down."""
+    return int(config.get_text_config().vocab_size)
 
 
 def _settle(given: TransformerConfig, config: Any, tokenizer: ByteTokenizer | HFTokenizer) -> None:
     """Make the model's ``config`` agree with what is given, and with the ids the tokenizer makes."""
     set_dropout(config, given.dropout, given.attention_dropout)
     config.use_cache = False
+    if getattr(config, "attention_type", None) == "block_sparse":
+        # transformers leaves BigBird's sparse attention for good at the first batch of short texts: what a text is
+        # answered would depend on who was there before it, and a resumed run would end otherwise.
+        config.attention_type = "original_full"
     # Decoders find a text's last token by this id, and RoBERTa its positions.
     config.pad_token_id = tokenizer.pad_id
     if given.architecture is not None:  # its default ids are those of some pretrained vocabulary
@@ -176,7 +191,11 @@ class TransformerBackbone(Backbone):
         self._prompt: PromptPlacement | None = None
         self._embeddings: list[Holder] = []  # where the token embedding stood before a prompt was added
         self._mean_head = self._linear_head() if pooling == "mean" else None
-        self._separator = _segment_separator(model, tokenizer)
+        self._segments = _segments(model, tokenizer)
+        # XLNet's summary is what stands last, text or padding; its tokenizer pads on the left.
+        self._reads_last_place = getattr(model.config, "summary_type", None) == "last"
+        if self._reads_last_place and isinstance(tokenizer, HFTokenizer):
+            tokenizer.pad_on_the_left()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None = None) -> Tensor:
         """Logits (B, C), float32, of ids (B, T), mask (B, T) and, if prompts differ by task, ``task_ids`` (B,)."""
@@ -185,9 +204,12 @@ class TransformerBackbone(Backbone):
             input_ids, attention_mask, text_mask = self._prompt.insert(
                 input_ids, attention_mask, task_ids if self.task_prompts > 1 else None
             )
+        if self._reads_last_place:
+            input_ids, attention_mask = padded_left(input_ids, attention_mask)
+            text_mask = padded_left(text_mask, attention_mask)[0] if self._prompt is not None else attention_mask
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if self._separator is not None:
-            inputs["token_type_ids"] = _segments(input_ids, attention_mask, self._separator)
+        if self._segments is not None:
+            inputs["token_type_ids"] = self._segments.of(input_ids, attention_mask)
         if self._mean_head is not None:
             return self._from_mean(self._mean_head, inputs, text_mask).float()
         logits: Tensor = self.model(**inputs).logits
@@ -282,18 +304,11 @@ class TransformerBackbone(Backbone):
         )
 
 
-def _segment_separator(model: nn.Module, tokenizer: ByteTokenizer | HFTokenizer) -> int | None:
-    """Id of the token that ends a segment, for models that tell the texts of a pair apart by an embedding."""
-    if getattr(model.config, "type_vocab_size", 0) < 2:
+def _segments(model: nn.Module, tokenizer: ByteTokenizer | HFTokenizer) -> Segments | None:
+    """For models that tell the texts of a pair apart; None for the others."""
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
         return None
-    return tokenizer.special_ids().get("sep_token_id")
-
-
-def _segments(input_ids: Tensor, attention_mask: Tensor, separator: int) -> Tensor:
-    """1 for the tokens behind the first separator, as BERT was trained on pairs; else 0; (B, T) int64.
-
-    A single text ends with its only separator: padding follows, and all of it is 0.
-    """
-    ends = (input_ids == separator).long()
-    behind = ends.cumsum(dim=1) - ends
-    return ((behind > 0) & (attention_mask > 0)).long()
+    found = tokenizer.segments()
+    if found is None or model.config.model_type == "xlnet":  # type: ignore[union-attr]  # needs no table of them
+        return found
+    return found if found.count <= getattr(model.config, "type_vocab_size", 0) else None

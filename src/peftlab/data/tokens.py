@@ -17,7 +17,7 @@ import numpy.typing as npt
 from peftlab import files
 from peftlab.backbones.base import Tokenizer
 from peftlab.data.base import Texts
-from peftlab.errors import DataError
+from peftlab.errors import DataError, UnreadableText
 from peftlab.objectives.base import Label
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,11 @@ def _encode(
     for start in range(0, len(texts), CHUNK):
         if start:
             logger.info("Tokenised %s of %s %s texts", f"{start:,}", f"{len(texts):,}", split)
-        for row, ids in enumerate(tokenizer.encode(texts[start : start + CHUNK], max_length), start=start):
+        try:
+            encoded = tokenizer.encode(texts[start : start + CHUNK], max_length)
+        except UnreadableText as error:
+            raise DataError(f"Row {start + error.row + 1} of the {split} split: {error}") from error
+        for row, ids in enumerate(encoded, start=start):
             if not ids:
                 raise DataError(
                     f"Row {row + 1} of the {split} split has no tokens: the tokenizer knows nothing in "

@@ -32,6 +32,20 @@ class Tag:
     """What is computed otherwise since then: one sentence for people, without the stop."""
 
 
+def _reads_foreign_texts(config: Mapping[str, Any]) -> bool:
+    """Whether a model's own tokenizer reads texts that may hold special tokens; those of two packages hold none."""
+    backbone, data = config["backbone"], str(config["data"]["_target_"])
+    own = any(backbone.get(field) is not None for field in ("name_or_path", "package", "tokenizer"))
+    return own and not data.endswith((".IMDbPackaged", ".BBCNews"))
+
+
+def _is_of(config: Mapping[str, Any], *families: str) -> bool:
+    """Whether the backbone is of one of these families, as far as its config says."""
+    backbone = config["backbone"]
+    names = (backbone.get("name_or_path"), (backbone.get("architecture") or {}).get("model_type"))
+    return any(family in str(name).lower() for name in names for family in families)
+
+
 def _adapts_an_embedding_of_its_own_kind(config: Mapping[str, Any]) -> bool:
     """Whether a target may be a token embedding that scales its rows, or one table in several places."""
     known = str((config["backbone"].get("architecture") or {}).get("model_type", ""))
@@ -57,6 +71,26 @@ TAGS: tuple[Tag, ...] = (
         _adapts_an_embedding_of_its_own_kind,
         "an update of an embedding that scales its rows (Gemma's by √d) is scaled with them, as in the merged model; "
         "one table in several places (T5's encoder and decoder) has one update in all of them; padding gets none",
+    ),
+    Tag(
+        "text-is-text-1",
+        _reads_foreign_texts,
+        "special tokens that are written in a text ([SEP], </s>) are read letter by letter; others are read as before",
+    ),
+    Tag(
+        "head-classes-1",
+        lambda config: config["backbone"].get("name_or_path") is not None,
+        "the head of a checkpoint is matched to the labels by the names of its classes, and new where they are others",
+    ),
+    Tag(
+        "full-attention-1",
+        lambda config: _is_of(config, "big_bird", "bigbird"),
+        "BigBird's attention is full from the start, and not only after the first batch of short texts",
+    ),
+    Tag(
+        "last-place-1",
+        lambda config: _is_of(config, "xlnet"),
+        "XLNet is padded on the left, since it reads its last place, and told segments",
     ),
 )
 """All of them, oldest first.

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from peftlab.backbones.base import Backbone
 from peftlab.backbones.config import BackboneConfig
+from peftlab.backbones.head_labels import match_head
+from peftlab.backbones.padding import require_padding_changes_nothing
 from peftlab.backbones.quantize import logical_size
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
@@ -46,7 +48,9 @@ def assemble(config: RunConfig, splits: Splits) -> Assembled:
         )
     else:
         backbone = start_from_run(config, splits.label_names)
+    match_head(backbone, splits.label_names, seed=config.seed)
     backbone.check_length(config.data.max_length, extra_tokens=config.peft.extra_tokens())
+    require_padding_changes_nothing(backbone)
     assembled = _attached(config, backbone)
     _require_prompts_fit(config, backbone, len(splits.tasks))
     assembled.adapter.load_source(assembled.fingerprint)
@@ -84,6 +88,7 @@ def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[st
         )
     else:
         backbone = start_from_run(config, facts["label_names"])
+    match_head(backbone, facts["label_names"], seed=config.seed)
     assembled = _attached(config, backbone)
     if assembled.fingerprint != facts["backbone_fingerprint"]:
         raise RunError(

@@ -67,7 +67,9 @@ def _backbone_line(backbone: Backbone) -> str:
 
 def _head_line(backbone: Backbone, parameters: dict[str, int], config: RunConfig) -> str:
     state = "trains" if config.backbone.train_head else "frozen"
-    return f"{', '.join(backbone.head_modules())}: {parameters['head']:,} parameters, {state}"
+    said = f"{', '.join(backbone.head_modules())}: {parameters['head']:,} parameters, {state}"
+    origin = backbone.provenance.get("head")
+    return f"{said}; {origin}" if origin else said
 
 
 def _start_line(start: dict[str, Any]) -> str:

@@ -1,0 +1,87 @@
+"""Whether a text's answer depends on what it is padded to: it must not, whoever is beside it in a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from peftlab.backbones.base import Backbone
+from peftlab.errors import BackboneError
+
+_TEXTS = ("a film", "a film, and what a film: fine, moving and long")
+_LENGTH = 24
+
+
+def padded_left(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, T) that are padded on the right, with their padding on the left."""
+    width = attention_mask.shape[1]
+    shift = width - attention_mask.sum(dim=1, keepdim=True)  # (B, 1)
+    source = (torch.arange(width, device=input_ids.device) - shift) % width  # (B, T)
+    return input_ids.gather(1, source), attention_mask.gather(1, source)
+
+
+@torch.no_grad()
+def require_padding_changes_nothing(backbone: Backbone) -> None:
+    """Read two texts of different lengths alone and together, before anything is put into ``backbone``.
+
+    Allowed are 1e-5 of the largest logit in float32; in less, what a batch in another order differs by, and two units
+    of the type. A quantised model is as it was in floats, and its layers must not be called before its fingerprint is
+    taken (bitsandbytes casts biases in place at their first call); a model on ``meta`` computes nothing.
+
+    Raises:
+        BackboneError: naming the architecture, and by how much the answers differ.
+    """
+    parameter = next(backbone.parameters())
+    if parameter.device.type == "meta" or backbone.provenance.get("quantize"):
+        return
+    length = min(_LENGTH, backbone.longest_text or _LENGTH)
+    short, long = backbone.tokenizer.encode(_TEXTS, length)
+    if len(short) == len(long):  # cut to the same few tokens
+        return
+    training = backbone.training
+    backbone.eval()
+    try:
+        together = _logits(backbone, [short, long], parameter.device)
+        alone = torch.cat([_logits(backbone, [ids], parameter.device) for ids in (short, long)])
+        allowed = 1e-5
+        if (kind := _type_of(backbone)) != torch.float32:
+            turned = _logits(backbone, [long, short], parameter.device).flip(0)
+            allowed = 2 * torch.finfo(kind).eps + 2 * _difference(together, turned)
+    except RuntimeError:  # a kernel that the CPU has not in the narrow type: training on an accelerator may have it
+        if _type_of(backbone) == torch.float32:
+            raise
+        return
+    finally:
+        backbone.train(training)
+    if not torch.isfinite(together).all():
+        raise BackboneError(
+            f"this {backbone.architecture} answers {_TEXTS[0]!r} with {together[0].tolist()}: its weights overflow, or "
+            "are damaged."
+        )
+    if (found := _difference(together, alone)) > allowed:
+        raise BackboneError(
+            f"this {backbone.architecture} answers {_TEXTS[0]!r} otherwise beside a longer text than alone (logits "
+            f"differ by {found:.1e} of the largest, allowed are {allowed:.0e}): it reads its padding, so that results "
+            "would depend on the batches. It cannot be used here."
+        )
+
+
+def _logits(backbone: Backbone, rows: list[list[int]], device: torch.device) -> Tensor:
+    width = max(map(len, rows))
+    ids = [row + [backbone.tokenizer.pad_id] * (width - len(row)) for row in rows]
+    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    kind = _type_of(backbone)  # some layers of narrow models need what a run's precision gives them
+    with torch.autocast(device.type, dtype=kind, enabled=kind != torch.float32):
+        found: Tensor = backbone(torch.tensor(ids, device=device), torch.tensor(mask, device=device))
+    return found.float().cpu()
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """The largest, as a share of the largest logit."""
+    return float((one - other).abs().max() / one.abs().max().clamp_min(1e-6))
+
+
+def _type_of(backbone: Backbone) -> torch.dtype:
+    """The narrowest type among the weights."""
+    types = {parameter.dtype for parameter in backbone.parameters() if parameter.is_floating_point()}
+    return max(types, key=lambda kind: torch.finfo(kind).eps)
