@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.conformance.cells import KINDS, TEXTS, WEIGHTS, batch, examine, judged, known_methods, untouched
-from tests.conformance.expectations import BACKBONE_LIMITS, REFUSALS, expected_refusal
+from tests.conformance.expectations import BACKBONE_LIMITS, REFUSALS, UNREAD, expected_refusal
 
 METHODS = known_methods()
 
@@ -30,10 +30,19 @@ def test_the_expected_refusals_are_of_methods_and_kinds_that_exist() -> None:
 @pytest.mark.parametrize(("check", "kind", "weights"), BACKBONE_LIMITS)
 def test_a_backbone_that_is_excused_still_fails_untouched(check: str, kind: str, weights: str) -> None:
     """When this fails the backbone has been mended: take its entry away."""
-    assert check == "autocast"
-    backbone = untouched(kind, weights)
+    assert check in ("autocast", "bf16_backbone")
+    backbone = untouched(kind, weights, "float32" if check == "autocast" else "bfloat16")
     with (
-        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=check == "autocast"),
         pytest.raises(RuntimeError, match=BACKBONE_LIMITS[check, kind, weights]),
     ):
         backbone(*batch(backbone, TEXTS[0]))
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_parameters_that_are_excused_still_get_no_gradient(kind: str) -> None:
+    """When this fails the backbone has been mended: take its entry away."""
+    backbone = untouched(kind, "fp32").requires_grad_(True).train()
+    backbone(*batch(backbone, TEXTS[0])).sum().backward()
+    without = {name for name, parameter in backbone.named_parameters() if parameter.grad is None}
+    assert without == {name for name, _ in backbone.named_parameters() if UNREAD[kind] in name} != set()
