@@ -104,7 +104,7 @@ class ProcessLauncher(Launcher):
 
     def _job_return(self, job: Job, config: RunConfig, outcome: Outcome) -> JobReturn:
         """What Hydra's sweepers look at; the value is the validation metric of the chosen epoch."""
-        selection = outcome.records[job.id]["selection"]
+        record = outcome.records.get(job.id)
         result = _Return(
             overrides=job.overrides,
             hydra_cfg=self.config,
@@ -113,7 +113,8 @@ class ProcessLauncher(Launcher):
             status=JobStatus.COMPLETED,
         )
         result.config = config
-        result.return_value = next(value for name, value in selection.items() if MetricName.from_history(name))
+        chosen = record["selection"] if record else {}  # of a run that diverged there is none
+        result.return_value = next((value for name, value in chosen.items() if MetricName.from_history(name)), None)
         return result
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from peftlab.errors import PeftlabError, nearest
+from peftlab.terminal import printable
 from peftlab.version import __version__
 
 COMMANDS = {
@@ -83,5 +84,5 @@ def _report(command: str, error: Exception, status: int = 2) -> int:
         import traceback
 
         traceback.print_exception(error)
-    print(f"peftlab {command}: {error}", file=sys.stderr)
+    print(printable(f"peftlab {command}: {error}"), file=sys.stderr)
     return status

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from peftlab.config import GROUPS, RunConfig, check
-from peftlab.errors import ConfigError, listed, nearest
+from peftlab.errors import ConfigError, first_line, listed, nearest
 from peftlab.shipped import config_folder
 
 SELECTORS = ("experiment", "debug")
@@ -98,14 +98,14 @@ def _errors_in_words(arguments: Sequence[str]) -> Iterator[None]:
     except HydraException as error:
         raise ConfigError(_about_composition(error)) from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{error.full_key or 'config'}: {first_line(error)}") from error
 
 
 def _about_syntax(error: OverrideParseException) -> str:
     given = error.override
     return (
         f"cannot read '{given}': write key=value, without spaces around '='; quote values that hold "
-        f"brackets, commas or '=' as 'key=\"…\"'. ({str(error).splitlines()[0]})"
+        f"brackets, commas or '=' as 'key=\"…\"'. ({first_line(error)})"
     )
 
 
@@ -114,7 +114,7 @@ def _about_missing(error: MissingConfigException, arguments: Sequence[str]) -> s
     wanted = error.missing_cfg_file or ""
     group, _, option = wanted.rpartition("/")
     if not group:
-        return f"there is no config '{wanted}'. {str(error).splitlines()[0]}"
+        return f"there is no config '{wanted}'. {first_line(error)}"
     options = sorted(error.options or [path.stem for path in (config_folder() / group).glob("*.yaml")])
     given = next((a for a in arguments if re.match(rf"\+?{re.escape(group)}=", a)), None)
     return (
@@ -141,7 +141,7 @@ def _about_composition(error: HydraException) -> str:
         where = f"keys of '{group}'" if group else "top-level keys and groups"
         return f"unknown key '{full_key}'.{nearest(name, allowed)} The {where} are: {listed(set(allowed))}."
     if cause is not None and key not in GROUPS:
-        return f"{key}: {str(cause).splitlines()[0]}"
+        return f"{key}: {first_line(cause)}"
     top = [*RunConfig.__dataclass_fields__, *SELECTORS]
     return f"unknown key or group '{key}'.{nearest(key, top)} There are: {listed(top)}."
 
@@ -150,6 +150,17 @@ def parse(overrides: Sequence[str]) -> None:
     """Raise ConfigError for the first override that is not of the form key=value."""
     with _errors_in_words(overrides):
         OverridesParser.create().parse_overrides(list(overrides))
+
+
+def override_keys(overrides: Sequence[str]) -> list[str]:
+    """The key, or the group, that each override sets or takes out, without its signs.
+
+    Raises:
+        ConfigError: for an override that is not of the form key=value.
+    """
+    with _errors_in_words(overrides):
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [override.key_or_group for override in parsed]
 
 
 def override_values(overrides: Sequence[str]) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from pydantic import Field
 from peftlab.backbones.config import BackboneConfig
 from peftlab.class_names import stable_name
 from peftlab.data.base import DataSet
-from peftlab.errors import ConfigError, nearest
+from peftlab.errors import ConfigError, first_line, nearest
 from peftlab.fields import NAME_PATTERN, NonNegativeInt, bookkeeping
 from peftlab.objectives.base import Objective
 from peftlab.peft.base import PEFTStrategy
+from peftlab.reading import read_yaml
 from peftlab.schema import BadValue, UnknownKey, check_keys, import_class, validate
 from peftlab.training.config import LoggerConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
 
@@ -191,7 +192,7 @@ def resolved(composed: DictConfig) -> dict[str, Any]:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = str(error.full_key or "")
-        raise ConfigError(f"{key or 'config'}: {str(error).splitlines()[0]}{_where(key)}") from error
+        raise ConfigError(f"{key or 'config'}: {first_line(error)}{_where(key)}") from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
@@ -228,7 +229,7 @@ def _where_exactly(key: str) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}

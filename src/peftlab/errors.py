@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class PeftlabError(ValueError):
@@ -42,8 +43,22 @@ class RunInUse(RunError):
     """A run that another process trains at this moment."""
 
 
+class Diverged(RunError):
+    """A training whose loss or gradient is no finite number; ``facts`` say where."""
+
+    def __init__(self, facts: dict[str, Any], said: str = "diverged") -> None:
+        self.facts = facts
+        super().__init__(said)
+
+
 class SweepFailed(PeftlabError):
     """Jobs of a sweep failed; what was given could be used, so the exit status is 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what ``error`` says; its kind, where it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

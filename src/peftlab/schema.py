@@ -23,6 +23,8 @@ from pydantic_core import ErrorDetails
 from peftlab.class_names import place_of
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.fields import NAME_PATTERN
+from peftlab.terminal import printable
+from peftlab.trusted import require_trusted
 
 T = TypeVar("T")
 
@@ -31,7 +33,8 @@ def import_class(target: str, key: str) -> type:
     """The class that is or was called ``target`` (``package.module.Class``).
 
     Raises:
-        ConfigError: naming ``key``, and the part of ``target`` that does not exist.
+        ConfigError: naming ``key``, and the part of ``target`` that does not exist; or that nobody here vouches for
+            the module (:mod:`peftlab.trusted`).
     """
     target = place_of(target)
     module_name, _, class_name = target.rpartition(".")
@@ -50,6 +53,7 @@ def import_class(target: str, key: str) -> type:
 def _import_module(name: str, target: str, key: str) -> ModuleType:
     if not name or not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(f"{key}={target}: give the full name of a class, as package.module.Class.")
+    require_trusted(name, f"{key}={target}")
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError) as error:
@@ -119,6 +123,11 @@ def validate(given: dict[str, Any], cls: type[T], prefix: str) -> T:
             getattr(instance, field.name), f"{prefix}.{field.name}" if prefix else field.name
         ):
             raise BadValue([(key, f"{key}={number} is not allowed: it must be a finite number.")])
+        if isinstance(value := getattr(instance, field.name), str) and printable(value) != value:
+            key = f"{prefix}.{field.name}" if prefix else field.name
+            raise BadValue(
+                [(key, f"{key}={printable(value)} is not allowed: it has control characters. Leave them out.")]
+            )
     return instance
 
 

@@ -60,7 +60,7 @@ def record_of(folder: Path) -> Any:
 
 def edit(folder: Path, change: Callable[[Any], object], *, sealed: bool = True) -> None:
     """Change record.json; ``sealed``: with a checksum that fits, as somebody who knows of it would."""
-    from peftlab.records.folder import record_checksum
+    from peftlab.records.integrity import record_checksum
 
     record = record_of(folder)
     change(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY, Peftlab, Result, run_folder
+from tests.runs.small_runs import edit
 
 
 @pytest.fixture
@@ -73,6 +75,8 @@ def test_evaluate_refuses(peftlab: Peftlab, run: Path, scratch: Path) -> None:
 def test_a_changed_backbone_is_noticed(peftlab: Peftlab, run: Path) -> None:
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("intermediate_size: 64", "intermediate_size: 65"))
+    digest = hashlib.sha256((run / "config.yaml").read_bytes()).hexdigest()
+    edit(run, lambda record: record["files"]["config.yaml"].update(sha256=digest))
     result = peftlab("evaluate", run)
     assert result.status == 2
     assert "is not the one" in result.err

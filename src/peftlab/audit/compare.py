@@ -13,6 +13,7 @@ import numpy as np
 from peftlab.audit.consistency import ADDED_LATER, same
 from peftlab.audit.tensors import Array, read_tensors
 from peftlab.errors import RunError
+from peftlab.reading import read_bytes
 
 _CLOCK = ("train_seconds",)
 """What an epoch's row says of time: never twice the same."""
@@ -45,7 +46,7 @@ def compare_adapters(before: Path, recorded: dict[str, Any], now: Path) -> Itera
         RunError: if the new file cannot be read.
     """
     name = "adapter.safetensors"
-    digest = hashlib.sha256(now.read_bytes()).hexdigest()
+    digest = hashlib.sha256(read_bytes(now)).hexdigest()
     if digest == recorded["sha256"]:
         yield Compared(name, True, f"sha256 {digest[:12]}…")
         return

@@ -15,7 +15,7 @@ from typing import Any
 from peftlab.metric_names import UNDEFINED, MetricName
 from peftlab.objectives.base import Figure, Objective
 from peftlab.objectives.recorded import FIELD
-from peftlab.training.config import TrainerConfig, monitored, selection_rule
+from peftlab.training.config import TrainerConfig, best_epoch, monitored, selection_rule
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _selection(record: dict[str, Any], trainer: TrainerConfig, objective: Object
         return
     figure = monitored(trainer, objective)
     monitor = MetricName("validation", figure.name).in_history
-    best = _best_epoch(history, figure, trainer)
+    best = int(history[-1]["epoch"]) if trainer.select == "last" else best_epoch(history, figure)
     if chosen["epoch"] != best:
         yield Finding("selection.epoch", f"{chosen['epoch']}, but by its rule ({rule}) the history gives epoch {best}")
     if not same(chosen[monitor], row[monitor]):
@@ -151,15 +151,6 @@ def _selection(record: dict[str, Any], trainer: TrainerConfig, objective: Object
                     metric.in_record,
                     f"{value}, but the history has {expected} in the chosen epoch {row['epoch']}",
                 )
-
-
-def _best_epoch(history: list[dict[str, Any]], figure: Figure, trainer: TrainerConfig) -> int:
-    """The epoch the rule chooses: of equals the first; one whose figure is undefined only where all are."""
-    if trainer.select == "last":
-        return int(history[-1]["epoch"])
-    choose, name = max if figure.better == "max" else min, MetricName("validation", figure.name).in_history
-    compared = [row for row in history if row[name] is not None and not math.isnan(row[name])] or history[:1]
-    return int(choose(compared, key=lambda row: row[name])["epoch"])
 
 
 def _timing(record: dict[str, Any]) -> Iterator[Finding]:

@@ -17,19 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
-from peftlab.composition import composed, override_values
+from peftlab.composition import SELECTORS, composed, override_keys, override_values
 from peftlab.config import GROUPS, RunConfig, check, from_plain
 from peftlab.errors import ConfigError, PeftlabError, RunError, listed
 from peftlab.files import write_atomically
 from peftlab.records import identity_tags
 from peftlab.records.find import look_beside
 from peftlab.records.folder import RunFolder, parsed_record
-from peftlab.records.identity import run_key, run_tags
+from peftlab.records.identity import KEY_LENGTH, run_key, run_tags
 from peftlab.records.integrity import broken_integrity
 
 _OWN = ("name", "output_dir", "force", "logger")
 """What reproducing decides itself: the run must not be mixed with the one it is compared with."""
+
+_OF_A_RUN = frozenset({*RunConfig.__dataclass_fields__, *SELECTORS})
+"""First parts of the keys that a record's command may set. What is Hydra's own (``hydra.callbacks``) runs code."""
+
+_KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 
 _AS_TRAIN_YAML = {
     "defaults": [
@@ -76,7 +82,7 @@ def read_finished(given: str) -> tuple[RunFolder, dict[str, Any]]:
     if path.is_file() and path.suffix != ".json":
         raise RunError(f"'{given}' is no record. Give a run folder, or its record.json.")
     folder = RunFolder(path.parent if path.is_file() else path)
-    record = parsed_record(path) if path.is_file() else folder.read_record()
+    record = parsed_record(path) if path.is_file() else folder.read_record(checked=False)
     if record is None:
         raise RunError(f"there is no record.json in '{given}'. Give the folder of a finished run, or its record.json.")
     if record.get("status") != "finished":
@@ -84,6 +90,10 @@ def read_finished(given: str) -> tuple[RunFolder, dict[str, Any]]:
     lacking = [name for name in _NEEDED if name not in record]
     if lacking:
         raise RunError(f"the record in '{given}' lacks {listed(lacking)}: it is not as peftlab writes it.")
+    if not isinstance(record["key"], str) or _KEY.fullmatch(record["key"]) is None:
+        raise RunError(f"the record in '{given}' is not as peftlab writes it: its key must be {KEY_LENGTH} hex digits.")
+    if not isinstance(record["argv"], list) or not all(isinstance(word, str) for word in record["argv"]):
+        raise RunError(f"the record in '{given}' is not as peftlab writes it: its argv must be a list of words.")
     try:
         identity_tags.recorded_tags(record)
     except TypeError as error:
@@ -201,10 +211,16 @@ def _from_argv(record: dict[str, Any], places: Sequence[str], to: Path) -> tuple
         return None
     flags = ["--config-dir", given.config_dir] if given.config_dir else []
     flags += ["--config-name", given.config_name] if given.config_name != "train" else []
-    kept = [o for o in given.overrides if re.match(r"[+~]*(output_dir|force|logger)(=|$|\.)", o) is None]
-    overrides = [*kept, *places, "logger=none", f"output_dir={_quoted(str(to))}"]
     try:
-        config = check(composed(overrides, config_dir=given.config_dir, config_name=given.config_name))
+        keys = override_keys(given.overrides)
+        if any(key.replace("/", ".").split(".")[0] not in _OF_A_RUN for key in keys):
+            return None
+        kept = [o for o, key in zip(given.overrides, keys, strict=True) if key.split(".")[0] not in _OWN[1:]]
+        overrides = [*kept, *places, "logger=none", f"output_dir={_quoted(str(to))}"]
+        whole = composed(overrides, config_dir=given.config_dir, config_name=given.config_name)
+        if _beside_the_run(whole) != _beside_the_run(composed(["logger=none"])):
+            return None
+        config = check(whole)
         if run_key(config, identity_tags.recorded_tags(record)) != record["key"] or config.name != record["name"]:
             return None
     except (PeftlabError, OSError):
@@ -212,11 +228,19 @@ def _from_argv(record: dict[str, Any], places: Sequence[str], to: Path) -> tuple
     return [*flags, *overrides], config
 
 
+def _beside_the_run(whole: DictConfig) -> Any:
+    """What Hydra itself would do with a config: callbacks, launchers, logging, variables that it sets for the job."""
+    hydra = OmegaConf.to_container(whole.hydra, resolve=False)
+    assert isinstance(hydra, dict)
+    job = {name: value for name, value in hydra.pop("job").items() if name in ("chdir", "env_set", "env_copy")}
+    return job, {name: value for name, value in hydra.items() if name not in ("overrides", "runtime")}
+
+
 def _from_config(record: dict[str, Any], places: Sequence[str], to: Path) -> tuple[tuple[Path, str], list[str]]:
     """The file that holds the resolved config (path and text), and the arguments that use it."""
-    values = {name: value for name, value in record["config"].items() if name not in _OWN}
+    values = {name: value for name, value in record["config"].items() if name not in _OWN[1:]}
     values["logger"] = {"_target_": "peftlab.training.loggers.NoLogger"}
-    values |= {"name": record["name"], "output_dir": str(to), "force": False}
+    values |= {"output_dir": str(to), "force": False}
     text = f"# The resolved config of run {record['key']}, to run it again.\n" + yaml.safe_dump(
         _AS_TRAIN_YAML | _uninterpolated(values), sort_keys=False, allow_unicode=True
     )
@@ -258,4 +282,5 @@ def write_config_file(reproduction: Reproduction) -> None:
 
 def environment() -> dict[str, str]:
     """For the process that runs again: this one's, without what would make it a rank of another run."""
-    return {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "NODE_RANK", "RANK")}
+    own = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "NODE_RANK", "RANK")}
+    return own | {"PYTHONSAFEPATH": "1"}  # nor is anything imported from the folder it runs in

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, deserialize
 
 from peftlab.errors import RunError
+from peftlab.reading import read_bytes
 
 Array = npt.NDArray[np.generic]
 
@@ -26,7 +27,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
         RunError: if the file is missing, damaged, or holds a type that is none of torch's usual ones.
     """
     try:
-        return tensors_in(path.read_bytes())
+        return tensors_in(read_bytes(path))
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror or error}.") from error
     except RunError as error:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import copy
 import csv
 import hashlib
-import json
-import math
+import io
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,9 @@ from peftlab.audit.sizes import size_findings
 from peftlab.audit.tensors import Array, frozen_in, tensors_in
 from peftlab.config import without_method
 from peftlab.errors import PeftlabError, RunError
+from peftlab.reading import Unreadable, read_bytes, read_json
 from peftlab.records import identity_tags
+from peftlab.records.divergence import STATUS, finite
 from peftlab.records.find import moved_runs
 from peftlab.records.folder import RunFolder, read_config_values
 from peftlab.records.history import columns_of
@@ -32,7 +33,7 @@ from peftlab.records.identity_recorded import content_now, recorded_identity
 from peftlab.records.integrity import HASHED, broken_integrity, lost_hashes
 from peftlab.shipped import require_known_fields
 
-UNFINISHED = ("failed", "interrupted")
+UNFINISHED = ("failed", "interrupted", STATUS)
 """What a record can say of a run beside ``finished``; it then holds no results."""
 
 
@@ -45,7 +46,7 @@ class Verdict:
     unfinished: str = ""
     """Why there is nothing to verify; empty for a finished run."""
     diverged: bool = False
-    """Whether the record itself says that the tested model's loss is no finite number."""
+    """Whether the record itself says that the training diverged, or that the tested model's loss is not finite."""
     differences: list[Finding] = field(default_factory=list)
     not_checked: list[Finding] = field(default_factory=list)
     """What the record does not say, or what needs a file that is not here."""
@@ -81,7 +82,7 @@ def verify(folder: RunFolder) -> Verdict:
     """Check every file of ``folder`` against its record."""
     verdict = Verdict(folder)
     try:
-        record = folder.read_record()
+        record = folder.read_record(checked=False)
     except (RunError, OSError) as error:
         verdict.differences.append(Finding("record.json", str(error)))
         return verdict
@@ -96,10 +97,12 @@ def verify(folder: RunFolder) -> Verdict:
     try:
         verdict.differences += _checksum(record, verdict.not_checked)
         if record["status"] != "finished":
-            verdict.unfinished = f"{record['status']}: {record.get('error', '')}"
+            if not (of_divergence := record["status"] == STATUS):
+                verdict.unfinished = f"{record['status']}: {record.get('error', '')}"
+            verdict.diverged = of_divergence
             verdict.differences += _unfinished(record)
             return verdict
-        verdict.diverged = not math.isfinite(record["metrics"]["test"]["loss"])
+        verdict.diverged = not finite(record["metrics"]["test"]["loss"])
         parts = _config(verdict, record)
         verdict.differences += _files(folder, record, verdict.not_checked)
         tensors, frozen = _tensors(verdict, record)
@@ -119,6 +122,9 @@ def verify(folder: RunFolder) -> Verdict:
     return verdict
 
 
+_RESULTS = ("metrics", "history", "selection")
+
+
 def _checksum(record: dict[str, Any], not_checked: list[Finding]) -> Iterator[Finding]:
     if problem := broken_integrity(record):
         yield Finding("record.json", problem)
@@ -129,7 +135,7 @@ def _checksum(record: dict[str, Any], not_checked: list[Finding]) -> Iterator[Fi
 def _unfinished(record: dict[str, Any]) -> Iterator[Finding]:
     if record["status"] not in UNFINISHED:
         yield Finding("status", f"'{record['status']}' is none of finished, {', '.join(UNFINISHED)}")
-    elif results := [name for name in ("metrics", "history", "selection") if name in record]:
+    elif results := [name for name in _RESULTS if name in record and (name, record["status"]) != ("history", STATUS)]:
         yield Finding("status", f"'{record['status']}', but the record has results ({', '.join(results)})")
 
 
@@ -233,7 +239,7 @@ def _files(folder: RunFolder, record: dict[str, Any], not_checked: list[Finding]
             yield Finding(name, "is not the name of a file in the run's folder")
             continue
         try:
-            data = (folder.path / name).read_bytes()
+            data = read_bytes(folder.path / name)
         except OSError as error:
             yield Finding(name, f"cannot be read: {error.strerror or error}")
             continue
@@ -247,7 +253,7 @@ def _tensors(verdict: Verdict, record: dict[str, Any]) -> tuple[dict[str, Array]
     """What the adapter file holds, and what of it did not train; None, and a difference, if it cannot be read."""
     name = verdict.folder.adapter.name
     try:
-        data = verdict.folder.adapter.read_bytes()
+        data = read_bytes(verdict.folder.adapter)
         return tensors_in(data), frozen_in(data)
     except OSError as error:
         if name not in record["files"]:
@@ -273,8 +279,8 @@ def _adapter(
 def _adapter_facts(folder: RunFolder, record: dict[str, Any]) -> Iterator[Finding]:
     name = folder.adapter_facts.name
     try:
-        facts = json.loads(folder.adapter_facts.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        facts = read_json(folder.adapter_facts)
+    except (OSError, Unreadable) as error:
         yield Finding(name, f"cannot be read: {getattr(error, 'strerror', None) or error}")
         return
     if not isinstance(facts, dict):
@@ -298,8 +304,7 @@ def _metrics_csv(folder: RunFolder, history: list[dict[str, Any]]) -> Iterator[F
     """Every cell of metrics.csv against the record's history."""
     name = folder.metrics.name
     try:
-        with folder.metrics.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(read_bytes(folder.metrics).decode("utf-8"), newline="")))
     except OSError as error:
         yield Finding(name, f"cannot be read: {error.strerror or error}")
         return
@@ -329,14 +334,14 @@ def _not_hashed(folder: RunFolder, record: dict[str, Any], not_checked: list[Fin
         name = str(path.relative_to(folder.path))
         if not path.exists():
             not_checked.append(Finding(name, "not there; no result needs it"))
-        elif not looks_right(path):
+        elif not path.is_file() or not looks_right(path):
             yield Finding(name, f"is no whole {kind}")
 
 
 def _is_png(path: Path) -> bool:
     """Whether ``path`` begins and ends as a PNG file does."""
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError:
         return False
     return data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND\xaeB`\x82")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import shutil
 import sys
 import tempfile
@@ -11,6 +13,10 @@ from pathlib import Path
 from peftlab.backbones.quiet import quiet_transformers
 from peftlab.errors import BackboneError
 from peftlab.files import cache_folder
+from peftlab.reading import Unreadable, read_json
+
+_COMPLETE = "complete.json"
+"""Holds the sha256 of every other file of a folder."""
 
 
 def dequantized(file: Path, sha256: str) -> Path:
@@ -23,7 +29,7 @@ def dequantized(file: Path, sha256: str) -> Path:
         BackboneError: if the ``gguf`` package is missing or the file cannot be read.
     """
     target = cache_folder() / "gguf" / sha256[:32]
-    if (target / "config.json").is_file():
+    if _is_whole(target):
         return target
     if importlib.util.find_spec("gguf") is None:
         raise BackboneError(f"reading {file.name} needs the gguf package. Run: pip install 'peftlab[smollm2]'")
@@ -32,6 +38,7 @@ def dequantized(file: Path, sha256: str) -> Path:
     work = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:
         _convert(file, work)
+        (work / _COMPLETE).write_text(json.dumps(_hashes(work)), encoding="utf-8")
         _move(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -59,6 +66,28 @@ def _convert(file: Path, folder: Path) -> None:
 def _move(work: Path, target: Path) -> None:
     try:
         work.rename(target)
-    except OSError:  # another process was faster; a folder is never half there
-        if not (target / "config.json").is_file():
-            raise
+    except OSError:
+        if _is_whole(target):  # another process was faster; a folder is never half there
+            return
+        damaged = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+        try:
+            target.replace(damaged)
+            work.rename(target)
+        finally:
+            shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether ``folder`` holds what was written there; of a folder of earlier versions that cannot be known."""
+    try:
+        return bool(read_json(folder / _COMPLETE) == _hashes(folder))
+    except (OSError, Unreadable):
+        return False
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(path for path in folder.iterdir() if path.name != _COMPLETE):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from peftlab.errors import BackboneError, PeftlabError
-from peftlab.files import cache_folder, write_atomically
+from peftlab.errors import BackboneError
+from peftlab.files import cache_folder
+from peftlab.remembered import recall, remember, settled, version_of
 
 
 def cached_glove(path: Path, dimension: int, wanted: dict[str, int], into: Tensor) -> int:
     """:func:`load_glove`, remembering the vectors found: a file of a million lines is read once for a vocabulary."""
     try:
-        stat = path.stat()
+        facts = f"{version_of(path)} {dimension} {sorted(wanted.items())}"
     except OSError:
         return load_glove(path, dimension, wanted, into)  # which says what is wrong
-    facts = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {dimension} {sorted(wanted.items())}"
-    cached = cache_folder() / "glove" / f"{hashlib.sha256(facts.encode()).hexdigest()}.safetensors"
-    try:
-        kept = safetensors.torch.load_file(cached)
-        rows, vectors = kept["rows"], kept["vectors"]
-    except (OSError, KeyError, SafetensorError):
+    cached = cache_folder() / "glove" / hashlib.sha256(facts.encode()).hexdigest()
+    kept = recall(cached)
+    if kept is None:
         before = into.clone()
         into.fill_(math.nan)
         try:
@@ -36,10 +32,12 @@ def cached_glove(path: Path, dimension: int, wanted: dict[str, int], into: Tenso
             found = ~into.isnan().any(dim=1)
             into[~found] = before[~found]
         rows = found.nonzero().squeeze(1)
-        with contextlib.suppress(PeftlabError):  # only a memory: without it the file is read again
-            write_atomically(cached, safetensors.torch.save({"rows": rows, "vectors": into[rows].clone()}))
+        if settled(path):
+            remember(cached, safetensors.torch.save({"rows": rows, "vectors": into[rows].clone()}))
         return len(rows)
-    into[rows] = vectors
+    tensors = safetensors.torch.load(kept)
+    rows = tensors["rows"]
+    into[rows] = tensors["vectors"]
     return len(rows)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from peftlab.backbones.segments import Segments
 from peftlab.errors import BackboneError, UnreadableText
 from peftlab.pairs import SEPARATOR, is_pair, parts
+from peftlab.reading import read_json
 
 _LINE_BREAK = re.compile(r"<br\s*/?>")
 _NORMALISED = str.maketrans(
@@ -96,7 +97,7 @@ class WordTokenizer:
             BackboneError: naming the file, if it is missing or is no vocabulary.
         """
         try:
-            vocabulary = json.loads(path.read_text(encoding="utf-8"))
+            vocabulary = read_json(path)
         except OSError as error:
             raise BackboneError(f"the run's vocabulary cannot be read: {path}: {error.strerror}.") from error
         except ValueError as error:

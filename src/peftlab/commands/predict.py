@@ -12,6 +12,7 @@ from peftlab.commands.task_option import require_task
 from peftlab.errors import DataError
 from peftlab.library.run import load_run
 from peftlab.pairs import SEPARATOR, paired
+from peftlab.terminal import printable
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         if given.json:
             print(json.dumps(found, ensure_ascii=False), flush=True)
         else:
-            print(f"{objective.prediction_in_words(found)}\t{_shortened(found['text'])}", flush=True)
+            print(printable(f"{objective.prediction_in_words(found)}\t{_shortened(found['text'])}"), flush=True)
     return 0
 
 

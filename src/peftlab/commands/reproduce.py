@@ -17,6 +17,7 @@ from peftlab.composition import parse
 from peftlab.config import from_plain
 from peftlab.errors import PeftlabError, RunError
 from peftlab.report.render.terminal import console
+from peftlab.terminal import printable
 
 DESCRIPTION = """\
 Run a record again, in a folder of its own, and compare the results to the bit. Says first which command that is, and
@@ -50,15 +51,15 @@ def main(arguments: Sequence[str]) -> int:
     said = before(reproduction, check_data=given.check_data)
     stream = sys.stderr if given.json else sys.stdout
     for line in said:
-        print(line, file=stream, flush=True)
+        print(printable(line), file=stream, flush=True)
     if given.print:
-        print(reproduction.command)
+        print(printable(reproduction.command))
         return 0
     if reproduction.record["config"]["trainer"]["num_nodes"] != 1:
         raise RunError("the run needs several nodes: take its command from --print and start it with your launcher.")
-    print(f"$ {reproduction.command}", file=stream, flush=True)
+    print(printable(f"$ {reproduction.command}"), file=stream, flush=True)
     done = subprocess.run(
-        [sys.executable, "-m", "peftlab", "train", *reproduction.arguments],
+        [sys.executable, "-P", "-m", "peftlab", "train", *reproduction.arguments],
         check=False,
         stdout=stream.fileno() if given.json else None,
         env=environment(),

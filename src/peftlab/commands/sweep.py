@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     plan = call.plan(reading=given.report_only, slots=len(Machine.divided(options).slots))
     try:
         outcome = pool.finished(plan) if given.report_only else pool.run(plan, options)
-        if not outcome.records and not outcome.failures:
+        if not outcome.records and not outcome.failures and not outcome.diverged:
             raise ConfigError(f"no run of {given.file} is finished: there is nothing to make a table of.")
         try:
             if outcome.records:
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str]) -> int:
                 _write(plan, outcome, call.file, publish)
             else:
                 write_manifest(plan, outcome, call.file)
+                for title, where in outcome.diverged.items():
+                    print(f"{title}: {where}")
         finally:  # also when the table could not be written
             _tell_failures(plan, outcome)
     finally:
@@ -108,7 +110,7 @@ def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | Non
     from peftlab.sweeps.table import render_csv, render_markdown
 
     sweep, records, choices, folder = plan.sweep, plan.records(outcome), plan.choices(outcome), plan.folder
-    table = render_markdown(sweep, records, choices)
+    table = render_markdown(sweep, records, choices, plan.diverged(outcome))
     print(f"\n{table}")  # before anything is written: the disk may be full
     write_manifest(plan, outcome, file)
     write_atomically(folder / "table.md", f"# {sweep.title}\n\n{table}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from omegaconf import DictConfig
 
 from peftlab.composition import run_as_hydra_application
 from peftlab.config import check
 from peftlab.errors import RunError, SweepFailed
+from peftlab.records.divergence import STATUS
 from peftlab.records.folder import RunFolder
 from peftlab.runs.finished import finished_record
 from peftlab.sweeps.job_spec import RUN_KEY
@@ -21,28 +23,31 @@ def main(arguments: Sequence[str]) -> int:
     """Compose, check and run; a finished run is printed and skipped.
 
     Returns:
-        0; 1 if jobs of a sweep failed.
+        0; 1 if jobs of a sweep failed, or the training diverged.
     """
+
+    ended: list[dict[str, Any]] = []
 
     def task(composed: DictConfig) -> None:
         config = check(composed)  # a mistake costs an import of torch, and of nothing heavier
         folder = RunFolder.of(config)
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            if finished_record(config, folder) is not None:
+            if (record := finished_record(config, folder)) is not None:
+                ended.append(record)
                 return
             os.environ[RUN_KEY] = folder.key
         else:
             _require_same_run(folder)
         from peftlab.runs.train import train
 
-        train(config, argv=["peftlab", "train", *arguments])
+        ended.append(train(config, argv=["peftlab", "train", *arguments]))
 
     try:
         run_as_hydra_application(arguments, task)
     except SweepFailed as error:
         print(f"peftlab train: {error}", file=sys.stderr)
         return 1
-    return 0
+    return 1 if any(record.get("status") == STATUS for record in ended) else 0
 
 
 def _require_same_run(folder: RunFolder) -> None:

@@ -69,7 +69,7 @@ def _print(verdict: Verdict) -> None:
     if verdict.status == "unfinished":
         line.append(f": {verdict.unfinished}")
     elif verdict.status == "diverged":
-        line.append(": as recorded, but the loss of the tested weights is no finite number")
+        line.append(": as recorded, but its training diverged, or the loss of the tested weights is not finite")
     details = [f"    {finding}" for finding in verdict.differences]
     details += [f"    note: {finding}" for finding in verdict.notes]
     if verdict.changes:

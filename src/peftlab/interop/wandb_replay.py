@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peftlab.class_names import stable_name
-from peftlab.errors import RunError
+from peftlab.errors import RunError, first_line
 from peftlab.files import write_atomically
+from peftlab.reading import read_bytes, read_json
 from peftlab.records.folder import RunFolder
 from peftlab.records.integrity import broken_integrity
 from peftlab.training.wandb_runs import method_of, names
@@ -60,7 +61,7 @@ def planned(folder: RunFolder, target: Target) -> Replay:
         return Replay(folder, None, "refused", f"record.json {problem}")
     if record is None or record["status"] != "finished":
         return Replay(folder, None, "skipped", "no record yet" if record is None else f"the run is {record['status']}")
-    digest = hashlib.sha256(folder.record.read_bytes()).hexdigest()
+    digest = hashlib.sha256(read_bytes(folder.record)).hexdigest()
     done = [entry for entry in _marker(folder) if _target_of(entry) == target]
     if not done:
         return Replay(folder, record, "new", sha256=digest)
@@ -111,7 +112,7 @@ def replay(run: Replay, target: Target) -> Path | None:
         finally:
             session.finish()
     except wandb.errors.Error as error:
-        raise RunError(f"W&B did not take {run.folder.path}: {str(error).splitlines()[0]}") from error
+        raise RunError(f"W&B did not take {run.folder.path}: {first_line(error)}") from error
     upload = files / "wandb" / made.name if target.mode == "offline" else None
     others = [entry for entry in _marker(run.folder) if _target_of(entry) != target]
     entry = asdict(target) | {"id": record["key"], "record_sha256": run.sha256}
@@ -183,7 +184,7 @@ def _files_folder(folder: RunFolder, target: Target) -> Path:
 def _marker(folder: RunFolder) -> list[dict[str, Any]]:
     """What was synced before; a marker that cannot be read is as none, and the run is then replaced."""
     try:
-        content = json.loads((folder.path / MARKER).read_text(encoding="utf-8"))
+        content = read_json(folder.path / MARKER)
         entries = [entry for entry in content["synced"] if isinstance(entry, dict) and "record_sha256" in entry]
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -7,7 +7,6 @@ The models are named by what is in them: roles (``query``) where the architectur
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,9 @@ from peftlab.peft.base import attach as attach_to_backbone
 from peftlab.peft.hf.files import CONFIG_FILE
 from peftlab.peft.names import adapted_by
 from peftlab.peft.saving import ADAPTER_FILE, FACTS_FILE, fingerprint, load_tensors, read_tensors
+from peftlab.reading import read_bytes, read_json
+from peftlab.records.folder import RunFolder
+from peftlab.records.integrity import require_as_recorded
 from peftlab.schema import import_class, validate
 
 _MARK = "_peftlab_attachment"
@@ -274,19 +276,21 @@ def _load_own(model: nn.Module, path: Path) -> Adapter:
 def _facts(path: Path) -> dict[str, Any]:
     file = path / FACTS_FILE
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = read_json(file)
         needed = [name for name in ("peft", "method", "backbone_fingerprint") if name not in facts]
-        whole = (path / ADAPTER_FILE).read_bytes() if "adapter_sha256" in facts else b""
+        whole = read_bytes(path / ADAPTER_FILE) if "adapter_sha256" in facts else b""
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"cannot read {file}: {error}.") from error
-    if needed or not isinstance(facts["peft"], dict):
+    if not isinstance(facts, dict) or needed or not isinstance(facts["peft"], dict):
         raise RunError(f"{file} is not as peftlab writes it: it lacks {listed(needed or ['the fields of peft'])}.")
     if "adapter_sha256" in facts and hashlib.sha256(whole).hexdigest() != facts["adapter_sha256"]:
         raise RunError(
             f"{path / ADAPTER_FILE} is not the file that {FACTS_FILE} was written with: one of them is damaged or of "
             "another adapter. Save it anew."
         )
-    return facts  # type: ignore[no-any-return]
+    if (record := RunFolder(path).read_record()) is not None and record["status"] == "finished":
+        require_as_recorded(path, record)
+    return facts
 
 
 def _another(model: nn.Module, path: Path, facts: dict[str, Any]) -> str:

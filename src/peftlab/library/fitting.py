@@ -16,8 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from peftlab.composition import composed, override_values
 from peftlab.config import GROUPS, RunConfig, check, from_plain, resolved
 from peftlab.data.given import GivenRows, GivenTexts, given_rows
-from peftlab.errors import ConfigError, listed, nearest
+from peftlab.errors import ConfigError, Diverged, listed, nearest
 from peftlab.library.run import Run
+from peftlab.records.divergence import STATUS, in_words
 from peftlab.records.folder import RunFolder
 
 _COMPOSING = threading.Lock()
@@ -43,6 +44,7 @@ def fit(*overrides: str, data: Any = None, **keys: Any) -> Run:
     Raises:
         ConfigError: for a word that does not fit, as on the command line; or several devices.
         DataError: naming the row that cannot be used.
+        Diverged: if the loss or the gradient of a step is no finite number.
     """
     began = time.time()
     words = [*_strings(overrides), *_from_keys(keys)]
@@ -52,7 +54,10 @@ def fit(*overrides: str, data: Any = None, **keys: Any) -> Run:
 
     with _signals_as_they_were():
         record = train(config, argv=_argv(words, rows), began=began)
-    run = Run(RunFolder.of(config), config, record)
+    folder = RunFolder.of(config)
+    if record["status"] == STATUS:
+        raise Diverged(record[STATUS], f"{folder.path}: {in_words(record)}.")
+    run = Run(folder, config, record)
     run._holds = rows
     return run
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from peftlab.errors import PeftlabError, listed
+from peftlab.errors import PeftlabError, first_line, listed
 from peftlab.peft.base import PEFTStrategy, Selection, Supports, methods
 from peftlab.peft.hf.codec import codec_of, read
 from peftlab.peft.hf.files import adapter_files
@@ -121,7 +121,7 @@ class ImportedAdapter(PEFTStrategy, name="import"):
         try:
             return validate(fields, cls, "")
         except BadValue as error:
-            said, key = str(error).splitlines()[0], error.keys[0]
+            said, key = first_line(error), error.keys[0]
             said = f"{_HF_NAMES.get(key, key)}{said.removeprefix(key)}".removeprefix(": ")
             raise PeftlabError(
                 f"peft.path: {self.folder.path / 'adapter_config.json'}: {said} (peft={cls.name} computes what it says)"

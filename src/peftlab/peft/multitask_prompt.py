@@ -19,7 +19,6 @@ Trainable: n·d + tasks · r · (n + d).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from peftlab.errors import ConfigError, PeftlabError, listed, nearest
 from peftlab.fields import NonNegativeInt, PositiveInt, run_folder
 from peftlab.peft.base import Supports
 from peftlab.peft.soft_prompt import InitialisedSoftPrompt, PromptAdapter
+from peftlab.reading import read_json
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone
@@ -246,7 +246,7 @@ def _read_source(given: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     folder = Path(given).expanduser()
     try:
-        facts: dict[str, Any] = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+        facts: dict[str, Any] = read_json(folder / "adapter.json")
         method = facts["method"]
         tensors = load_file(folder / "adapter.safetensors")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

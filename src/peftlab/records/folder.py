@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from peftlab.config import RunConfig, from_plain
-from peftlab.errors import RunError, RunInUse
-from peftlab.files import take_lock, write_atomically
+from peftlab.errors import RunError, RunInUse, first_line
+from peftlab.files import exchange, open_lock, replaced_name, take_lock, write_atomically
+from peftlab.reading import Unreadable, read_json, read_yaml
+from peftlab.records.divergence import STATUS, diverged, in_words, without_bare_words
 from peftlab.records.identity import run_key
-
-_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
+from peftlab.records.integrity import WAY_OUT, broken_integrity, record_checksum, require_as_recorded
 
 SCHEMA_VERSION = 1
 """Version of record.json; readers refuse what they do not know."""
+
+
+ASIDE = ".forced-"
+"""What the name of a folder begins with in which a run is made again; no reader of runs looks into it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,12 @@ class RunFolder:
     @property
     def key(self) -> str:
         """The run's key."""
-        return self.path.name
+        return self.path.name.removeprefix(ASIDE)
+
+    @property
+    def aside(self) -> RunFolder:
+        """Where ``force=true`` makes the result that will replace the one in this folder."""
+        return RunFolder(self.path.with_name(f"{ASIDE}{self.key}"))
 
     @property
     def config(self) -> Path:
@@ -80,21 +92,28 @@ class RunFolder:
         """Per-step values of the chosen logger."""
         return self.path / "logs"
 
-    def read_record(self) -> dict[str, Any] | None:
+    def read_record(self, *, checked: bool = True) -> dict[str, Any] | None:
         """The record, or None if there is none yet.
+
+        Args:
+            checked: refuse one that is not what its checksum says.
 
         Raises:
             RunError: if it is damaged, no record of peftlab, or of an unknown schema version.
         """
         try:
-            return parsed_record(self.record)
+            record = parsed_record(self.record)
         except FileNotFoundError:
             return None
+        if checked and "checksum" in record and (problem := broken_integrity(record)):
+            raise RunError(f"{self.record} {problem}. {WAY_OUT}")
+        return record
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write the record with its checksum, atomically."""
+        record = without_bare_words(record)
         whole = record | {"checksum": record_checksum(record)}
-        write_atomically(self.record, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(self.record, json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved config."""
@@ -109,30 +128,85 @@ class RunFolder:
             RunInUse: if another process holds it.
             RunError: if its folder cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a+")
-        except OSError as error:
-            raise RunError(f"cannot write {self.path}: {error.strerror}. Choose another output_dir.") from error
-        with file:
-            if not take_lock(file, attempts=5):
-                file.seek(0)
-                raise RunInUse(
-                    f"{self.path} is in use by process {file.read().strip() or '?'}. Wait for it, or stop it."
-                )
+        with self._locked_file() as file:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
             yield
 
+    def _locked_file(self) -> IO[str]:
+        lock = self.path / ".lock"
+        while True:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                file = open_lock(lock)
+            except OSError as error:
+                raise RunError(f"cannot write {self.path}: {error.strerror}. Choose another output_dir.") from error
+            if not take_lock(file, attempts=5):
+                file.seek(0)
+                holder = file.read().strip() or "?"
+                file.close()
+                raise RunInUse(f"{self.path} is in use by process {holder}. Wait for it, or stop it.")
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                    return file
+            file.close()  # the folder was replaced by another while we waited
+
     def held_by(self) -> str | None:
         """The process that holds the run (its number, or ``?``), or None if nobody does."""
         try:
-            file = (self.path / ".lock").open(encoding="ascii", errors="replace")
+            file = open_lock(self.path / ".lock", create=False)
         except OSError:
             return None
         with file:  # closing lets go of what we took to find out
             return None if take_lock(file, "shared") else file.read().strip() or "?"
+
+    def require_no_links(self) -> None:
+        """Refuse links inside the folder that a run would write through: what they point to is not the run's.
+
+        Raises:
+            RunError: naming the link.
+        """
+        for path in (self.checkpoints, self.logs):
+            if path.is_symlink():
+                raise RunError(
+                    f"{path} is a link to {path.readlink()}, and a run writes through none inside its folder. Remove "
+                    "the link, or make output_dir itself a link to where there is room."
+                )
+
+    def replace_by(self, new: RunFolder) -> None:
+        """Put ``new``, which lies beside this folder, in its place; what other people have put into it stays.
+
+        Raises:
+            OSError: if it cannot be done.
+        """
+        exchange(new.path, self.path)
+        old = RunFolder(new.path)
+        of_runs = {*_OF_A_RUN, *(path.name for path in self.path.iterdir())}
+        for path in list(old.path.iterdir()):
+            if path.name not in of_runs:
+                path.rename(self.path / path.name)
+        old.remove()
+
+    def remove(self) -> None:
+        """Take the folder away, and what links in it point to not."""
+        if self.path.is_symlink():
+            self.path.unlink()
+        else:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def recover(self) -> None:
+        """Give the folder its name back, if a process died while it was replaced where that takes two steps."""
+        before = replaced_name(self.path)
+        if before.is_dir() and not self.path.exists():
+            before.rename(self.path)
+
+
+_OF_A_RUN = frozenset({
+    ".lock", "config.yaml", "record.json", "metrics.csv", "curves.png", "adapter.safetensors", "adapter.json",
+    "vocabulary.json", "checkpoints", "damaged", "logs", "inspect.png",
+})  # fmt: skip
+"""What a run, and what measures it, writes into its folder: of an old result nothing of it stays."""
 
 
 def parsed_record(path: Path) -> dict[str, Any]:
@@ -144,12 +218,12 @@ def parsed_record(path: Path) -> dict[str, Any]:
     """
     way_out = " Delete the file; the run then resumes from its checkpoint." if path.name == "record.json" else ""
     try:
-        record = json.loads(path.read_bytes().decode("utf-8"))
+        record = read_json(path)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets by the thousand
+    except Unreadable as error:
         raise RunError(f"{path} is damaged ({error}).{way_out}") from error
     if not isinstance(record, dict) or "schema_version" not in record:
         raise RunError(f"{path} is no record of peftlab: it says no schema_version.{way_out}")
@@ -169,13 +243,6 @@ def parsed_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def record_checksum(record: dict[str, Any]) -> str:
-    """sha256 over all of ``record`` but its checksum, whatever the order and spacing in the file."""
-    values = json.loads(json.dumps(record))  # what a reader will find: lists for tuples, text for keys
-    values.pop("checksum", None)
-    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def finished_run(given: str) -> tuple[RunFolder, RunConfig, dict[str, Any]]:
     """Folder, config and record of a finished run.
 
@@ -183,7 +250,7 @@ def finished_run(given: str) -> tuple[RunFolder, RunConfig, dict[str, Any]]:
         given: the path of a run folder, as typed.
 
     Raises:
-        RunError: saying what is missing, and what there is instead.
+        RunError: saying what is missing, and what there is instead; or which file is not the one that the run wrote.
     """
     folder = RunFolder(Path(given))
     if not folder.path.is_dir():
@@ -194,9 +261,17 @@ def finished_run(given: str) -> tuple[RunFolder, RunConfig, dict[str, Any]]:
             f"'{given}' has no record.json: it is not a run folder, or the run has not finished."
             f"{_runs_below(folder.path)}"
         )
-    if record["status"] != "finished":
+    if record["status"] not in ("finished", STATUS):
         raise RunError(
             f"the run in '{given}' is {record['status']}; train it again with the same config to complete it."
+        )
+    if diverged(record):
+        raise RunError(f"the run in '{given}' diverged ({in_words(record)}): its weights are good for nothing.")
+    if unknown := require_as_recorded(folder.path, record):
+        print(
+            f"note: the record in '{given}' has no sha256 of {', '.join(unknown)}: an older peftlab wrote it, and "
+            "whether they are still the run's cannot be known.",
+            file=sys.stderr,
         )
     return folder, read_config(folder), record
 
@@ -217,9 +292,9 @@ def read_config_values(folder: RunFolder) -> dict[str, Any]:
         RunError: if the file is missing or damaged.
     """
     try:
-        values = yaml.load(folder.config.read_text(encoding="utf-8"), Loader=_SafeLoader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RunError(f"cannot read {folder.config}: {str(error).splitlines()[0]}.") from error
+        values = read_yaml(folder.config)
+    except (OSError, Unreadable, yaml.YAMLError) as error:
+        raise RunError(f"cannot read {folder.config}: {first_line(error)}.") from error
     if not isinstance(values, dict):
         raise RunError(f"{folder.config} holds no config.")
     return values

@@ -10,9 +10,9 @@ whoever reads records needs none of the classes (:mod:`peftlab.records.identity_
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -22,10 +22,12 @@ from peftlab.backbones.config import BackboneConfig
 from peftlab.class_names import stable_name
 from peftlab.config import GROUPS, RunConfig
 from peftlab.data.base import DataSet
-from peftlab.errors import PeftlabError, RunError
+from peftlab.errors import RunError
 from peftlab.fields import enters_identity
-from peftlab.files import cache_folder, write_atomically
+from peftlab.files import cache_folder, open_regular
+from peftlab.reading import read_json
 from peftlab.records import identity_tags
+from peftlab.remembered import recall, remember, settled, version_of
 from peftlab.training.config import TrainerConfig
 
 KEY_LENGTH = 12
@@ -173,33 +175,35 @@ def _with_classes(node: Any) -> dict[str, Any]:
 def _earlier_run(folder: Path) -> dict[str, Any]:
     """What an earlier run is, beside the content of its adapter: its own key, and the backbone under it."""
     try:
-        facts = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+        facts = read_json(folder / "adapter.json")
         return {name: facts[name] for name in ("run", "backbone_fingerprint")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"backbone.from_run: {folder / 'adapter.json'} is damaged ({error}).") from error
 
 
 def content_sha256(files: Sequence[Path]) -> str:
-    """sha256 of the content of ``files`` in their order, remembered by paths, sizes and times of change."""
+    """sha256 of the content of ``files`` in their order; of large ones remembered (:mod:`peftlab.remembered`)."""
     if not files:
         return ""
-    facts = "".join(f"{path.resolve()} {_size_and_time(path)}\n" for path in files)
+    if sum(path.stat().st_size for path in files) < SMALL_FILES:
+        return _read_sha256(files)
+    facts = "".join(f"{version_of(path)}\n" for path in files)
     cached = cache_folder() / "digests" / hashlib.sha256(facts.encode()).hexdigest()
-    try:
-        remembered = cached.read_text(encoding="ascii")
-        if len(remembered) == 64:
-            return remembered
-    except (OSError, UnicodeDecodeError):
-        pass
+    if (remembered := recall(cached)) is not None:
+        return remembered.decode()
+    found = _read_sha256(files)
+    if all(map(settled, files)) and facts == "".join(f"{version_of(path)}\n" for path in files):
+        remember(cached, found.encode())
+    return found
+
+
+SMALL_FILES = 1 << 20
+"""Bytes; of less, hashing costs no more than remembering."""
+
+
+def _read_sha256(files: Sequence[Path]) -> str:
     whole = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             whole.update(hashlib.file_digest(file, "sha256").digest())
-    with contextlib.suppress(PeftlabError):  # only a memory: without it the files are read again
-        write_atomically(cached, whole.hexdigest())
     return whole.hexdigest()
-
-
-def _size_and_time(path: Path) -> str:
-    stat = path.stat()
-    return f"{stat.st_size} {stat.st_mtime_ns}"

@@ -2,15 +2,65 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from peftlab.records.folder import record_checksum
+from peftlab.errors import RunError
+from peftlab.reading import read_bytes
 
 ADAPTER = "adapter.safetensors"
 
 HASHED = ("config.yaml", "metrics.csv", "adapter.json", ADAPTER)
 """Files whose sha256 the record of a finished run has; the records of earlier versions have only the adapter's."""
+
+
+def record_checksum(record: dict[str, Any]) -> str:
+    """sha256 over all of ``record`` but its checksum, whatever the order and spacing in the file."""
+    values = json.loads(json.dumps(record))  # what a reader will find: lists for tuples, text for keys
+    values.pop("checksum", None)
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def require_as_recorded(folder: Path, record: dict[str, Any]) -> list[str]:
+    """Compare the files of a finished run, which its model is made of, with what its record says of them.
+
+    Args:
+        folder: the run's.
+        record: its own.
+
+    Returns:
+        files of which the record says nothing: a peftlab wrote it that did not hash them yet.
+
+    Raises:
+        RunError: naming the file that is not the run's, or saying that the record itself was changed.
+    """
+    if problem := broken_integrity(record):
+        raise RunError(f"{folder / 'record.json'} {problem}. {WAY_OUT}")
+    try:
+        if lost := next(lost_hashes(record), None):
+            raise RunError(f"{folder / 'record.json'} has lost its sha256 of {lost}. {WAY_OUT}")
+        recorded = {str(name): str(facts["sha256"]) for name, facts in record["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{folder / 'record.json'} is not as peftlab writes it: files ({error}).") from error
+    for name, sha256 in recorded.items():
+        if Path(name).name != name:
+            raise RunError(f"{folder / 'record.json'}: '{name}' is not the name of a file in the run's folder.")
+        try:
+            found = hashlib.sha256(read_bytes(folder / name)).hexdigest()
+        except OSError as error:
+            raise RunError(f"cannot read {folder / name}: {error.strerror or error}. {WAY_OUT}") from error
+        if found != sha256:
+            raise RunError(
+                f"{folder / name} is not the file that the run wrote: its sha256 is {found[:12]}…, and the record "
+                f"says {sha256[:12]}…. {WAY_OUT}"
+            )
+    return [name for name in HASHED if name not in recorded]
+
+
+WAY_OUT = "Copy the run's folder anew from where it is whole, or train it again with the same command and force=true."
 
 
 def broken_integrity(record: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from peftlab.class_names import stable_name
 from peftlab.errors import PeftlabError, RunError
 from peftlab.metric_names import TRAIN_LOSS, record_part
 from peftlab.objectives.recorded import BEFORE, objective_facts
+from peftlab.records.divergence import STATUS
 from peftlab.records.folder import SCHEMA_VERSION, RunFolder
 from peftlab.records.identity import Rules
 from peftlab.records.identity_recorded import recorded_rules
@@ -84,7 +85,8 @@ class Run:
     @property
     def diverged(self) -> bool:
         """Whether its training loss became infinite or no number."""
-        return not all(isfinite(loss) for loss in self.curve.get(TRAIN_LOSS.in_history, ()))
+        lost = not all(isfinite(loss) for loss in self.curve.get(TRAIN_LOSS.in_history, ()))
+        return lost or self.status == STATUS
 
 
 def read_runs(found: Found, paths: Iterable[str], curves: Sequence[str]) -> list[Run]:
@@ -204,7 +206,7 @@ def _run(
 ) -> Run:
     config, status = record["config"], record["status"]
     start = (record.get("backbone") or {}).get("from_run") or {}
-    if status not in ("finished", "failed", "interrupted"):
+    if status not in ("finished", "failed", "interrupted", STATUS):
         raise ValueError(f"unknown status {status!r}")
     if status == "finished" and not isinstance(record["metrics"]["test"], dict):
         raise ValueError(f"{record_part('test')} is no mapping")

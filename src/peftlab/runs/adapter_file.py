@@ -11,6 +11,7 @@ from peftlab.errors import RunError
 from peftlab.files import write_atomically
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.saving import adapter_bytes, fingerprint, load_tensors
+from peftlab.reading import Unreadable, read_json
 from peftlab.records.folder import RunFolder
 
 __all__ = [
@@ -67,7 +68,12 @@ def read_facts(folder: RunFolder) -> dict[str, Any]:
         RunError: if it is missing or damaged.
     """
     try:
-        facts: dict[str, Any] = json.loads(folder.adapter_facts.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        facts = read_json(folder.adapter_facts)
+    except (OSError, Unreadable) as error:
         raise RunError(f"cannot read {folder.adapter_facts}: {error}.") from error
+    if not isinstance(facts, dict) or not facts.keys() >= _NEEDED:
+        raise RunError(f"{folder.adapter_facts} is damaged: it lacks what peftlab writes there.")
     return facts
+
+
+_NEEDED = {"run", "method", "backbone_fingerprint", "label_names"}

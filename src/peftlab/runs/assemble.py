@@ -23,6 +23,7 @@ from peftlab.peft.base import attach
 from peftlab.peft.surgery import dequantize, is_conv1d
 from peftlab.records.folder import RunFolder, finished_run
 from peftlab.records.identity import content_sha256
+from peftlab.records.integrity import require_as_recorded
 from peftlab.runs.adapter_file import backbone_fingerprint, load_adapter, read_facts
 from peftlab.training.module import TrainingModule
 
@@ -42,6 +43,7 @@ class Assembled:
 
 def assemble(config: RunConfig, splits: Splits) -> Assembled:
     """Build the backbone, check that the texts fit it, and put the method's adapter into it."""
+    _require_sources_as_recorded(config)
     if config.backbone.from_run is None:
         backbone = config.backbone.build(
             _outputs(config, splits.label_names), seed=config.seed, train_texts=splits.train.texts
@@ -55,6 +57,13 @@ def assemble(config: RunConfig, splits: Splits) -> Assembled:
     _require_prompts_fit(config, backbone, len(splits.tasks))
     assembled.adapter.load_source(assembled.fingerprint)
     return assembled
+
+
+def _require_sources_as_recorded(config: RunConfig) -> None:
+    """Refuse files of an earlier run, which the method starts from, that are not the ones which that run wrote."""
+    for path in dict.fromkeys(file.parent for file in config.peft.files()):
+        if (record := RunFolder(path).read_record()) is not None and record["status"] == "finished":
+            require_as_recorded(path, record)
 
 
 def _outputs(config: RunConfig, label_names: Sequence[str]) -> int:
@@ -216,6 +225,7 @@ def lightning_module(config: RunConfig, assembled: Assembled, splits: Splits) ->
         seed=config.seed,
         label_smoothing=config.trainer.label_smoothing,
         max_steps=config.trainer.max_steps,
+        on_nan=config.trainer.on_nan,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -123,6 +124,11 @@ def predict(
             if number is not None:
                 inputs.append(torch.full((len(rows),), number, device=device))
             outputs = backbone(*inputs).float()[:, classes]
+        if not outputs[outputs != -math.inf].isfinite().all():  # the classes of other tasks are -inf
+            raise RunError(
+                f"the model's outputs for text {rows[0] + 1} ff. are no finite numbers: its training diverged, or its "
+                "weights are damaged. Nothing can be predicted with it."
+            )
         for row, predicted in zip(rows, objective.predictions(outputs, names), strict=True):
             ready[row] = {"text": texts[row], **predicted}
         while following in ready:

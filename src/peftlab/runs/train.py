@@ -6,11 +6,10 @@ import json
 import shutil
 import sys
 import time
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
@@ -18,11 +17,12 @@ from peftlab import process
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import TextDataModule
-from peftlab.errors import PeftlabError, RunError
+from peftlab.errors import Diverged, PeftlabError, RunError
 from peftlab.metric_names import MetricName
 from peftlab.objectives.recorded import FIELD as OBJECTIVE
 from peftlab.records import environment
-from peftlab.records.folder import RunFolder
+from peftlab.records.divergence import STATUS, diverged, in_words
+from peftlab.records.folder import ASIDE, RunFolder
 from peftlab.records.history import write_metrics_csv
 from peftlab.records.identity import recorded
 from peftlab.report.figures.training import draw_curves
@@ -36,6 +36,7 @@ from peftlab.runs.finished import finished_record
 from peftlab.runs.forgetting import measure_forgetting
 from peftlab.runs.summary import print_before
 from peftlab.seeding import derive_seed
+from peftlab.training.checkpoint import DamagedCheckpoint, read_checkpoint, require_best
 from peftlab.training.config import monitored, selection_rule
 from peftlab.training.reached import RequireGradients
 from peftlab.training.trainer import build_trainer, quiet
@@ -53,22 +54,48 @@ def train(config: RunConfig, *, argv: list[str], began: float | None = None) -> 
     """
     folder = RunFolder.of(config)
     if rank() != 0:
-        return _train(config, folder, argv, began, identity={})
+        return _train(config, _work_folder(config, folder), argv, began, identity={})
+    folder.recover()
     with folder.locked():
         if (finished := finished_record(config, folder)) is not None:
             return finished
-        if config.force:
-            _forget(folder)
-        folder.write_config(config)
-        identity = recorded(config)  # now: its files may change while it runs
-        try:
-            return _train(config, folder, argv, began, identity=identity)
-        except (Exception, KeyboardInterrupt) as error:
-            if not isinstance(error, PeftlabError) or folder.checkpoints.exists():
-                _note_failure(config, folder, argv, error, identity=identity)
-            else:  # refused before it began: leave nothing behind
-                _remove_if_untouched(folder)
+        work = _work_folder(config, folder)
+        with work.locked() if work != folder else nullcontext():
+            written = _train_noting_failure(config, work, argv, began)
+            if work != folder:
+                folder.replace_by(work)
+    if diverged(written):
+        print(f"{folder.path}: {in_words(written)}", flush=True)
+    else:
+        print_result(folder.path, written, config.data.what_is_learned())
+    return written
+
+
+def _work_folder(config: RunConfig, folder: RunFolder) -> RunFolder:
+    """Where the run is made: aside, if a result is there that is to be replaced."""
+    return folder.aside if config.force and folder.record.exists() else folder
+
+
+def _train_noting_failure(config: RunConfig, folder: RunFolder, argv: list[str], began: float | None) -> dict[str, Any]:
+    folder.require_no_links()
+    if config.force:
+        _forget(folder)
+    _begin_anew_if_damaged(config, folder)
+    folder.write_config(config)
+    identity = recorded(config)  # now: its files may change while it runs
+    try:
+        return _train(config, folder, argv, began, identity=identity)
+    except Diverged as error:
+        if rank() != 0:
             raise
+        return _write_diverged(config, folder, argv, error, identity=identity)
+    except (Exception, KeyboardInterrupt) as error:
+        if not isinstance(error, PeftlabError) or folder.checkpoints.exists():
+            if folder != RunFolder.of(config).aside:  # there, the record of the old result stays
+                _note_failure(config, folder, argv, error, identity=identity)
+        else:  # refused before it began: leave nothing behind
+            _remove_if_untouched(folder)
+        raise
 
 
 def rank() -> int:
@@ -86,9 +113,13 @@ def _train(
     splits = config.data.load()
     run = _Run(config, folder, splits, assemble(config, splits))
     if rank() == 0:
-        print_before(config, folder, splits, run.assembled.backbone, run.parameters)
+        print_before(config, RunFolder.of(config), splits, run.assembled.backbone, run.parameters)
     try:
-        resumed = run.fit()
+        try:
+            resumed = run.fit()
+        except Diverged as error:
+            error.facts["history"] = run.module.history
+            raise
         chosen = run.load_chosen()
         test_seconds = run.test()
     except SystemExit as error:  # what Lightning makes of Ctrl-C
@@ -98,9 +129,7 @@ def _train(
     if rank() != 0:
         return {}
     began = process.STARTED if began is None else began
-    written = run.write_down(argv, chosen, test_seconds, resumed=resumed, began=began, identity=identity)
-    print_result(folder.path, written, run.module.objective)
-    return written
+    return run.write_down(argv, chosen, test_seconds, resumed=resumed, began=began, identity=identity)
 
 
 class _Run:
@@ -135,7 +164,7 @@ class _Run:
         last = folder.checkpoints / "last.ckpt"
         resumed = last.exists()
         if resumed:
-            self.data.start_epoch = _readable(last)["history"][-1]["epoch"] + 1
+            self.data.start_epoch = read_checkpoint(last)["history"][-1]["epoch"] + 1
             if rank() == 0:
                 print(f"resuming from {last}", flush=True)
         self.trainer.fit(self.module, self.data, ckpt_path=last if resumed else None, weights_only=True)
@@ -149,12 +178,13 @@ class _Run:
     def load_chosen(self) -> dict[str, Any]:
         """Load the weights of the epoch that the selection rule chose; return which it was."""
         config = self.config.trainer
-        checkpoint = torch.load(
-            self.folder.checkpoints / f"{config.select}.ckpt", map_location="cpu", weights_only=True
-        )
+        path, figure = self.folder.checkpoints / f"{config.select}.ckpt", monitored(config, self.module.objective)
+        checkpoint = read_checkpoint(path)
+        if config.select == "best":
+            require_best(checkpoint, path, self.module.history, figure, ended=True)
         self.module.load_trained(checkpoint)
         row = checkpoint["history"][-1]
-        monitor = MetricName("validation", monitored(config, self.module.objective).name).in_history
+        monitor = MetricName("validation", figure.name).in_history
         return {"rule": selection_rule(config, self.module.objective), "epoch": row["epoch"], monitor: row[monitor]}
 
     def test(self) -> float:
@@ -218,15 +248,20 @@ class _Run:
         return written
 
 
-def _readable(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint's content, or RunError naming the damaged file."""
-    try:
-        content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can fail in any of torch's, zipfile's and pickle's ways
-        raise RunError(
-            f"{checkpoint} is damaged ({str(error).splitlines()[0]}). force=true starts the run from the beginning."
-        ) from error
-    return content
+def _write_diverged(
+    config: RunConfig, folder: RunFolder, argv: list[str], error: Diverged, *, identity: dict[str, Any]
+) -> dict[str, Any]:
+    """Write down that the training diverged, which ends the run: started again, it would do so again."""
+    history = error.facts.pop("history")
+    write_metrics_csv(folder.metrics, history)
+    written = record.head(config, folder, argv, STATUS, identity=identity) | {
+        OBJECTIVE: config.data.what_is_learned().facts(),
+        "error": str(error),
+        STATUS: error.facts,
+        "history": history,
+    }
+    folder.write_record(written)
+    return folder.read_record() or written
 
 
 def _note_failure(
@@ -235,8 +270,6 @@ def _note_failure(
     """Write down that the run failed, so that reports can list it; starting it again resumes it."""
     status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     try:
-        if (old := folder.read_record()) is not None and old["status"] == "finished":
-            return  # force=true failed: the old result stays
         message = f"{type(error).__name__}: {error}"
         folder.write_record(record.head(config, folder, argv, status, identity=identity) | {"error": message})
     except (PeftlabError, OSError) as second:  # a full disk: the first error is the one to show
@@ -244,8 +277,28 @@ def _note_failure(
 
 
 def _forget(folder: RunFolder) -> None:
-    """Start anew: the checkpoints go now; the old result stays until the new one replaces it."""
+    """Start anew; but go on with what an earlier ``force=true`` has begun aside, if it has not ended."""
+    if folder.path.name.startswith(ASIDE) and not folder.record.exists():
+        return
+    folder.record.unlink(missing_ok=True)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+
+def _begin_anew_if_damaged(config: RunConfig, folder: RunFolder) -> None:
+    """Put checkpoints out of the way that cannot be resumed from: from the beginning, a run ends with the same bits."""
+    last, best = (folder.checkpoints / f"{name}.ckpt" for name in ("last", "best"))
+    if not last.exists():
+        return
+    try:
+        history = read_checkpoint(last)["history"]
+        if config.trainer.select == "best":
+            figure = monitored(config.trainer, config.data.what_is_learned())
+            require_best(read_checkpoint(best), best, history, figure, ended=False)
+    except DamagedCheckpoint as error:
+        kept = folder.path / "damaged"
+        shutil.rmtree(kept, ignore_errors=True)
+        folder.checkpoints.rename(kept)
+        print(f"{error} The latter is done now; the checkpoints that were there are in {kept}.", flush=True)
 
 
 def _remove_if_untouched(folder: RunFolder) -> None:

@@ -28,8 +28,9 @@ from peftlab import class_names
 from peftlab.composition import composed
 from peftlab.config import RunConfig, check, from_plain, resolved
 from peftlab.errors import PeftlabError
-from peftlab.files import cache_folder, write_atomically
+from peftlab.files import cache_folder
 from peftlab.records import identity_tags
+from peftlab.remembered import recall, remember
 from peftlab.sweeps.jobs import Job
 from peftlab.sweeps.template import Templates
 from peftlab.version import __version__
@@ -95,8 +96,7 @@ class ConfigCache:
             kept = {**_read(path), **self._files[path]}  # another launcher may have written meanwhile
             kept = {key: entry for key, entry in kept.items() if self._state.holds(entry["depends_on"])}
             text = json.dumps(dict(list(kept.items())[-LIMIT:]), separators=(",", ":"))
-            with contextlib.suppress(PeftlabError):
-                write_atomically(path, f"{_sha256(text)}\n{text}")
+            remember(path, text.encode(errors="surrogatepass"))
         self._changed.clear()
 
     def _entries(self, path: Path) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def _source_state() -> str:
         for name in sorted(files):
             if name.endswith(".py"):
                 stat = os.stat(os.path.join(path, name))  # noqa: PTH116, PTH118  twice as fast, for 200 files
-                facts.append(f"{path}/{name} {stat.st_size} {stat.st_mtime_ns}")
+                facts.append(f"{path}/{name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
     return _sha256("\n".join(facts))
 
 
@@ -237,11 +237,8 @@ def _file_of(job: Job) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     """The remembered jobs of a file; none if it is damaged or not there."""
-    try:
-        digest, _, text = path.read_text(encoding="utf-8").partition("\n")
-        entries = json.loads(text) if _sha256(text) == digest else {}
-    except (OSError, ValueError):
-        return {}
+    text = recall(path)
+    entries = {} if text is None else json.loads(text.decode(errors="surrogatepass"))
     return entries if isinstance(entries, dict) else {}
 
 

@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any, Literal
 
 from peftlab.errors import ConfigError
-from peftlab.metric_names import TRAIN_LOSS
+from peftlab.records.divergence import diverged
 from peftlab.sweeps.declaration import assignments, lower_is_better
 
 State = Literal["open", "finished", "diverged", "pruned", "failed"]
@@ -77,11 +77,6 @@ def value_at_chosen_epoch(record: Mapping[str, Any], metric: str) -> float | Non
     row = next(row for row in record["history"] if row["epoch"] == epoch)
     value = row.get(metric)
     return None if value is None else float(value)
-
-
-def diverged(record: Mapping[str, Any]) -> bool:
-    """Whether the training loss of a run became infinite or no number."""
-    return not all(isfinite(row[TRAIN_LOSS.in_history]) for row in record["history"])
 
 
 def ended(parameters: Mapping[str, Any], record: Mapping[str, Any], value: float | None) -> Tried:

@@ -16,7 +16,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from peftlab.config import RunConfig, from_plain
-from peftlab.errors import PeftlabError, RunError
+from peftlab.errors import PeftlabError, RunError, first_line
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def count_all(configs: Sequence[RunConfig]) -> list[Count]:
         RunError: if the counting process dies.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "peftlab.sweeps.counting"],
+        [sys.executable, "-P", "-m", "peftlab.sweeps.counting"],
         input=json.dumps([config.plain() for config in configs]),
         capture_output=True,
         text=True,
@@ -60,18 +60,14 @@ def _count(plain: dict[str, Any]) -> Count:
         config = from_plain(plain)
         backbone = config.backbone.build(2, seed=0, device="meta")  # the classes count in the head alone
     except Exception as error:  # a model that cannot be built here is no mistake of the sweep
-        return Count(None, _first_line(error))
+        return Count(None, first_line(error))
     try:
         adapter = attach(backbone, config.peft, seed=0, train_head=config.backbone.train_head)
     except PeftlabError as error:
-        return Count(None, _first_line(error), mistake=True)
+        return Count(None, first_line(error), mistake=True)
     except Exception as error:  # a method that needs values, of a package of its own
-        return Count(None, _first_line(error))
+        return Count(None, first_line(error))
     return Count(adapter.num_parameters())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 if __name__ == "__main__":

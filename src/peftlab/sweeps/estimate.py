@@ -14,6 +14,7 @@ from typing import Any
 
 from peftlab.class_names import stable_name
 from peftlab.config import RunConfig
+from peftlab.reading import read_json
 
 Record = Mapping[str, Any]
 
@@ -23,7 +24,7 @@ def finished_records(output_dir: Path) -> list[Record]:
     found: list[Record] = []
     for path in sorted(output_dir.glob("*/*/record.json")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path)
         except (OSError, ValueError):
             continue
         if isinstance(record, dict) and record.get("status") == "finished":

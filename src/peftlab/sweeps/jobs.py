@@ -54,6 +54,8 @@ class Outcome:
     failures: dict[str, Failure] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
     """Ids of jobs that were finished before."""
+    diverged: dict[str, str] = field(default_factory=dict)
+    """Jobs whose training diverged, and where; they have ended, and are no failures."""
     pruned: dict[str, str] = field(default_factory=dict)
     """Jobs that their plan has stopped early (``stop_early``), and why; they are no failures."""
 

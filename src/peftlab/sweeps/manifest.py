@@ -68,6 +68,8 @@ def _arm(
             failed[str(seed)] = _reason(failure)
             if failure.log is not None:
                 logs[str(seed)] = os.path.relpath(failure.log, plan.folder)
+        elif (where := outcome.diverged.get(variant.id)) is not None:
+            failed[str(seed)] = where
     if choice is not None and choice.settled and choice.chosen is None:
         failed = dict.fromkeys(map(str, plan.sweep.seeds), "every value that was tried has failed or diverged")
     return {
@@ -107,7 +109,7 @@ def _tried(plan: DeclaredPlan, arm: Arm, outcome: Outcome, choice: Choice) -> li
 
 def _key(plan: DeclaredPlan, arm: Arm, tried: Tried, outcome: Outcome) -> str | None:
     """Key of a run that was stopped early or failed: its folder may be there. None where it did not begin."""
-    if tried.state not in ("pruned", "failed"):
+    if tried.state not in ("pruned", "failed", "diverged"):
         return None
     variant = Variant(arm, plan.sweep.seeds[0], tuple(tried.parameters.items()))
     return plan.key(variant, outcome)

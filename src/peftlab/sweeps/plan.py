@@ -171,6 +171,15 @@ class DeclaredPlan:
                     found[arm.id, seed] = outcome.records[variant.id]
         return found
 
+    def diverged(self, outcome: Outcome) -> dict[tuple[str, int], str]:
+        """Cell and seed → where the training diverged, of the runs that the table would show."""
+        every = {
+            (cell.id, seed): self.variant(cell, seed, outcome) for cell in self.sweep.cells for seed in self.sweep.seeds
+        }
+        return {
+            at: outcome.diverged[one.id] for at, one in every.items() if one is not None and one.id in outcome.diverged
+        }
+
     def choices(self, outcome: Outcome) -> dict[str, Choice]:
         """Cell → what was tried for it, of the cells whose values are chosen."""
         every = {arm.id: self.choice(arm, outcome) for arm in self.sweep.cells}
@@ -269,6 +278,8 @@ class DeclaredPlan:
         state: State
         if (reason := getattr(outcome, "pruned", {}).get(job_id)) is not None:
             state = "pruned"
+        elif (reason := outcome.diverged.get(job_id)) is not None:
+            state = "diverged"
         elif (failure := outcome.failures.get(job_id)) is not None:
             state, reason = "failed", failure.reason
         else:
@@ -305,6 +316,8 @@ class DeclaredPlan:
         if arm.start is not None:
             start = self.sweep.arm(arm.start)
             earlier = self.variant(start, seed, outcome)
+            if earlier is not None and earlier.id in outcome.diverged:
+                return f"'{arm.start}' has diverged"
             if earlier is None or earlier.id not in outcome.folders:
                 return f"'{arm.start}' has failed"
         choice = self.choice(arm, outcome)

@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.errors import PeftlabError
+from peftlab.records.divergence import STATUS, in_words
 from peftlab.records.folder import RunFolder
 from peftlab.sweeps import job_spec, processes
 from peftlab.sweeps.cache import ConfigCache
 from peftlab.sweeps.job_spec import JobSpec
 from peftlab.sweeps.jobs import Failure, Job, Outcome, Plan
 from peftlab.sweeps.progress import Progress
-from peftlab.sweeps.queued_run import QueuedRun, reason_of, tail_of
+from peftlab.sweeps.queued_run import ENDED, QueuedRun, reason_of, tail_of
 from peftlab.sweeps.slots import Machine, PoolOptions, Slot
 from peftlab.training.wandb_runs import CELL
 
@@ -78,9 +79,12 @@ def finished(plan: Plan, *, to_run: bool = False) -> Outcome:
 
 
 def _take(outcome: Outcome, job: Job, folder: RunFolder, record: dict[str, Any] | None, *, before: bool) -> bool:
-    if record is None or record["status"] != "finished":
+    if record is None or record["status"] not in ENDED:
         return False
-    outcome.records[job.id], outcome.folders[job.id] = record, folder.path
+    if record["status"] == STATUS:
+        outcome.diverged[job.id] = in_words(record)
+    else:
+        outcome.records[job.id], outcome.folders[job.id] = record, folder.path
     if before:
         outcome.skipped.add(job.id)
     return True
@@ -176,7 +180,7 @@ class _Pool:
             if before:
                 self.progress.skip()
             else:
-                self._say_finished(job)
+                self._say_finished(job, task.folder.path)
 
     def _start(self, task: QueuedRun) -> None:
         try:
@@ -301,10 +305,12 @@ class _Pool:
         task.ended = True
         for job in task.jobs:
             _take(self.outcome, job, task.folder, record, before=False)
-            self._say_finished(job)
+            self._say_finished(job, task.folder.path)
 
-    def _say_finished(self, job: Job) -> None:
-        folder = self.outcome.folders[job.id]
+    def _say_finished(self, job: Job, folder: Path) -> None:
+        if (reason := self.outcome.diverged.get(job.id)) is not None:
+            self.progress.diverge(str(folder), job.title, reason)
+            return
         self.progress.finish(str(folder), job.title, self.outcome.records[job.id])
 
     def _fail(self, task: QueuedRun, reason: str) -> None:

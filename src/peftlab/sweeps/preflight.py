@@ -94,5 +94,6 @@ def lines(plan: DeclaredPlan, outcome: Outcome) -> list[Line]:
             later = "  with what is chosen" if choice and not variant.parameters else ""
             start = f"  from the run of {arm.start}" if arm.start else ""
             text = f"{variant.title}: {' '.join(plan.overrides(variant, None))}{later}{start}"
-            found.append(Line(variant, "finished" if variant.id in outcome.records else "to run", text))
+            ended = variant.id in outcome.records or variant.id in outcome.diverged
+            found.append(Line(variant, "finished" if ended else "to run", text))
     return found

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from peftlab.objectives.recorded import objective_facts, selected
-from peftlab.report.render.terminal import renderable
+from peftlab.report.render.terminal import PlainConsole, renderable
 from peftlab.report.table import Head, plain_table
 
 
@@ -31,9 +31,7 @@ class Running:
 class Progress:
     """Counts jobs and shows them; used as a context manager around the whole sweep."""
 
-    console: Console = field(
-        default_factory=lambda: Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-    )
+    console: Console = field(default_factory=lambda: PlainConsole(soft_wrap=True, highlight=False))
     clock: Callable[[], float] = time.monotonic
     total: int = 0
     """Jobs of the plan, those included that were finished before."""
@@ -110,6 +108,10 @@ class Progress:
         """A job will have none."""
         self.failed += 1
         self._end(key, title, f"FAILED ({reason}){f', see {log}' if log else ''}")
+
+    def diverge(self, key: str, title: str, reason: str) -> None:
+        """A job's training diverged, which is a result."""
+        self._end(key, title, reason)
 
     def prune(self, key: str, title: str, reason: str) -> None:
         """A job was stopped early by its plan, which is no failure."""

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.config import RunConfig
+from peftlab.records.divergence import STATUS
 from peftlab.records.folder import RunFolder
 from peftlab.sweeps import processes
 from peftlab.sweeps.jobs import Job
 from peftlab.sweeps.slots import Slot
+
+ENDED = ("finished", STATUS)
+"""What a record says of a run that is not to be run again."""
 
 
 @dataclass
@@ -51,11 +55,11 @@ class QueuedRun:
         return stat.st_ino, stat.st_mtime_ns
 
     def record(self) -> dict[str, Any] | None:
-        """The finished record, if there is one; of a forced run, only a new one."""
+        """The record of a run that has ended, finished or diverged; of a forced run, only a new one."""
         if self.config.force and self.record_stamp() == self.stamp:
             return None
         record = self.folder.read_record()
-        return record if record is not None and record["status"] == "finished" else None
+        return record if record is not None and record["status"] in ENDED else None
 
 
 def reason_of(status: int) -> str:

@@ -12,6 +12,7 @@ import yaml
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.fields import NAME_PATTERN
 from peftlab.metric_names import MetricName, record_part
+from peftlab.reading import Unreadable, read_yaml
 from peftlab.report.columns import FORMATS, Column
 from peftlab.schema import check_keys, validate
 from peftlab.sweeps.declaration import (
@@ -36,8 +37,8 @@ def read_sweep(path: Path) -> Sweep:
         ConfigError: naming the file and the key that does not fit.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
+        values = read_yaml(path, _Loader)
+    except (OSError, Unreadable) as error:
         there = listed(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else "none"
         raise ConfigError(f"cannot read the sweep '{path}': {error}. Sweeps there: {there}.") from error
     except yaml.YAMLError as error:

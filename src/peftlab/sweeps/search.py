@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from peftlab.config import RunConfig
-from peftlab.errors import ConfigError, RunError, nearest
-from peftlab.files import take_lock
+from peftlab.errors import ConfigError, RunError, first_line, nearest
+from peftlab.files import open_lock, take_lock
 from peftlab.metric_names import TRAIN_LOSS, MetricName
 from peftlab.records import identity_tags
 from peftlab.records.identity import run_key
@@ -199,7 +199,7 @@ class OptunaSearch:
             if epoch in trial.intermediate_values or given in (None, ""):  # undefined there
                 continue
             value = float(given)
-            if not (isfinite(value) and isfinite(float(row[TRAIN_LOSS.in_history]))):
+            if not (isfinite(value) and isfinite(float(row[TRAIN_LOSS.in_history] or "nan"))):
                 reason = f"diverged in epoch {epoch}"
             else:
                 live.report(value, epoch)
@@ -238,7 +238,7 @@ class OptunaSearch:
     def _hold(self) -> None:
         """Take the study for this process; the operating system lets go of it when the process dies."""
         self.journal.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = self.journal.with_suffix(".lock").open("a")
+        self._lock = open_lock(self.journal.with_suffix(".lock"))
         if not take_lock(self._lock):
             self.close()
             raise RunError(f"{self.journal} is in use by another search. Wait for it, or stop it.")
@@ -266,7 +266,7 @@ class OptunaSearch:
             )
         except (ValueError, KeyError) as error:
             raise RunError(
-                f"{self.journal} is damaged ({str(error).splitlines()[0]}). Delete it to begin the search anew; "
+                f"{self.journal} is damaged ({first_line(error)}). Delete it to begin the search anew; "
                 "runs that are finished are found again."
             ) from error
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import groupby
 from statistics import fmean
 from typing import Any
 
 from peftlab.metric_names import MetricName
+from peftlab.records.divergence import diverged
 from peftlab.records.identity_tags import standing
 from peftlab.report.columns import NOTHING, Column, cell_of, fixed
 from peftlab.report.records_config import COMPUTED
 from peftlab.report.render.markdown import escaped, markdown_table
 from peftlab.report.table import Cell, Head, Row, Section, Table, csv_text
-from peftlab.sweeps.choice import Choice, Tried, diverged, value_of
+from peftlab.sweeps.choice import Choice, Tried, value_of
 from peftlab.sweeps.declaration import Arm, Sweep
 
 Records = Mapping[tuple[str, int], Mapping[str, Any]]
 """Arm and seed → record."""
+Stopped = Mapping[tuple[str, int], str]
+"""Arm and seed → where the training diverged, of runs that have no record of results for that."""
 Choices = Mapping[str, Choice]
 """Arm → what was tried for it, of those whose values are chosen."""
 
@@ -26,15 +30,26 @@ ABOUT_A_CHOICE = ("run", "values", "chosen by", "value")
 
 
 def values_of(sweep: Sweep, arm: Arm, column: Column, records: Records) -> list[float]:
-    """What ``arm`` has in ``column``, a value a seed; none where it does not apply."""
-    found = [value_of(record, column.value) for seed in sweep.seeds if (record := records.get((arm.id, seed)))]
+    """What ``arm`` has in ``column``, a value a seed; none where it does not apply, or where training diverged."""
+    of_arm = [record for seed in sweep.seeds if (record := records.get((arm.id, seed))) and not diverged(record)]
+    found = [value_of(record, column.value) for record in of_arm]
     return [value for value in found if value is not None]
 
 
-def cell(sweep: Sweep, arm: Arm, column: Column, records: Records) -> Cell:
-    """The same as a table shows it; what lacks seeds says how many it has."""
-    n = len(sweep.seeds)
-    return cell_of(values_of(sweep, arm, column, records), column.format, complete=n, expected=n)
+def cell(sweep: Sweep, arm: Arm, column: Column, records: Records, stopped: Stopped | None = None) -> Cell:
+    """The same as a table shows it; what lacks seeds says how many it has, and how many diverged."""
+    n, lost = len(sweep.seeds), len(seeds_that_diverged(sweep, arm, records, stopped or {}))
+    shown = cell_of(values_of(sweep, arm, column, records), column.format, complete=n - lost, expected=n)
+    if not lost:
+        return shown
+    told = f"diverged {lost} of {n}"
+    return replace(shown, text=told if shown.text == NOTHING else f"{shown.text} ({told})")
+
+
+def seeds_that_diverged(sweep: Sweep, arm: Arm, records: Records, stopped: Stopped) -> list[int]:
+    """Those of ``arm`` whose training diverged: its record says so, or one of an earlier version has no finite loss."""
+    found = [(seed, (arm.id, seed)) for seed in sweep.seeds]
+    return [seed for seed, at in found if at in stopped or (at in records and diverged(records[at]))]
 
 
 def computed(record: Mapping[str, Any]) -> str:
@@ -61,33 +76,39 @@ def rows_of(sweep: Sweep) -> list[Arm]:
     return [one for one in sweep.cells if one.row]
 
 
-def table_of(sweep: Sweep, records: Records, choices: Choices | None = None) -> Table:
+def table_of(sweep: Sweep, records: Records, choices: Choices | None = None, stopped: Stopped | None = None) -> Table:
     """The table: a row an arm, or several where its records were not all computed alike."""
     choices = choices or {}
     heads = [Head(""), *([Head("chosen")] if sweep.chooses() else [])]
     heads += [Head(column.title, number=True) for column in sweep.columns]
     sections: list[Section] = []
     for group, of_group in groupby(rows_of(sweep), key=lambda one: one.group):
-        rows = [row for one in of_group for row in _rows(sweep, one, records, choices.get(one.id))]
+        rows = [row for one in of_group for row in _rows(sweep, one, records, choices.get(one.id), stopped or {})]
         title = group or ("others" if sections else "")
         sections.append(Section(title, tuple(rows)))
     return Table(tuple(heads), tuple(sections), sweep.title)
 
 
-def _rows(sweep: Sweep, arm: Arm, records: Records, choice: Choice | None) -> Iterator[Row]:
+def _rows(sweep: Sweep, arm: Arm, records: Records, choice: Choice | None, stopped: Stopped) -> Iterator[Row]:
     chosen = [Cell(NOTHING if choice is None or choice.chosen is None else choice.chosen.name)]
     by_kind = kinds(sweep, arm, records)
     for words, of_kind in by_kind.items():
         title = Cell(_titled(arm.title, words, several=len(by_kind) > 1))
-        cells = [cell(sweep, arm, column, of_kind) if of_kind else Cell(_absent(choice)) for column in sweep.columns]
+        # a run that stopped was computed as today: it stands in the row of those
+        lost = stopped if words == next(iter(by_kind)) else {}
+        cells = [cell(sweep, arm, column, of_kind, lost) for column in sweep.columns]
+        if not of_kind and not seeds_that_diverged(sweep, arm, of_kind, lost):
+            cells = [Cell(_absent(choice)) for _ in cells]
         yield Row((title, *(chosen if sweep.chooses() else []), *cells), arm.id)
 
 
-def render_markdown(sweep: Sweep, records: Records, choices: Choices | None = None) -> str:
+def render_markdown(
+    sweep: Sweep, records: Records, choices: Choices | None = None, stopped: Stopped | None = None
+) -> str:
     """The table, what others gave for its rows, what was tried for them, and what its figures are."""
     choices = choices or {}
-    about = [*_about(sweep, records), *_about_computed(sweep, records)]
-    table = markdown_table(table_of(sweep, records, choices))
+    about = [*_about(sweep, records, stopped or {}), *_about_computed(sweep, records)]
+    table = markdown_table(table_of(sweep, records, choices, stopped))
     parts = [table, *_given_elsewhere(sweep, records), *about, *_tried(sweep, choices)]
     return "\n\n".join([*parts, *([sweep.notes.strip()] if sweep.notes else [])]) + "\n"
 
@@ -157,7 +178,7 @@ def _measured(sweep: Sweep, name: str, path: str, records: Records) -> Iterator[
         yield values_of(sweep, arm, column, of_kind), cell(sweep, arm, column, of_kind).text, label
 
 
-def _about(sweep: Sweep, records: Records) -> list[str]:
+def _about(sweep: Sweep, records: Records, stopped: Stopped) -> list[str]:
     """Seeds, selection, and which rows of which data the figures stand on."""
     data: dict[str, None] = {}
     for (cell_id, _), record in records.items():
@@ -169,11 +190,10 @@ def _about(sweep: Sweep, records: Records) -> list[str]:
     over = f"Mean ± standard deviation over seeds {seeds} (n = {len(sweep.seeds)})."
     about = [over, escaped(sweep.selection), *(f"{escaped(line)}." for line in data)]
     for cell in rows_of(sweep):
-        lost = [seed for seed in sweep.seeds if (cell.id, seed) in records and diverged(records[cell.id, seed])]
-        if lost:
+        if lost := seeds_that_diverged(sweep, cell, records, stopped):
             about.append(
                 f"Training “{escaped(cell.title)}” diverged with seed {', '.join(map(str, lost))}: its loss is not "
-                "finite; its figures are in the means."
+                "finite, and it has no part in the means."
             )
     return [" ".join(about)]
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from peftlab.errors import ConfigError, listed, nearest
+from peftlab.errors import ConfigError, first_line, listed, nearest
+from peftlab.reading import read_yaml
 
 
 @dataclass
@@ -57,9 +58,9 @@ def read_table(given: str) -> tuple[dict[str, Any], str]:
     if path is None:
         raise ConfigError(f"there is no table '{given}'.{nearest(given, known)} There are: {listed(known)}.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {str(error).splitlines()[0]}.") from error
+        raise ConfigError(f"cannot read {path}: {first_line(error)}.") from error
     if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
         raise ConfigError(f"{path} is no table: it must be a mapping whose 'kind' says how it is computed.")
     return content, str(path)

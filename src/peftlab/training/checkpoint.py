@@ -1,16 +1,32 @@
-"""Checkpoints that are whole or not there."""
+"""Checkpoints that are whole or not there, that know their own checksum, and that name no folder."""
 
 from __future__ import annotations
 
-import tempfile
+import hashlib
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.callbacks import Checkpoint
 
-from peftlab.errors import RunError
+from peftlab.errors import RunError, first_line
+from peftlab.files import open_regular, replacing
+from peftlab.objectives.base import Figure
+from peftlab.training.config import TrainerConfig, best_epoch
+
+_MARK = b"peftlab sha256 "
+_COMMENT = len(_MARK) + 64
+"""Bytes of the comment that ends the zip archive: the mark, and the sha256, in digits, of all bytes before them."""
+
+WAY_OUT = "Copy it anew from where it is whole, or start the run from the beginning with force=true."
+
+
+class DamagedCheckpoint(RunError):
+    """A checkpoint that nothing can be resumed from."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -21,25 +37,129 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None) -> None:
-        """Save ``checkpoint`` as ``path``.
+        """Save ``checkpoint`` as ``path``, with its checksum.
 
         Raises:
             RunError: if it cannot be written; the old checkpoint is then as it was.
         """
         target = Path(path)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-                temporary = Path(file.name)
-                try:
-                    torch.save(checkpoint, file)
-                    file.flush()
-                    temporary.replace(target)
-                except BaseException:
-                    temporary.unlink(missing_ok=True)
-                    raise
+            with replacing(target) as file:
+                torch.save(checkpoint, file)
+                _seal(file)
         except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
             raise RunError(
-                f"cannot write {target}: {str(error).splitlines()[0]}. The run resumes from the last checkpoint "
+                f"cannot write {target}: {first_line(error)}. The run resumes from the last checkpoint "
                 "that is whole; free some space or choose another output_dir."
             ) from error
+
+    def load_checkpoint(self, path: _PATH, *_: Any, **__: Any) -> dict[str, Any]:
+        """The checkpoint ``path``, for Lightning to go on from."""
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What the checkpoint ``path`` holds, on the CPU, without what earlier versions kept of the folder it was in.
+
+    Raises:
+        DamagedCheckpoint: if it is missing, damaged, or none of peftlab's; it says the way out.
+        RunError: if it may not be read.
+    """
+    try:
+        with open(path, "rb", opener=lambda name, flags: open_regular(Path(name), flags)) as file:
+            _require_whole(file)
+            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        history = content["history"]
+        assert history[-1]["epoch"] >= 0
+        assert "state_dict" in content
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(f"{path} is missing, though the run has begun. {WAY_OUT}") from error
+    except PermissionError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}.") from error
+    except Exception as error:  # a damaged file can fail in any of torch's, zipfile's and pickle's ways
+        raise DamagedCheckpoint(f"{path} is damaged ({first_line(error)}). {WAY_OUT}") from error
+    if isinstance(callbacks := content.get("callbacks"), dict):
+        content["callbacks"] = {key: state for key, state in callbacks.items() if not key.startswith("ModelCheckpoint")}
+    return content
+
+
+def require_best(checkpoint: dict[str, Any], path: Path, history: Any, monitor: Figure, *, ended: bool) -> None:
+    """Refuse a ``best.ckpt`` that is not of the epoch that ``history`` says.
+
+    Args:
+        checkpoint: its content.
+        path: its own.
+        history: of ``last.ckpt``.
+        monitor: the figure that chooses.
+        ended: whether training has ended. Killed between writing the two, a run has a best one of the epoch that it
+            then repeats.
+
+    Raises:
+        DamagedCheckpoint: naming both epochs.
+    """
+    found, wanted = checkpoint["history"][-1]["epoch"], best_epoch(history, monitor)
+    if found != wanted and (ended or found != history[-1]["epoch"] + 1):
+        raise DamagedCheckpoint(
+            f"{path} holds the weights of epoch {found + 1}, and by the run's history the best is epoch {wanted + 1}. "
+            f"{WAY_OUT}"
+        )
+
+
+def _seal(file: IO[bytes]) -> None:
+    """Give the zip archive that ``file`` holds a comment with the checksum of everything before it."""
+    end = file.seek(0, 2)
+    file.seek(end - 2)
+    assert file.read(2) == b"\0\0", "torch writes archives without a comment"
+    file.seek(end - 2)
+    file.write(_COMMENT.to_bytes(2, "little") + _MARK)
+    file.flush()
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    file.seek(0, 2)
+    file.write(digest.encode())
+
+
+def _require_whole(file: IO[bytes]) -> None:
+    """Compare the checksum; of a checkpoint of an earlier version, which has none, those of the archive's parts.
+
+    Raises:
+        ValueError: if they differ.
+        zipfile.BadZipFile: if it is no archive.
+    """
+    end = file.seek(0, 2)
+    if end == 0:
+        raise ValueError("it is empty")
+    file.seek(max(0, end - _COMMENT))
+    comment = file.read()
+    file.seek(0)
+    if comment.startswith(_MARK):
+        whole = hashlib.sha256()
+        left = end - 64
+        while left and (part := file.read(min(left, 1 << 20))):
+            whole.update(part)
+            left -= len(part)
+        if whole.hexdigest().encode() != comment[len(_MARK) :]:
+            raise ValueError("it has other content than its checksum says")
+    else:
+        with zipfile.ZipFile(file) as archive:
+            if (name := archive.testzip()) is not None:
+                raise ValueError(f"its part {name} has other content than its checksum says")
+    file.seek(0)
+
+
+class KeepsCheckpoints(Checkpoint):
+    """``best.ckpt`` by the selection rule, then ``last.ckpt``.
+
+    Which epoch is the best the history says, which travels in the checkpoint: nothing that is resumed from names the
+    folder, which may have been moved meanwhile.
+    """
+
+    def __init__(self, folder: Path, config: TrainerConfig, monitor: Figure) -> None:
+        self._folder, self._config, self._monitor = folder, config, monitor
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write them. This comes after the module's own end of the epoch, which adds the row to its history."""
+        history: Any = pl_module.history
+        if self._config.select == "best" and best_epoch(history, self._monitor) == history[-1]["epoch"]:
+            trainer.save_checkpoint(self._folder / "best.ckpt")
+        trainer.save_checkpoint(self._folder / "last.ckpt")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from peftlab.fields import NonNegativeFloat, PositiveFloat, PositiveInt, Probability, bookkeeping
+from peftlab.fields import NonNegativeFloat, PositiveFloat, PositiveInt, Probability, added, bookkeeping
 from peftlab.metric_names import MetricName
 from peftlab.objectives.base import Figure, Objective
 
@@ -69,6 +72,9 @@ Precision = Annotated[
 ]
 
 
+OnNaN = Literal["stop", "skip"]
+
+
 @dataclass(kw_only=True)
 class TrainerConfig:
     """How long, on what, and by which rule the result is chosen."""
@@ -97,6 +103,8 @@ class TrainerConfig:
     """Only algorithms that give the same bits again."""
     threads: PositiveInt | None = None
     """CPU threads of each process; null: as torch chooses. Sums may differ in the last bit between counts."""
+    on_nan: OnNaN = added("stop")
+    """A loss or gradient that is no finite number: stop training, the run has diverged; or skip such steps."""
     log_every_n_steps: PositiveInt = bookkeeping(10)
     progress_bar: bool = bookkeeping(True)
 
@@ -104,6 +112,23 @@ class TrainerConfig:
 def monitored(config: TrainerConfig, objective: Objective) -> Figure:
     """The figure that the trainer looks at."""
     return objective.figure(config.monitor or objective.selects)
+
+
+def best_epoch(history: Sequence[Mapping[str, Any]], monitor: Figure) -> int:
+    """The epoch of ``history`` whose validation is best by ``monitor``: of equals the first.
+
+    Figures are compared in single precision, as they were when Lightning chose. One that is undefined is the worst
+    there can be.
+    """
+    worst = -math.inf if monitor.better == "max" else math.inf
+
+    def value(row: Mapping[str, Any]) -> float:
+        found = row[MetricName("validation", monitor.name).in_history]
+        single = ctypes.c_float(monitor.worst if found is None else found).value
+        return worst if math.isnan(single) else single
+
+    choose = max if monitor.better == "max" else min
+    return int(choose(history, key=value)["epoch"])
 
 
 def selection_rule(config: TrainerConfig, objective: Objective) -> str:
@@ -130,11 +155,13 @@ class LoggerConfig(ABC):
 __all__ = [
     "Factor",
     "LoggerConfig",
+    "OnNaN",
     "OptimizerConfig",
     "Precision",
     "ScheduleConfig",
     "Share",
     "TrainerConfig",
+    "best_epoch",
     "monitored",
     "selection_rule",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from peftlab.metric_names import UNDEFINED, MetricName
@@ -19,7 +21,8 @@ from peftlab.objectives.parts.task import Task
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.legacy import FORMAT, present_state
 from peftlab.seeding import derive_seed
-from peftlab.training.config import OptimizerConfig, ScheduleConfig
+from peftlab.training.config import OnNaN, OptimizerConfig, ScheduleConfig
+from peftlab.training.finite import FiniteSteps
 
 Batch = dict[str, Tensor]
 """``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,), of several tasks ``task_ids`` (B,) too; all int64, but
@@ -44,6 +47,7 @@ class TrainingModule(L.LightningModule):
         seed: int,
         label_smoothing: float = 0.0,
         max_steps: int | None = None,
+        on_nan: OnNaN = "stop",
         tasks: Sequence[Task] = (),
     ) -> None:
         super().__init__()
@@ -69,6 +73,7 @@ class TrainingModule(L.LightningModule):
         self.first_step_at: float | None = None
         self._validation_row: dict[str, Any] = {}
         self._clock = _Stopwatch()
+        self._finite = FiniteSteps(on_nan)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None = None) -> Tensor:
         """Outputs of the head (B, C) in fp32; of several tasks, -inf for the classes that are not of a row's own."""
@@ -95,9 +100,18 @@ class TrainingModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The batch's mean loss, and the method's own term if it has one."""
         loss = self._loss("train", batch, self.label_smoothing)
+        self._finite.add(loss)
         self.log(MetricName("train", "loss_step").in_history, loss, prog_bar=True)
         penalty = self.adapter.regularization(self.global_step + 1, self._total_steps())
         return loss if penalty is None else loss + penalty
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Look at the loss and the gradients, before they are clipped.
+
+        Raises:
+            Diverged: if one is no finite number and ``on_nan`` is ``stop``.
+        """
+        self._finite.check(self, optimizer)
 
     def optimizer_step(
         self,
@@ -123,13 +137,18 @@ class TrainingModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Compute the validation metrics and show them to checkpointing and early stopping."""
-        self._validation_row = self._metrics("validation").compute()
+        self._validation_row = self._computed("validation")
+        if self._validation_row["loss"] is None:
+            self._finite.end_if_wanted(self, "validation loss")
         self._log_figures("validation", self._validation_row)
         self._clock.start()
 
     def on_train_epoch_end(self) -> None:
         """Add the epoch's row to the history, and print it."""
-        train = self._metrics("train").compute()
+        train = self._computed("train")
+        if self._finite.skipped:
+            self.print(f"  {self._finite.skipped} steps were skipped: their loss or gradient was no finite number")
+            self._finite.skipped = 0
         seconds = self._clock.stop()
         row: dict[str, Any] = {
             "epoch": self.current_epoch,
@@ -151,8 +170,8 @@ class TrainingModule(L.LightningModule):
         figure, validation = self.objective.figure(self.objective.selects), self._validation_row
         self.print(
             f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"
-            f"   train loss {train['loss']:.4f}  {figure.title} {shown(train[figure.name])}"
-            f"   validation loss {validation['loss']:.4f}  {figure.title} {shown(validation[figure.name])}"
+            f"   train loss {shown(train['loss'])}  {figure.title} {shown(train[figure.name])}"
+            f"   validation loss {shown(validation['loss'])}  {figure.title} {shown(validation[figure.name])}"
             f"   {seconds:.1f} s  {train['rows'] / max(seconds, 1e-9):.1f} samples/s"
         )
 
@@ -168,7 +187,7 @@ class TrainingModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Compute the test metrics."""
-        self.test_metrics = self._metrics("test").compute()
+        self.test_metrics = self._computed("test")
         self._log_figures("test", self.test_metrics)
 
     def _evaluate(self, split: str, batch: Batch) -> None:
@@ -180,10 +199,14 @@ class TrainingModule(L.LightningModule):
         if self.tasks is None or task_ids is None:
             outputs = self(batch["input_ids"], batch["attention_mask"])
             loss = self.objective.loss(outputs, labels, label_smoothing=label_smoothing)
+            if split == "train" and self._finite.on_nan == "skip" and not loss.isfinite():
+                return loss  # its rows are not learned from, and not counted
             self._metrics(split).update(outputs.detach(), labels, loss.detach())
             return loss
         logits = self(batch["input_ids"], batch["attention_mask"], task_ids)
         losses = self.tasks.losses(logits, labels, task_ids, label_smoothing)  # (B,)
+        if split == "train" and self._finite.on_nan == "skip" and not losses.isfinite().all():
+            return losses.mean()
         self._metrics(split).update(logits.detach(), labels, losses.detach())
         return losses.mean()
 
@@ -195,6 +218,16 @@ class TrainingModule(L.LightningModule):
             self.log(MetricName(split, name).in_history, shown_as, prog_bar=bar)
         for metric, number in by_task(values, split).items():
             self.log(metric.in_history, float(number))
+
+    def _computed(self, split: str) -> dict[str, Any]:
+        """The figures of ``split``; one that is no finite number is None, and ``undefined`` says so."""
+        values = self._metrics(split).compute()
+        named = self.objective.every_epoch()
+        lost = [name for name in named if values[name] is not None and not math.isfinite(values[name])]
+        if lost:
+            values[UNDEFINED] = values.get(UNDEFINED, {}) | dict.fromkeys(lost, "it is no finite number")
+            values |= dict.fromkeys(lost)
+        return values
 
     def _metrics(self, split: str) -> SplitMetrics:
         found = self.metrics[f"{split}_"]  # "train" itself is a method of every module

@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from rich.progress import ProgressColumn, Task
@@ -20,7 +20,7 @@ from rich.text import Text
 from peftlab.errors import ConfigError
 from peftlab.metric_names import MetricName
 from peftlab.objectives.base import Figure
-from peftlab.training.checkpoint import AtomicCheckpointIO
+from peftlab.training.checkpoint import AtomicCheckpointIO, KeepsCheckpoints
 from peftlab.training.config import TrainerConfig
 
 
@@ -65,7 +65,7 @@ def build_trainer(
                 check_on_train_epoch_end=True,
             )
         )
-    callbacks += _checkpointing(config, monitor, checkpoints)
+    callbacks.append(KeepsCheckpoints(checkpoints, config, monitor))
     try:
         return L.Trainer(
             accelerator=config.accelerator,
@@ -111,31 +111,6 @@ def _strategy(config: TrainerConfig) -> Strategy | str:
         # hang an evaluation in which the ranks have different numbers of batches.
         return DDPStrategy(broadcast_buffers=False)
     return "auto"
-
-
-def _checkpointing(config: TrainerConfig, monitor: Figure, folder: Path) -> list[Callback]:
-    """``best.ckpt`` by the selection rule, then ``last.ckpt``, which knows of that best."""
-    last = ModelCheckpoint(
-        dirpath=folder,
-        filename="last",
-        save_top_k=1,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-        auto_insert_metric_name=False,
-    )
-    if config.select == "last":
-        return [last]
-    best = ModelCheckpoint(
-        dirpath=folder,
-        filename="best",
-        monitor=MetricName("validation", monitor.name).in_history,
-        mode=monitor.better,
-        save_top_k=1,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-        auto_insert_metric_name=False,
-    )
-    return [best, last]
 
 
 def quiet() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import netrc
 import os
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peftlab.class_names import stable_name
+from peftlab.reading import read_json
 
 CELL = "PEFTLAB_CELL"
 """Environment variable in which a sweep says the cell to a job: sweep.json names it when the run is finished."""
@@ -50,7 +50,7 @@ def method_of(config: dict[str, Any]) -> str:
 def cell_of(folder: Path, key: str) -> str | None:
     """The id of the sweep's cell that the run ``key`` belongs to; None outside of declared sweeps."""
     try:
-        sweep = json.loads((folder.absolute().parent / "sweep.json").read_text(encoding="utf-8"))
+        sweep = read_json(folder.absolute().parent / "sweep.json")
         return next((str(cell["id"]) for cell in sweep["cells"] if key in cell["runs"].values()), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # only a name: a sweep.json that cannot be read costs no run

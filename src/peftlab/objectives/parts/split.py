@@ -18,7 +18,7 @@ class SplitMetrics(nn.Module):
     def __init__(self, objective: Objective, names: Sequence[str]) -> None:
         super().__init__()
         self.objective = objective
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(nan_strategy="disable")
         self.states = nn.ModuleDict(objective.states(names))
 
     def update(self, outputs: Tensor, labels: Tensor, loss: Tensor) -> None:

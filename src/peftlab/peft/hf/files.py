@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from peftlab.errors import PeftlabError
 from peftlab.peft.hf.config import require_possible
+from peftlab.reading import read_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -44,7 +44,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / CONFIG_FILE
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
     except FileNotFoundError as error:
         raise PeftlabError(f"peft.path={path} has no {CONFIG_FILE}: it is no folder of HF peft.") from error
     except (OSError, ValueError) as error:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.box import SIMPLE_HEAVY
 from rich.cells import cell_len
-from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from peftlab.report.table import Cell, Head, Mark, Row, Table, Tone
+from peftlab.terminal import printable
 
 BETWEEN = 3
 """Characters between two columns."""
@@ -26,10 +29,22 @@ _STYLES: dict[Mark, str] = {"best": "bold", "tied": "underline", "": ""}
 _TONES: dict[Tone, str] = {"quiet": "dim", "warning": "yellow", "": ""}
 
 
+class PlainConsole(Console):
+    """A console to which brackets are brackets, and that passes on no escape sequence but its own."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """The segments of ``renderable``, their text printable; colours are put around them later."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
 def console() -> Console:
     """A console as wide as the terminal, or 110 columns where there is none (a log file)."""
-    wide = Console()
-    return wide if wide.is_terminal else Console(width=110)
+    wide = PlainConsole()
+    return wide if wide.is_terminal else PlainConsole(width=110)
 
 
 def print_lines(out: Console, lines: Iterable[str], style: str = "") -> None:

@@ -1,0 +1,13 @@
+"""What files and people have written, as text for a terminal: no escape sequence of theirs reaches it."""
+
+from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Control characters but tab and line feed, and those that turn the direction of what follows."""
+
+
+def printable(text: str) -> str:
+    r"""``text`` with ``\x1b`` and the like for what would move the cursor, colour the screen or hide words."""
+    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
