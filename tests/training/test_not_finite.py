@@ -15,8 +15,9 @@ from peftlab.errors import Diverged, RunError
 from peftlab.records.divergence import diverged, without_bare_words
 from peftlab.records.folder import RunFolder, finished_run
 from peftlab.records.identity import run_key
-from peftlab.sweeps.declaration import Cell, Column
-from peftlab.sweeps.table import Figure, figure
+from peftlab.report.columns import Column
+from peftlab.sweeps.declaration import Arm
+from peftlab.sweeps.table import cell, values_of
 from peftlab.training.module import TrainingModule
 from tests.conftest import Peftlab
 from tests.runs.small_runs import CLASSIFIER, edit, finished, record_of
@@ -197,20 +198,20 @@ class _Sweep:
     seeds = (0, 1, 2, 3, 4)
 
 
-CELL, COLUMN = Cell(id="c", label="c"), Column(title="accuracy", value="metrics.test.accuracy")
+ARM, COLUMN = Arm(id="c", label="c"), Column(title="accuracy", value="metrics.test.accuracy")
 
 
 def test_a_diverged_run_is_counted_and_not_averaged() -> None:
     nan = float("nan")
-    found = figure(_Sweep, CELL, COLUMN, records(0.1, nan, 0.1, nan, 0.1))  # type: ignore[arg-type]
-    assert found == Figure((0.5, 0.7, 0.9), 5, 2)
-    assert found.text("score").endswith("(diverged 2 of 5)")
-    assert found.text("score").startswith("0.7000 ± 0.2000") or found.text("score").startswith("70.00")
+    found = records(0.1, nan, 0.1, nan, 0.1)
+    assert values_of(_Sweep, ARM, COLUMN, found) == [0.5, 0.7, 0.9]  # type: ignore[arg-type]
+    assert cell(_Sweep, ARM, COLUMN, found).text == "0.7000 ± 0.2000 (diverged 2 of 5)"  # type: ignore[arg-type]
     kept = {at: one for at, one in records(*[0.1] * 5).items() if at[1] not in (1, 4)}
     stopped = {("c", 1): "diverged: …", ("other", 2): "diverged: …"}
-    assert figure(_Sweep, CELL, COLUMN, kept, stopped).text("score").endswith("(diverged 1 of 5, 3/5 seeds)")  # type: ignore[arg-type]
+    shown = cell(_Sweep, ARM, COLUMN, kept, stopped).text  # type: ignore[arg-type]
+    assert shown.endswith("(3/5 seeds) (diverged 1 of 5)")
     every = {("c", seed): "diverged" for seed in range(5)}
-    assert figure(_Sweep, CELL, COLUMN, {}, every).text("score") == "diverged 5 of 5"  # type: ignore[arg-type]
+    assert cell(_Sweep, ARM, COLUMN, {}, every).text == "diverged 5 of 5"  # type: ignore[arg-type]
 
 
 def test_a_sweep_goes_on(peftlab: Peftlab, reviews: Path) -> None:

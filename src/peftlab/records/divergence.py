@@ -17,9 +17,8 @@ Earlier versions trained on and called such a run finished: its training loss is
 
 def diverged(record: Mapping[str, Any]) -> bool:
     """Whether the training of a run, which has ended, diverged."""
-    return record.get("status") == STATUS or not all(
-        finite(row[TRAIN_LOSS.in_history]) for row in record.get("history", ())
-    )
+    losses = (row[TRAIN_LOSS.in_history] for row in record.get("history", ()))
+    return record.get("status") == STATUS or not all(map(finite, losses))
 
 
 def finite(value: Any) -> bool:
