@@ -12,7 +12,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from peftlab.backbones.sources import package_file_folder
 from peftlab.backbones.tokenizers import ByteTokenizer, HFTokenizer
-from peftlab.backbones.transformer_backbone import _segments
 from peftlab.composition import checked
 from peftlab.data.batching import pad
 from peftlab.data.glue import GLUE
@@ -62,7 +61,9 @@ def test_pairs_are_tokenised_as_transformers_does_and_so_are_their_segments(max_
     ]
     assert ids == [one["input_ids"] for one in expected]
     batch = pad(ids, ours.pad_id)
-    found = _segments(batch["input_ids"], batch["attention_mask"], theirs.sep_token_id)
+    segments = ours.segments()
+    assert segments is not None
+    found = segments.of(batch["input_ids"], batch["attention_mask"])
     for row, one in zip(found.tolist(), expected, strict=True):
         assert row == one["token_type_ids"] + [0] * (found.shape[1] - len(one["token_type_ids"]))
 

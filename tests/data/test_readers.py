@@ -220,3 +220,46 @@ def test_a_bad_file_in_the_review_tree(tmp_path: Path, name: str, content: bytes
         read_review_tree(tmp_path)
     assert str(tmp_path / name) in str(caught.value)
     assert said in str(caught.value)
+
+
+def plain_quotes(file: Path) -> list[tuple[str, str]]:
+    """GLUE's manner: tab separated, a quote is a character; some open in one row and close in another."""
+    rows = [
+        ("The plot is thin.", "0"),
+        ('"It was a great night.', "1"),
+        ("We left.", "0"),
+        ('I would see it again."', "1"),
+    ] * 3
+    file.write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows), encoding="utf-8")
+    return rows
+
+
+def test_plain_quotes_in_a_tsv_lose_no_row(tmp_path: Path) -> None:
+    rows = plain_quotes(tmp_path / "a.tsv")
+    with (tmp_path / "a.tsv").open(encoding="utf-8", newline="") as file:
+        expected = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    table = read_table(tmp_path / "a.tsv")
+    assert list(zip(table.texts, table.labels, strict=True)) == rows == [tuple(row.values()) for row in expected]
+    assert table.lines == list(range(2, 14))
+
+
+@pytest.mark.parametrize("text", ['"Good", he said', '5" of snow', '"', 'a ""b""'])
+def test_single_plain_quotes_in_a_tsv(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.tsv").write_text(f"text\tlabel\n{text}\tx\nplain\ty\n", encoding="utf-8")
+    assert read_table(tmp_path / "a.tsv").texts == [text, "plain"]
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [("tsv", "\t"), ("csv", ",")])
+def test_quoted_fields_are_read_as_they_are_written(tmp_path: Path, suffix: str, delimiter: str) -> None:
+    texts = [f"a{delimiter}b", "two\nlines", 'she said "no"', "plain"]
+    with (tmp_path / f"a.{suffix}").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerows([("text", "label"), *((text, "x") for text in texts)])
+    assert read_table(tmp_path / f"a.{suffix}").texts == texts
+
+
+def test_quotes_of_a_csv_that_can_be_read_in_two_ways(tmp_path: Path) -> None:
+    text = 'text,label\ndull,0\nfine,1\n"It was a great night,1\nWe left,0\nI would see it again.",1\n'
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.csv, record beginning on line 4: .* 3 rows or 5"):
+        read_table(tmp_path / "a.csv")

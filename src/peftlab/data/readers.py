@@ -115,7 +115,7 @@ def _read_csv(file: Path, content: str, text_column: str, label_column: str) -> 
     lines: list[int] = []
     header: list[str] | None = None
     with _any_field_size():
-        for line, fields in _csv_records(file, content, delimiter):
+        for line, fields in _csv_records(file, content, delimiter, label_column):
             if header is None:
                 header = [name.strip() for name in fields]
                 _check_columns(str(file), header, text_column, label_column)
@@ -138,8 +138,58 @@ def _name(delimiter: str) -> str:
     return "tab" if delimiter == "\t" else "comma"
 
 
-def _csv_records(file: Path, content: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The records that are not blank, each with the line it begins on."""
+_Records = list[tuple[int, list[str]]]
+"""Fields of each record, with the line that it begins on."""
+
+
+def _csv_records(file: Path, content: str, delimiter: str, label_column: str) -> _Records:
+    """The records that are not blank.
+
+    Quotes may quote a field or be plain characters (a tsv's often are). Where each line is a record of its own, with
+    labels that the others have too, while quotes would join some of them, rows would be lost: a tsv is then read line
+    by line, and a csv is refused.
+
+    Raises:
+        DataError: for quotes that are not closed, or that can be read in two ways.
+    """
+    lines = _whole_lines(content, delimiter) if '"' in content else None
+    try:
+        quoted = list(_quoted_records(file, content, delimiter))
+    except DataError:
+        if lines is None or delimiter != "\t":
+            raise
+        return lines
+    if lines is None or len(lines) == len(quoted) or not _same_labels(lines, quoted, label_column):
+        return quoted
+    if delimiter == "\t":
+        return lines
+    joined = next((i for i, ((a, _), (b, _)) in enumerate(zip(quoted, lines, strict=False)) if a != b), len(quoted))
+    raise DataError(
+        f"{file}, record beginning on line {quoted[joined - 1][0]}: its quotes join several lines that are whole "
+        f"records without them: {len(quoted) - 1} rows or {len(lines) - 1}. Write a quote that belongs to a text twice "
+        'and quote the field ("He said ""no"""), or save the file as tsv, whose quotes are plain characters.'
+    )
+
+
+def _whole_lines(content: str, delimiter: str) -> _Records | None:
+    """Each line as a record with plain quotes; None if not all of them have as many fields as the first."""
+    numbered = enumerate(content.split("\n"), start=1)
+    records = [(number, line.rstrip("\r").split(delimiter)) for number, line in numbered if line.strip("\r")]
+    return records if len({len(fields) for _, fields in records}) == 1 and len(records[0][1]) > 1 else None
+
+
+def _same_labels(lines: _Records, quoted: _Records, label_column: str) -> bool:
+    """Whether the lines have no label that the quoted records have not: a text cut at its line breaks has."""
+    header = [name.strip() for name in lines[0][1]]
+    if label_column not in header:
+        return False
+    place = header.index(label_column)
+    known = {fields[place] for _, fields in quoted[1:] if len(fields) > place}
+    return all(fields[place] in known for _, fields in lines[1:])
+
+
+def _quoted_records(file: Path, content: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The same where quotes quote."""
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
