@@ -65,6 +65,11 @@ class RunConfig:
     trainer: TrainerConfig
     logger: LoggerConfig = field(metadata={"bookkeeping": True})
 
+    @property
+    def trains_head(self) -> bool:
+        """Whether the head trains: what ``backbone.train_head`` or, where that is null, the objective says."""
+        return self.data.what_is_learned().trains_head(self.backbone.train_head)
+
     def plain(self) -> dict[str, Any]:
         """Plain containers, ``_target_`` included: what config.yaml and the record hold."""
         return {name: plain(name, getattr(self, name)) for name in self.__dataclass_fields__}
@@ -118,7 +123,9 @@ def without_method(values: dict[str, Any]) -> dict[str, Any]:
         if group != "peft":
             parts[group] = validate_group(group, values.get(group), base)
     parts["trainer"] = validate(_as_mapping("trainer", values.get("trainer")), TrainerConfig, "trainer")
-    _fit_to_objective(parts["trainer"], parts["data"].what_is_learned())
+    learned = parts["data"].what_is_learned()
+    _fit_to_objective(parts["trainer"], learned)
+    _decide_head(parts["backbone"], learned)
     if parts["measure_forgetting"] and parts["backbone"].from_run is None:
         raise ConfigError(
             "measure_forgetting=true needs backbone.from_run=<run folder>, the run whose task may be forgotten."
@@ -140,6 +147,15 @@ def _fit_to_objective(trainer: TrainerConfig, objective: Objective) -> None:
             f"trainer.label_smoothing={trainer.label_smoothing:g} has no meaning for {objective.about}. Leave it at 0."
         )
         raise BadValue([("trainer.label_smoothing", said)])
+
+
+def _decide_head(backbone: BackboneConfig, objective: Objective) -> None:
+    """Fill in whether the head trains, before the config has a key."""
+    try:
+        backbone.train_head = objective.trains_head(backbone.train_head)
+    except ValueError as error:
+        said = f"backbone.train_head={str(backbone.train_head).lower()} is not allowed: {error} Set it to null."
+        raise BadValue([("backbone.train_head", said)]) from None
 
 
 def validate_group(group: str, given: Any, base: type) -> Any:

@@ -189,7 +189,8 @@ def _explain(key: str, cls: Any, errors: list[ErrorDetails]) -> str:
                 word.strip("'") for word in str(error.get("ctx", {})["expected"]).replace(" or ", ", ").split(", ")
             ]
             hint = nearest(given, allowed)
-    return f"{key}={given!r} is not allowed: {' or '.join(messages)}.{hint}"
+    said = f"{key}={given!r} is not allowed: {' or '.join(messages)}"
+    return f"{said}{'' if said.endswith(('.', '?')) else '.'}{hint}"
 
 
 def _not_finite(value: Any, key: str) -> Iterator[tuple[str, float]]:

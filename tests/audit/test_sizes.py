@@ -72,7 +72,7 @@ def built(*overrides: str) -> tuple[Adapter, dict[str, Any]]:
     plain = check(composed([*TINY, "data.path=reviews.jsonl", *overrides])).plain()
     config = from_plain(plain)
     backbone = config.backbone.build(2, seed=0, train_texts=["a fine film", "a dull one"])
-    return attach(backbone, config.peft, seed=0, train_head=config.backbone.train_head), plain
+    return attach(backbone, config.peft, seed=0, train_head=config.trains_head), plain
 
 
 def counted(*overrides: str) -> Run:

@@ -48,7 +48,8 @@ def test_it_says_what_it_is(name: str, peftlab: Peftlab) -> None:
     assert KNOWN[name].count
     assert summary(KNOWN[name])
     assert all(line.strip() in explained.out for line in KNOWN[name].count.splitlines())
-    assert "The classification head trains beside it (backbone.train_head=false freezes it)." in explained.out
+    assert "A new head, as a classification has, trains beside it" in explained.out
+    assert "(backbone.train_head=false freezes it)" in explained.out
 
 
 def test_the_table_of_methods_fits_a_terminal() -> None:

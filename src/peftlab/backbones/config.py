@@ -25,8 +25,9 @@ class BackboneConfig(ABC):
     """Where the weights come from; each backbone says what it accepts."""
     quantize: Literal["nf4", "fp4", "int8"] | None = None
     """Store the frozen linear weights in 4 or 8 bits (bitsandbytes); the head is left alone."""
-    train_head: bool = True
-    """Train the classification head together with the adapter."""
+    train_head: bool | None = None
+    """Train the head together with the adapter; null: as the objective says. A new head, which classification and
+    regression have, then trains."""
     from_run: str | None = run_folder()
     """Folder of an earlier run of the same backbone to start from: what it trained is taken over, its head too
     if the classes are the same. Enters the run's identity by the content of its files."""

@@ -62,7 +62,7 @@ MEANINGS = {
     "HF peft file": "the peft_type of its file in the format of Hugging Face peft, or where that is to be found; none: "
     "the format has no such method",
 }
-HEAD = "The classification head trains beside it (backbone.train_head=false freezes it)."
+HEAD = "A new head, as a classification has, trains beside it (backbone.train_head=false freezes it)."
 
 
 def rows(known: dict[str, type[PEFTStrategy]]) -> list[tuple[str, ...]]:

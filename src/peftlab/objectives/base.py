@@ -103,12 +103,27 @@ class Objective(ABC):
     """Whether several tasks can share one model (:mod:`peftlab.data.multitask`)."""
     loss_title: ClassVar[str] = "loss"
     """What the loss is, on the axis of a picture."""
+    head: ClassVar[Literal["new", "own", "none"]] = "new"
+    """What the head is: ``new``, of random weights for every data set; the model's ``own``, with which it was
+    pre-trained, as a language model's is; or ``none``."""
+    head_trains: ClassVar[bool] = True
+    """Whether the head trains where ``backbone.train_head`` is null."""
 
     def __init_subclass__(cls, *, name: str = "") -> None:
         super().__init_subclass__()
         if name:
             cls.name = name
             _REGISTERED[name] = cls
+
+    def trains_head(self, asked: bool | None) -> bool:
+        """Whether the head trains, where ``backbone.train_head`` is ``asked``.
+
+        Raises:
+            ValueError: if a head is to train that there is not.
+        """
+        if asked and self.head == "none":
+            raise ValueError(f"{self.about[:1].upper()}{self.about[1:]}, has no head to train.")
+        return self.head_trains and self.head != "none" if asked is None else asked
 
     # -- figures ---------------------------------------------------------------------------------------
 
@@ -160,8 +175,8 @@ class Objective(ABC):
     # -- head, loss, figures ---------------------------------------------------------------------------
 
     def head_size(self, names: Sequence[str]) -> int:
-        """Outputs C of the head; it is new for every data set, and trains unless ``backbone.train_head`` says no."""
-        return len(names)
+        """Outputs C of a new head; 0 if there is none to build."""
+        return len(names) if self.head == "new" else 0
 
     @abstractmethod
     def target(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:

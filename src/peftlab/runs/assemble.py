@@ -209,7 +209,7 @@ def _require_same_backbone(given: str, wanted: BackboneConfig, earlier: Backbone
 
 def _attached(config: RunConfig, backbone: Backbone) -> Assembled:
     fingerprint = backbone_fingerprint(backbone)
-    adapter = attach(backbone, config.peft, seed=config.seed, train_head=config.backbone.train_head)
+    adapter = attach(backbone, config.peft, seed=config.seed, train_head=config.trains_head)
     return Assembled(adapter, fingerprint)
 
 

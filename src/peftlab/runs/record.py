@@ -138,7 +138,7 @@ def adapter_facts(config: RunConfig, splits: Splits, assembled: Assembled, folde
         "peft": plain["peft"],
         "backbone": plain["backbone"],
         "backbone_fingerprint": assembled.fingerprint,
-        "train_head": config.backbone.train_head,
+        "train_head": config.trains_head,
         "objective": config.data.objective,
         "label_names": list(splits.label_names),
         "max_length": config.data.max_length,

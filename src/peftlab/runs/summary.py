@@ -66,7 +66,7 @@ def _backbone_line(backbone: Backbone) -> str:
 
 
 def _head_line(backbone: Backbone, parameters: dict[str, int], config: RunConfig) -> str:
-    state = "trains" if config.backbone.train_head else "frozen"
+    state = "trains" if config.trains_head else "frozen"
     said = f"{', '.join(backbone.head_modules())}: {parameters['head']:,} parameters, {state}"
     origin = backbone.provenance.get("head")
     return f"{said}; {origin}" if origin else said

@@ -62,7 +62,7 @@ def _count(plain: dict[str, Any]) -> Count:
     except Exception as error:  # a model that cannot be built here is no mistake of the sweep
         return Count(None, first_line(error))
     try:
-        adapter = attach(backbone, config.peft, seed=0, train_head=config.backbone.train_head)
+        adapter = attach(backbone, config.peft, seed=0, train_head=config.trains_head)
     except PeftlabError as error:
         return Count(None, first_line(error), mistake=True)
     except Exception as error:  # a method that needs values, of a package of its own
