@@ -3,6 +3,9 @@
 The prompt's ids (:mod:`peftlab.backbones.soft_prompt`) are put into ``input_ids`` by a hook before ``forward``, and
 into whatever runs along with the tokens: ``attention_mask``, ``token_type_ids``, ``position_ids``, labels of tokens. A
 hook behind it takes the prompt's places out of what comes back for each token: a caller sees the text that it gave.
+
+A cache of keys and values that such a call has filled holds the prompt's too, and says so. A call that goes on from it,
+as each step of ``generate`` does, gets no second prompt: its mask and positions are those of a text n tokens longer.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ _TOKEN_LABELS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForTokenClassific
 _BY_TOKEN = ("logits", "last_hidden_state", "hidden_states", "start_logits", "end_logits")
 _IGNORED = -100
 """The label that losses leave out."""
+_MARK = "_peftlab_prompt"
+"""Attribute of a cache: the placement of the prompt that it holds."""
 
 
 class PromptEntrance:
@@ -33,6 +38,7 @@ class PromptEntrance:
         self.placement = placement
         self.limit = limit
         self.active = True
+        self._inserted = False  # whether the call that runs has got the prompt
         forward: Callable[..., Any] = model.forward
         self._names = [
             name
@@ -66,24 +72,22 @@ class PromptEntrance:
                 f"{' but inputs_embeds' if inputs.get('inputs_embeds') is not None else ''}. Call the model with "
                 "input_ids, or inside `with adapter.disabled():`."
             )
-        mask = inputs.get("attention_mask")
-        if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
+        past = inputs.get("past_key_values")
+        before, mask = _cached(past), inputs.get("attention_mask")
+        if before and getattr(past, _MARK, None) != self.placement:
             raise BackboneError(
-                "a soft prompt needs an attention_mask of one number a token, of the shape of input_ids "
-                f"{tuple(ids.shape)}, not {tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__}."
+                "a soft prompt is read with the whole text, and the cache that this call goes on from "
+                "(past_key_values) holds none: fill it by a call with the prompt, or generate without one, "
+                "model.generate(…, use_cache=False)."
             )
-        if _cached(inputs.get("past_key_values")):
-            raise BackboneError(
-                "a soft prompt is read with the whole text: this call goes on from a cache (past_key_values), where "
-                "the prompt would come in twice. Generate without one: model.generate(…, use_cache=False)."
-            )
-        length = ids.shape[1] + self.placement.length
-        if self.limit is not None and length > self.limit:
-            raise BackboneError(
-                f"{ids.shape[1]} tokens and the {self.placement.length} of the prompt are {length} together, more "
-                f"than the {self.limit} positions of the model. Cut the texts to "
-                f"{self.limit - self.placement.length} tokens."
-            )
+        tokens = ids.shape[1] + max(0, before - self.placement.length)
+        self._require_mask(mask, (ids.shape[0], tokens))
+        self._require_room(tokens)
+        self._inserted = not before
+        if before:
+            return (), inputs | self._further(inputs, mask)
+        if past is not None:
+            _mark(past, self.placement)
         seen = torch.ones_like(ids) if mask is None else mask
         changed = {"input_ids": self.placement.insert(ids, seen)[0]}
         if mask is not None:
@@ -92,6 +96,30 @@ class PromptEntrance:
             if name not in changed and (new := self._along(name, value, ids, seen)) is not None:
                 changed[name] = new
         return (), inputs | changed
+
+    def _require_mask(self, mask: Any, shape: tuple[int, int]) -> None:
+        if mask is not None and (not isinstance(mask, Tensor) or mask.shape != shape):
+            raise BackboneError(
+                "a soft prompt needs an attention_mask of one number a token, of the shape of input_ids, and of what a "
+                f"cache holds in front of them, {shape}, not "
+                f"{tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__}."
+            )
+
+    def _require_room(self, tokens: int) -> None:
+        if self.limit is not None and tokens + self.placement.length > self.limit:
+            raise BackboneError(
+                f"{tokens} tokens and the {self.placement.length} of the prompt are {tokens + self.placement.length} "
+                f"together, more than the {self.limit} positions of the model. Cut the texts to "
+                f"{self.limit - self.placement.length} tokens."
+            )
+
+    def _further(self, inputs: dict[str, Any], mask: Tensor | None) -> dict[str, Any]:
+        """What changes where a cache holds the prompt: its places in the mask, and positions moved on by it."""
+        changed: dict[str, Any] = {} if mask is None else {"attention_mask": self._spliced(mask, 1)}
+        for name in ("position_ids", "cache_position"):
+            if isinstance(inputs.get(name), Tensor):
+                changed[name] = inputs[name] + self.placement.length
+        return changed
 
     def _along(self, name: str, value: Any, ids: Tensor, seen: Tensor) -> Tensor | None:
         """``value`` with places for the prompt; None: it does not run along with the tokens."""
@@ -128,8 +156,10 @@ class PromptEntrance:
         return torch.cat([given[:, :start], prompt, given[:, start:] + n], dim=1)
 
     def _after(self, _model: nn.Module, _given: tuple[Any, ...], named: dict[str, Any], out: Any) -> Any:
-        if not self.active:
+        if not self.active or not self._inserted:
             return None
+        if (made := getattr(out, "past_key_values", None)) is not None:
+            _mark(made, self.placement)
         length = named["input_ids"].shape[1]
         if isinstance(out, tuple):
             return out if self._two_stacks else tuple(self._text(value, length) for value in out)
@@ -149,9 +179,15 @@ class PromptEntrance:
         return torch.cat([value[:, :start], value[:, start + self.placement.length :]], dim=1)
 
 
-def _cached(past: Any) -> bool:
-    """Whether a cache holds anything."""
+def _cached(past: Any) -> int:
+    """Tokens that a cache holds."""
     if past is None:
-        return False
+        return 0
     length = getattr(past, "get_seq_length", None)
-    return bool(length() if callable(length) else len(past))
+    return int(length() if callable(length) else len(past))
+
+
+def _mark(cache: Any, placement: PromptPlacement) -> None:
+    """Say of ``cache`` that it holds the prompt; tuples of tensors, as old models give, take no mark."""
+    if hasattr(cache, "__dict__"):
+        setattr(cache, _MARK, placement)

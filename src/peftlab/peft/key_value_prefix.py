@@ -110,8 +110,8 @@ class KeyValuePrefix(PEFTStrategy):
             for name, module in trunk.named_modules()
             if name.endswith("position_embeddings") and (padding := getattr(module, "padding_idx", None)) is not None
         ]
-        first = self.length + (paddings[0] + 1 if paddings else 0)
-        return trunk.register_forward_pre_hook(partial(_positions_from, first, prefix), with_kwargs=True)
+        start = paddings[0] + 1 if paddings else 0
+        return trunk.register_forward_pre_hook(partial(_positions_behind, self.length, start, prefix), with_kwargs=True)
 
     def closed_form(self, backbone: Backbone) -> int:
         """Trainable parameters without the head, by the formulas of the method's file."""
@@ -240,11 +240,16 @@ def _compute(prefix: Prefix, *_: Any) -> None:
     prefix.current = prefix.parts()
 
 
-def _positions_from(
-    first: int, prefix: Prefix, _trunk: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+def _positions_behind(
+    length: int, start: int, prefix: Prefix, _trunk: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Positions moved on by the prefix: those that are given, or those from ``start`` and what a cache holds on."""
     if not prefix.active:
         return None
+    if (said := named.get("position_ids")) is not None:
+        return given, named | {"position_ids": said + length}
+    past = getattr(named.get("past_key_values"), "get_seq_length", lambda: 0)()
+    first = length + start + past
     ids = next(x for x in (*given[:1], named.get("input_ids"), named.get("inputs_embeds")) if x is not None)
     positions = torch.arange(first, first + ids.shape[1], device=ids.device)
     return given, named | {"position_ids": positions.expand(ids.shape[0], -1)}  # (B, T)
