@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,20 @@ import datasets
 import pandas
 import pytest
 import torch
+import yaml
 
-from peftlab import LoRA, PeftlabError, attach, find_runs, fit, load_adapter, load_run
+from peftlab import (
+    BitFit,
+    Compose,
+    LoRA,
+    PeftlabError,
+    PromptTuning,
+    attach,
+    find_runs,
+    fit,
+    load_adapter,
+    load_run,
+)
 from tests.conftest import Peftlab, run_folder, write_reviews
 from tests.library.models import bert
 
@@ -50,6 +62,61 @@ def test_a_run_is_the_run_of_the_command_line(peftlab: Peftlab, reviews: Path) -
     assert other.record["metrics"] == run.record["metrics"]
     assert replace(other.config, name="t") == load_run(run.folder).config
     assert run.record["argv"] == ["peftlab", "train", *ON_FILE, "peft.rank=2", 'name="t"', "seed=3"]
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (LoRA(rank=2, targets=["query", "key"]), ("peft=lora", "peft.rank=2", "peft.targets=[query,key]")),
+        (PromptTuning, ("peft=prompt_tuning",)),
+        (BitFit(), ("peft=bitfit",)),
+        (Compose(methods=[{"name": "lora", "rank": 2}, "bitfit"]),
+         ("peft=compose", "peft.methods=[{name: lora, rank: 2}, bitfit]")),
+    ],
+    ids=["lora", "a class", "bitfit", "compose"],
+)  # fmt: skip
+def test_a_method_is_the_run_of_its_words(reviews: Path, method: Any, words: tuple[str, ...]) -> None:
+    run = fit(*ON_FILE, peft=method, name="given", seed=3)
+    typed = fit(*ON_FILE, *words, name="typed", seed=3)
+    assert run.key == typed.key
+    assert (run.folder / "adapter.safetensors").read_bytes() == (typed.folder / "adapter.safetensors").read_bytes()
+    assert run.record["metrics"] == typed.record["metrics"]
+    assert load_run(run.folder).config == replace(typed.config, name="given")
+    assert run.record["argv"][0] == "fit"
+    assert any(word.startswith("peft=") for word in run.record["argv"])
+
+
+def test_a_method_of_ones_own_is_the_run_of_its_file(
+    peftlab: Peftlab, reviews: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scratch / "own_method.py").write_text(
+        "from dataclasses import dataclass\nfrom peftlab import LoRA\n\n\n"
+        '@dataclass(kw_only=True)\nclass MyLoRA(LoRA, name="my_lora"):\n    """Mine."""\n\n    rank: int = 3\n',
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(scratch))
+    from own_method import MyLoRA  # type: ignore[import-not-found]
+
+    folder = scratch / "mine" / "peft"
+    folder.mkdir(parents=True)
+    fields = {name: value for name, value in asdict(MyLoRA()).items() if name != "rank"}
+    text = yaml.safe_dump({"_target_": "own_method.MyLoRA", "rank": 3, **fields})
+    (folder / "my_lora.yaml").write_text(text, encoding="utf-8")
+    typed = peftlab("train", "--config-dir", str(folder.parent), *ON_FILE, "peft=my_lora", "name=typed")
+    assert typed.status == 0, typed.err
+    for method in (MyLoRA, MyLoRA()):
+        assert fit(*ON_FILE, peft=method, name="given").key == run_folder("typed").name
+    assert fit(*ON_FILE, peft=MyLoRA(rank=2), name="other").key != run_folder("typed").name
+
+
+def test_a_method_that_cannot_be_given(reviews: Path) -> None:
+    class Local(LoRA):
+        """Nobody finds it again."""
+
+    assert "given twice: as LoRA(…), and by peft.rank=4" in refused(lambda: fit(*ON_FILE, "peft.rank=4", peft=LoRA()))
+    assert "Put it at the top of a module" in refused(lambda: fit(*ON_FILE, peft=Local))
+    assert "is no method: give one as LoRA(rank=4)" in refused(lambda: fit(*ON_FILE, peft=3))
+    assert "dorra" in refused(lambda: fit(*ON_FILE, peft="dorra"))
 
 
 def test_what_a_run_offers(reviews: Path) -> None:

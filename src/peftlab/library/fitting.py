@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 import time
@@ -14,10 +15,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from peftlab.composition import composed, override_values
-from peftlab.config import GROUPS, RunConfig, check, from_plain, resolved
+from peftlab.config import GROUPS, RunConfig, check, from_plain, plain, resolved
 from peftlab.data.given import GivenRows, GivenTexts, given_rows
 from peftlab.errors import ConfigError, Diverged, listed, nearest
 from peftlab.library.run import Run
+from peftlab.peft.base import PEFTStrategy
 from peftlab.records.divergence import STATUS, in_words
 from peftlab.records.folder import RunFolder
 
@@ -25,7 +27,7 @@ _COMPOSING = threading.Lock()
 """Hydra keeps what it composes in the process."""
 
 
-def fit(*overrides: str, data: Any = None, **keys: Any) -> Run:
+def fit(*overrides: str, data: Any = None, peft: Any = None, **keys: Any) -> Run:
     """Train what ``peftlab train`` trains with the same words, or find that it is finished.
 
     The run has the key, the folder and the record that it has from the command line. Started again, as a notebook's
@@ -36,6 +38,8 @@ def fit(*overrides: str, data: Any = None, **keys: Any) -> Run:
         data: rows in memory instead of a data set by name: a pandas DataFrame, a ``datasets.Dataset``, lists
             ``(texts, labels)``, or a ``DatasetDict`` or dict of these by split. A split that is not given is held out
             of train. The run is known by their content. ``"data.text_column=…"`` and the like name the columns.
+        peft: a method with its fields, ``LoRA(rank=4)``, one's own too, or its class; or its name. The run is the one
+            that the method's words or file give.
         keys: top-level keys: ``seed=1``, ``name="first"``, ``output_dir="outputs"``, ``force=True``.
 
     Returns:
@@ -47,13 +51,15 @@ def fit(*overrides: str, data: Any = None, **keys: Any) -> Run:
         Diverged: if the loss or the gradient of a step is no finite number.
     """
     began = time.time()
-    words = [*_strings(overrides), *_from_keys(keys)]
-    config, rows = _config(words, data)
+    if isinstance(peft, str):
+        keys, peft = {"peft": peft, **keys}, None
+    words, method = [*_strings(overrides), *_from_keys(keys)], _method(peft)
+    config, rows = _config(words, data, method)
     _require_one_device(config)
     from peftlab.runs.train import train
 
     with _signals_as_they_were():
-        record = train(config, argv=_argv(words, rows), began=began)
+        record = train(config, argv=_argv(words, rows, method), began=began)
     folder = RunFolder.of(config)
     if record["status"] == STATUS:
         raise Diverged(record[STATUS], f"{folder.path}: {in_words(record)}.")
@@ -70,6 +76,33 @@ def _strings(overrides: tuple[Any, ...]) -> list[str]:
                 "given as data=."
             )
     return list(overrides)
+
+
+def _method(given: Any) -> PEFTStrategy | None:
+    """The method that is meant by an instance, or by a class whose fields all have defaults.
+
+    Raises:
+        ConfigError: if it is none, or stands where no other process finds it.
+    """
+    if given is None:
+        return None
+    method = given
+    if isinstance(given, type) and issubclass(given, PEFTStrategy):
+        try:
+            method = given()
+        except TypeError as error:
+            raise ConfigError(
+                f"peft={given.__name__}: {error}. Give it with its fields, peft={given.__name__}(…)."
+            ) from None
+    if not isinstance(method, PEFTStrategy):
+        raise ConfigError(f"peft={given!r} is no method: give one as LoRA(rank=4), its class, or its name, 'lora'.")
+    cls = type(method)
+    if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
+        raise ConfigError(
+            f"peft={cls.__name__}: a record names the class, and no other process would find it in "
+            f"{cls.__module__}.{cls.__qualname__}. Put it at the top of a module of its own that can be imported."
+        )
+    return method
 
 
 def _from_keys(keys: dict[str, Any]) -> list[str]:
@@ -92,10 +125,16 @@ def _from_keys(keys: dict[str, Any]) -> list[str]:
     return found
 
 
-def _config(words: list[str], data: Any) -> tuple[RunConfig, GivenRows | None]:
+def _config(words: list[str], data: Any, method: PEFTStrategy | None = None) -> tuple[RunConfig, GivenRows | None]:
+    if method is not None and (twice := [word for word in words if re.match(r"[+~]*peft[.=]", word)]):
+        raise ConfigError(
+            f"peft= is given twice: as {type(method).__name__}(…), and by {twice[0]}. Leave one of them out."
+        )
     with _COMPOSING, _hydra_as_it_was():
-        if data is None:
+        if data is None and method is None:
             return check(composed(words)), None
+        if data is None:
+            return from_plain(_with(method, resolved(composed(words)))), None
         if isinstance(data, str):
             raise ConfigError(f"data={data!r} is rows in memory; a data set by name is a word: fit('data={data}').")
         if any(word.lstrip("+~").startswith("data=") for word in words):
@@ -115,7 +154,12 @@ def _config(words: list[str], data: Any) -> tuple[RunConfig, GivenRows | None]:
     }
     if values["data"]["labels"] is None:
         values["data"]["labels"] = rows.labels
-    return from_plain(values), rows
+    return from_plain(_with(method, values)), rows
+
+
+def _with(method: PEFTStrategy | None, values: dict[str, Any]) -> dict[str, Any]:
+    """The ``values`` of a run, with ``method`` in place of the one that was composed."""
+    return values if method is None else values | {"peft": plain("peft", method)}
 
 
 @contextmanager
@@ -161,6 +205,8 @@ def _signals_as_they_were() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _argv(words: list[str], rows: GivenRows | None) -> list[str]:
-    """What the record says was typed; a run on rows in memory cannot be typed."""
-    return ["peftlab", "train", *words] if rows is None else ["fit", *words, f"data=<{rows.kind}>"]
+def _argv(words: list[str], rows: GivenRows | None, method: PEFTStrategy | None) -> list[str]:
+    """What the record says was typed; rows in memory, or a method, cannot be typed."""
+    given = [] if method is None else [f"peft={method!r}"]
+    given += [] if rows is None else [f"data=<{rows.kind}>"]
+    return ["fit", *words, *given] if given else ["peftlab", "train", *words]
