@@ -24,7 +24,7 @@ from peftlab.class_names import stable_name
 from peftlab.data.base import DataSet
 from peftlab.errors import ConfigError, first_line, nearest
 from peftlab.fields import NAME_PATTERN, NonNegativeInt, bookkeeping
-from peftlab.objectives.base import Objective
+from peftlab.objectives.base import Learned
 from peftlab.peft.base import PEFTStrategy
 from peftlab.reading import read_yaml
 from peftlab.schema import BadValue, UnknownKey, check_keys, import_class, validate
@@ -133,10 +133,12 @@ def without_method(values: dict[str, Any]) -> dict[str, Any]:
     return parts
 
 
-def _fit_to_objective(trainer: TrainerConfig, objective: Objective) -> None:
+def _fit_to_objective(trainer: TrainerConfig, objective: Learned) -> None:
     """Fill in what the objective decides, before the config has a key; refuse what it does not know."""
-    known = objective.every_epoch()
+    known = objective.monitors()
     if trainer.monitor is None:
+        if objective.tasks() and not objective.figures:
+            raise BadValue([("trainer.monitor", _no_mean(objective))])
         trainer.monitor = objective.selects
     elif trainer.monitor not in known:
         said = f"trainer.monitor='{trainer.monitor}' is not allowed: it must be one of {', '.join(known)}, or null"
@@ -149,7 +151,18 @@ def _fit_to_objective(trainer: TrainerConfig, objective: Objective) -> None:
         raise BadValue([("trainer.label_smoothing", said)])
 
 
-def _decide_head(backbone: BackboneConfig, objective: Objective) -> None:
+def _no_mean(mixture: Learned) -> str:
+    """Why there is no figure that selects for tasks whose figures better in opposite ways."""
+    figures = {task: one.figure(one.selects) for task, one in mixture.tasks().items()}
+    ways = {"max": "the more the better", "min": "the less the better"}
+    said = ", ".join(f"{task}/{figure.name} ({ways[figure.better]})" for task, figure in figures.items())
+    return (
+        f"trainer.monitor=null is not allowed: the tasks' figures have no mean, which would select: {said}. Choose one "
+        f"of {', '.join(mixture.monitors())}."
+    )
+
+
+def _decide_head(backbone: BackboneConfig, objective: Learned) -> None:
     """Fill in whether the head trains, before the config has a key."""
     try:
         backbone.train_head = objective.trains_head(backbone.train_head)

@@ -61,6 +61,17 @@ class MetricName:
         return cls(split, figure, task or None) if split in SPLITS and figure else None
 
 
+def task_figure(task: str, figure: str) -> str:
+    """What a figure of one task is called beside those of all tasks: ``news/accuracy``, as in ``trainer.monitor``."""
+    return f"{task}/{figure}"
+
+
+def task_and_figure(name: str) -> tuple[str | None, str]:
+    """Task and figure of what :func:`task_figure` gave; no task, of a figure of all rows."""
+    task, _, figure = name.rpartition("/")
+    return task or None, figure
+
+
 def record_part(split: str) -> str:
     """Where a record has all figures of ``split``: ``metrics.test``."""
     return f"{RECORD_PART}.{split}"

@@ -21,7 +21,7 @@ def waste(batches: list[list[int]]) -> float:
 
 
 def test_collate_pads_on_the_right() -> None:
-    fn = pickle.loads(pickle.dumps(collate(pad_id=9, objective=objective("classification"))))
+    fn = pickle.loads(pickle.dumps(collate(pad_id=9, learned=objective("classification"))))
     batch = fn(
         [
             {"input_ids": np.array([1, 2, 3], dtype=np.int32), "label": 1},

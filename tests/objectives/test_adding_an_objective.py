@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.data.two_tasks import write_topics
 from tests.objectives.scores import REGRESSION, write_scores
 
 OBJECTIVE = '''"""Counting: whole numbers from 0, by the Poisson likelihood.
@@ -136,6 +137,25 @@ def test_one_file_is_an_objective(project: Path, scratch: Path) -> None:
     assert "1 as recorded" in call("verify", str(run), "--rerun-eval")
     assert "the same" in call("evaluate", str(run))
     assert call("predict", str(run), "--text", "good good bad").startswith("about ")
+    several = (
+        f"data.tasks=[{{task: counts, name: text_files, path: {scores}, objective: counting}},"
+        f"{{task: topics, name: text_files, path: {write_topics(scratch)}}}]"
+    )
+    mixed = [*(part for part in REGRESSION if not part.startswith("data")), "data=multitask", several, "optim.lr=0.02"]
+    refused = call("train", *mixed, status=2)
+    assert "counts/mean_error (the less the better), topics/accuracy (the more the better)" in refused
+    assert "Choose one of loss, counts/loss, counts/mean_error, topics/loss, topics/accuracy" in refused
+    assert "mean error" in call("train", *mixed, "trainer.monitor=counts/mean_error", "name=mixed")
+    (both,) = Path("outputs/mixed").iterdir()
+    assert "1 as recorded" in call("verify", str(both), "--rerun-eval")
+    assert call("predict", str(both), "--task", "counts", "--text", "good good bad").startswith("counts\tabout ")
+    errors = several.replace("task: topics", "task: more").replace("}]", ", objective: counting}]")
+    errors = errors.replace("topics.jsonl", scores.name)
+    call("train", *mixed, errors, "name=errors")
+    (low,) = Path("outputs/errors").iterdir()
+    assert json.loads((low / "record.json").read_text(encoding="utf-8"))["selection"]["rule"] == (
+        "lowest validation/task_mean_error"
+    )
     call("report", "outputs/new", "--to", "table")
     report = json.loads(Path("table/report.json").read_text(encoding="utf-8"))
     assert report["best"] == "lowest"

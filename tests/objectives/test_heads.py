@@ -11,7 +11,7 @@ from peftlab.config import RunConfig, check, from_plain
 from peftlab.errors import ConfigError
 from peftlab.objectives.base import objectives
 from peftlab.objectives.classification import Classification
-from peftlab.runs.identity import run_key
+from peftlab.records.identity import run_key
 
 COMMON = ["data=text_files", "data.path=none.csv", "backbone=tiny", "logger=none"]
 

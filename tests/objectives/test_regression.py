@@ -169,7 +169,7 @@ def test_mistakes_of_a_config(peftlab: Peftlab, scratch: Path) -> None:
             assert word in result.err, result.err
     mixed = peftlab("train", "data=multitask", "data.objective=regression")
     assert mixed.status == 2
-    assert "which is for data.objective=classification alone" in mixed.err
+    assert "data.tasks[0].objective=regression is not what these labels are for" in mixed.err
     assert not list(Path("outputs").glob("*/*")), "nothing half-written"
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from peftlab.metric_names import UNDEFINED, MetricName
-from peftlab.objectives.base import Figure, Objective
+from peftlab.metric_names import UNDEFINED, MetricName, task_and_figure
+from peftlab.objectives.base import Figure, Learned
 from peftlab.objectives.recorded import FIELD
 from peftlab.training.config import TrainerConfig, best_epoch, monitored, selection_rule
 
@@ -31,7 +31,7 @@ class Finding:
         return f"{self.about}: {self.said}"
 
 
-def inconsistencies(record: dict[str, Any], trainer: TrainerConfig, objective: Objective) -> Iterator[Finding]:
+def inconsistencies(record: dict[str, Any], trainer: TrainerConfig, objective: Learned) -> Iterator[Finding]:
     """Every figure of a finished ``record`` that contradicts another one.
 
     Args:
@@ -73,7 +73,7 @@ def _seeds(record: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("name", f"'{record['name']}', but the config's is '{config['name']}'")
 
 
-def _objective(record: dict[str, Any], objective: Objective) -> Iterator[Finding]:
+def _objective(record: dict[str, Any], objective: Learned) -> Iterator[Finding]:
     """What a reader of the record is told of its figures; figures that came later are not there."""
     known, told = objective.facts(), record.get(FIELD)
     if told is None:
@@ -86,7 +86,7 @@ def _objective(record: dict[str, Any], objective: Objective) -> Iterator[Finding
             yield Finding(f"{FIELD}.metrics.{name}", f"'{better}', but the objective has {known['metrics'].get(name)}")
 
 
-def _history(history: list[dict[str, Any]], objective: Objective) -> Iterator[Finding]:
+def _history(history: list[dict[str, Any]], objective: Learned) -> Iterator[Finding]:
     epochs = [row["epoch"] for row in history]
     if not history or epochs != list(range(len(history))):
         yield Finding("history", f"its epochs are {epochs}; they must count from 0 without a gap")
@@ -95,15 +95,16 @@ def _history(history: list[dict[str, Any]], objective: Objective) -> Iterator[Fi
         yield Finding("history", f"its steps are {steps}; each epoch must have made some")
     for row in history:
         for split in ("train", "validation"):
-            for name in objective.every_epoch():
+            for name in objective.monitors():
                 column = MetricName(split, name).in_history
                 about = f"history, epoch {row['epoch']}, {column}"
-                reasons = row.get(MetricName(split, UNDEFINED).in_history, {})
-                yield from _in_range(about, objective.figure(name), row[column], reasons)
+                undefined = row.get(MetricName(split, UNDEFINED).in_history)
+                yield from _in_range(about, objective.figure(name), row[column], undefined)
 
 
-def _in_range(about: str, figure: Figure, value: Any, reasons: Mapping[str, str]) -> Iterator[Finding]:
+def _in_range(about: str, figure: Figure, value: Any, undefined: Mapping[str, str] | None) -> Iterator[Finding]:
     """Whether a figure is a number within its bounds, or undefined for a reason that is said."""
+    reasons = undefined or {}
     if value is None:
         if figure.name not in reasons:
             yield Finding(about, "is null, and no reason is given why it would be undefined")
@@ -117,17 +118,22 @@ def _in_range(about: str, figure: Figure, value: Any, reasons: Mapping[str, str]
             yield Finding(about, f"{value} is not {span}")
 
 
-def _split(record: dict[str, Any], split: str, objective: Objective) -> Iterator[Finding]:
+def _split(record: dict[str, Any], split: str, objective: Learned) -> Iterator[Finding]:
     """The figures of one split, against each other and against what the record says of its rows."""
     metrics = record["metrics"][split]
     for name in objective.every_epoch():
         about = MetricName(split, name).in_record
-        yield from _in_range(about, objective.figure(name), metrics[name], metrics.get(UNDEFINED, {}))
+        yield from _in_range(about, objective.figure(name), metrics[name], metrics.get(UNDEFINED))
+    for task, one in objective.tasks().items():
+        own = metrics["tasks"][task]
+        for name in one.every_epoch():
+            about = MetricName(split, name, task).in_record
+            yield from _in_range(about, one.figure(name), own[name], own.get(UNDEFINED))
     for key, said in objective.contradictions(metrics, record["data"], split):
         yield Finding(MetricName(split, key).in_record, said)
 
 
-def _selection(record: dict[str, Any], trainer: TrainerConfig, objective: Objective) -> Iterator[Finding]:
+def _selection(record: dict[str, Any], trainer: TrainerConfig, objective: Learned) -> Iterator[Finding]:
     chosen, history = record["selection"], record["history"]
     if chosen["rule"] != (rule := selection_rule(trainer, objective)):
         yield Finding("selection.rule", f"'{chosen['rule']}', but the config's is '{rule}'")
@@ -143,9 +149,11 @@ def _selection(record: dict[str, Any], trainer: TrainerConfig, objective: Object
     if not same(chosen[monitor], row[monitor]):
         yield Finding(f"selection.{monitor}", f"{chosen[monitor]}, but the history has {row[monitor]}")
     for split in ("train", "validation"):
-        for name in objective.every_epoch():
-            metric = MetricName(split, name)
-            value, expected = record["metrics"][split][name], row[metric.in_history]
+        for name in objective.monitors():
+            task, figure_name = task_and_figure(name)
+            metric, figures = MetricName(split, figure_name, task), record["metrics"][split]
+            value = (figures if task is None else figures["tasks"][task])[figure_name]
+            expected = row[metric.in_history]
             if not same(value, expected):
                 yield Finding(
                     metric.in_record,

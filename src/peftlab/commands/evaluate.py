@@ -13,7 +13,7 @@ from peftlab.composition import composed, override_values, parse
 from peftlab.config import RunConfig, check, validate_group
 from peftlab.data.base import DataSet
 from peftlab.errors import ConfigError
-from peftlab.objectives.base import Objective, shown
+from peftlab.objectives.base import Learned, shown
 from peftlab.records.folder import finished_run
 from peftlab.training.config import TrainerConfig
 
@@ -80,7 +80,7 @@ def _plain_values(overrides: Sequence[str], group: str) -> dict[str, Any]:
     return {key.removeprefix(f"{group}."): value for key, value in override_values(overrides).items()}
 
 
-def _print(result: dict[str, Any], record: dict[str, Any], objective: Objective, *, unchanged: bool) -> None:
+def _print(result: dict[str, Any], record: dict[str, Any], objective: Learned, *, unchanged: bool) -> None:
     from peftlab.report.render.terminal import console, print_lines, print_table
     from peftlab.report.result import FiguresTable, undefined_lines
 

@@ -38,13 +38,15 @@ def main(arguments: Sequence[str]) -> int:
     texts = read_texts(given.text, given.file)
     if run.config.data.has_pairs(given.task):
         texts = as_pairs(texts, "--text" if given.text is not None else given.file or "standard input")
-    objective = run.config.data.what_is_learned()
+    objective = run.config.data.objective_of(given.task)
     for found in run.predictions(texts, task=given.task):
         found["text"] = found["text"].replace(SEPARATOR, "\t")
         if given.json:
             print(json.dumps(found, ensure_ascii=False), flush=True)
         else:
-            print(printable(f"{objective.prediction_in_words(found)}\t{_shortened(found['text'])}"), flush=True)
+            task = f"{found['task']}\t" if "task" in found else ""
+            line = f"{task}{objective.prediction_in_words(found)}\t{_shortened(found['text'])}"
+            print(printable(line), flush=True)
     return 0
 
 

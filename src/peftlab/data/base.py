@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peftlab.fields import Fraction, NonNegativeInt, PositiveInt, added, bookkeeping
-from peftlab.objectives.base import Label, Objective, ObjectiveName, objective
-from peftlab.objectives.parts.task import Task
+from peftlab.objectives.base import Label, Learned, Objective, ObjectiveName, objective
+from peftlab.objectives.parts.task import Task, TaskLabel
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Splits:
     ``provenance`` goes into the run's record as it is (plain containers only); its keys ``source``
     and ``rows`` (rows of each split as used) are always there.
     ``label_names`` are what the outputs of the head stand for: classes, or one ``value``.
-    ``tasks`` are the tasks of a multitask data set, in the order of their classes; a class belongs to one task,
-    so that a row's label says its task too.
+    ``tasks`` are the tasks of a multitask data set, in the order of their outputs. A row's label says its task too: a
+    class belongs to one task, and where tasks have different objectives labels are :class:`TaskLabel`.
     """
 
     train: Texts
@@ -65,6 +65,16 @@ class Splits:
     provenance: dict[str, Any] = field(default_factory=dict)
     train_kind: str = "train"
     tasks: tuple[Task, ...] = ()
+
+    def of_task(self, texts: Texts, task: Task) -> Texts:
+        """The rows of ``texts`` that are of ``task``, with the labels that they have where it is the only one."""
+
+        def own(label: Label) -> bool:
+            return self.tasks[label.task] == task if isinstance(label, TaskLabel) else label in task.classes
+
+        rows = texts.take([row for row, label in enumerate(texts.labels) if own(label)])
+        labels = [label.label if isinstance(label, TaskLabel) else label - task.first for label in rows.labels]
+        return Texts(rows.texts, labels)
 
 
 def require_objective(data: DataSet, name: str) -> None:
@@ -109,9 +119,17 @@ class DataSet(ABC):
     num_workers: NonNegativeInt = bookkeeping(0)
     """Loader processes. Does not change the numbers."""
 
-    def what_is_learned(self) -> Objective:
-        """The objective that :attr:`objective` names."""
+    def what_is_learned(self) -> Learned:
+        """What records, tables and checks ask: the objective, or the mixture of the tasks'."""
+        return self.objective_of()
+
+    def objective_of(self, task: str | None = None) -> Objective:
+        """The objective of the one task that there is, or of ``task``."""
         return objective(self.objective)
+
+    def task_objectives(self) -> list[str]:
+        """The name of each task's objective, in order; of the one, if there is one task."""
+        return [self.objective_of(task).name for task in self.task_names()] or [self.objective]
 
     @abstractmethod
     def load(self) -> Splits:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from peftlab.errors import DataError
-from peftlab.objectives.base import Objective
+from peftlab.objectives.base import Label, Learned, Objective
+from peftlab.objectives.parts.mixture import Mixture
 from peftlab.seeding import derive_seed
 
 BATCHES_IN_CHUNK = 50
@@ -33,28 +34,37 @@ def pad(rows: Sequence[Sequence[int] | npt.NDArray[np.int32]], pad_id: int) -> d
 class Collate:
     """Rows of :class:`~peftlab.data.tokens.TokenizedTexts` to one padded batch with ``labels`` (B,).
 
-    With ``task_of_class``, the task of each class, the batch also has ``task_ids`` (B,) int64.
+    With ``task_of``, which says the task of a label, the batch also has ``task_ids`` (B,) int64. Of tasks with
+    different objectives ``labels`` are :data:`~peftlab.objectives.parts.mixed.Targets`.
     """
 
-    def __init__(self, pad_id: int, objective: Objective, task_of_class: Sequence[int] = ()) -> None:
+    def __init__(self, pad_id: int, learned: Learned, task_of: Callable[[Label], int] | None = None) -> None:
         self.pad_id = pad_id
-        self.objective = objective
-        self.task_of_class = tuple(task_of_class)
+        self.learned = learned
+        self.task_of = task_of
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """One batch of ``rows``."""
-        batch = pad([row["input_ids"] for row in rows], self.pad_id)
-        batch["labels"] = self.objective.target(rows)
-        if self.task_of_class:
-            batch["task_ids"] = torch.tensor([self.task_of_class[row["label"]] for row in rows], dtype=torch.int64)
+        batch: dict[str, Any] = dict(pad([row["input_ids"] for row in rows], self.pad_id))
+        batch["labels"] = self._labels(rows)
+        if self.task_of is not None:
+            batch["task_ids"] = torch.tensor([self.task_of(row["label"]) for row in rows], dtype=torch.int64)
         return batch
+
+    def _labels(self, rows: list[dict[str, Any]]) -> Any:
+        if isinstance(self.learned, Mixture):
+            from peftlab.objectives.parts.mixed import targets_of
+
+            return targets_of(self.learned, rows)
+        assert isinstance(self.learned, Objective)
+        return self.learned.target(rows)
 
 
 def collate(
-    pad_id: int, objective: Objective, task_of_class: Sequence[int] = ()
-) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+    pad_id: int, learned: Learned, task_of: Callable[[Label], int] | None = None
+) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """The ``collate_fn`` of a loader (a class instance, so that loader processes can be spawned)."""
-    return Collate(pad_id, objective, task_of_class)
+    return Collate(pad_id, learned, task_of)
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):

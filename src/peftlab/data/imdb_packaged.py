@@ -40,7 +40,7 @@ class IMDbPackaged(PackagedDataSet):
         rows = read_table(file)
         reviews = RawRows(rows.name, rows.texts[:IMDB_ROWS], rows.labels[:IMDB_ROWS], rows.lines)
         return self.split(
-            to_texts(reviews, self.what_is_learned().reader([reviews], self.label_names)),
+            to_texts(reviews, self.objective_of().reader([reviews], self.label_names)),
             self.label_names,
             "hold-out of the official train split",
             {"data_set": "IMDb", "rows_not_used": len(rows.texts) - IMDB_ROWS},

@@ -24,7 +24,7 @@ from peftlab.data.batching import (
 from peftlab.data.tokens import TokenizedTexts, tokenize
 from peftlab.data.truncation import truncating
 from peftlab.errors import DataError
-from peftlab.objectives.parts.task import Task
+from peftlab.objectives.parts.task import Task, TaskOf
 from peftlab.seeding import derive_seed
 
 SplitName = Literal["train", "validation", "test"]
@@ -36,7 +36,8 @@ class TextDataModule(LightningDataModule):
     """Train, validation and test loaders over token ids.
 
     A batch is ``input_ids`` (B, T) int64, ``attention_mask`` (B, T) int64 and ``labels`` (B,), of classes int64, padded
-    on the right; of several tasks it has ``task_ids`` (B,) int64 too. Batches depend on the config and ``order_seed``
+    on the right; of several tasks it has ``task_ids`` (B,) int64 too, and of tasks with different objectives
+    ``labels`` of each (:class:`~peftlab.data.batching.Collate`). Batches depend on the config and ``order_seed``
     alone: not on ``num_workers``, and not on the global random state, which loading leaves as it was. Use
     ``Trainer(use_distributed_sampler=False)``: the samplers share the rows among the trainer's processes themselves.
 
@@ -56,7 +57,7 @@ class TextDataModule(LightningDataModule):
         self.start_epoch = 0
         """Epoch that training begins with; a resumed run sets it to the first one it has not finished."""
         self._tokenized: dict[SplitName, TokenizedTexts] = {}
-        self._task_of_class = [number for number, task in enumerate(splits.tasks) for _ in task.classes]
+        self._task_of = TaskOf(splits.tasks) if splits.tasks else None
 
     def prepare_data(self) -> None:
         """Tokenise all splits into the cache, in one process of each machine."""
@@ -80,8 +81,8 @@ class TextDataModule(LightningDataModule):
             "rank": rank,
             "world_size": world_size,
         }
-        if self.splits.tasks:
-            tasks = [self._task_of_class[label] for label in rows.labels]
+        if self._task_of is not None:
+            tasks = [self._task_of(label) for label in rows.labels]
             sizes = [tasks.count(task) for task in range(len(self.splits.tasks))]
             quotas = self.dataset.rows_an_epoch(sizes)
             sampler: LengthGroupedBatchSampler = MixtureBatchSampler(
@@ -124,7 +125,7 @@ class TextDataModule(LightningDataModule):
         return DataLoader(
             _MapStyle(rows),
             batch_sampler=sampler,
-            collate_fn=collate(self.tokenizer.pad_id, self.dataset.what_is_learned(), self._task_of_class),
+            collate_fn=collate(self.tokenizer.pad_id, self.dataset.what_is_learned(), self._task_of),
             num_workers=self.dataset.num_workers,
             persistent_workers=self.dataset.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -193,8 +194,7 @@ def split_hashes(splits: Splits, task: Task | None = None) -> dict[str, str]:
     for name in SPLITS:
         texts: Texts = getattr(splits, name)
         if task is not None:
-            rows = [row for row, label in enumerate(texts.labels) if label in task.classes]
-            texts = Texts([texts.texts[row] for row in rows], [texts.labels[row] - task.first for row in rows])
+            texts = splits.of_task(texts, task)
         digest = hashlib.sha256()
         _add_rows(digest, texts)
         found[name] = digest.hexdigest()[:16]

@@ -1,8 +1,12 @@
-"""Several data sets at once, each a task with classes of its own.
+"""Several data sets at once, each a task with classes, or a number, of its own.
 
 Every task is loaded and split as it would be alone, so a task's validation and test rows are those of its own data
 set. Classes are called ``task/label``; a task owns a block of them, so that a row's label says its task. How the model
 keeps the tasks apart is told in :mod:`peftlab.objectives.parts.blocks`.
+
+Tasks may have different objectives: an entry says its own (``objective: regression``; published data sets know it),
+else it is ``data.objective``. Unless all are classifications each row is labelled by its task and what the task's
+objective has made of its cell; losses and figures are then those of :mod:`peftlab.objectives.parts.mixture`.
 
 ``mixing`` says how many of an epoch's rows are a task's: with n_k training rows of task k, in proportion to
 
@@ -34,15 +38,16 @@ from peftlab.data.base import DataSet, Splits, Texts
 from peftlab.data.splits import largest_remainder
 from peftlab.errors import ConfigError, DataError, listed, nearest
 from peftlab.fields import PositiveInt, enters_identity
-from peftlab.objectives.parts.task import Task
+from peftlab.objectives.base import Learned, Objective, objective
+from peftlab.objectives.parts.mixture import Mixture
+from peftlab.objectives.parts.task import Task, TaskLabel
 from peftlab.shipped import config_folder
 
 OF_THE_MIXTURE = (
     "max_length", "truncation", "batch_size", "eval_batch_size", "order_seed", "group_by_length", "num_workers",
-    "objective",
 )  # fmt: skip
 """Fields that an entry cannot say, as batches hold rows of all tasks."""
-OF_EACH_TASK = ("limit_train", "limit_val", "limit_test", "val_fraction", "split_seed")
+OF_EACH_TASK = ("limit_train", "limit_val", "limit_test", "val_fraction", "split_seed", "objective")
 """Fields of the mixture that hold for each task that does not say its own."""
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _DATA_KEY = re.compile(r"\bdata\.(\w+)")
@@ -50,7 +55,7 @@ _DATA_KEY = re.compile(r"\bdata\.(\w+)")
 
 @dataclass(kw_only=True)
 class Multitask(DataSet):
-    """A mixture of data sets, each a task with classes, validation and test of its own."""
+    """A mixture of data sets, each a task with labels, validation and test of its own."""
 
     tasks: list[str | dict[str, Any]] = field(default_factory=lambda: ["imdb_packaged", "bbc_news"])
     """The tasks in their order: each the name of a file of conf/data, or a mapping of ``name`` (such a file) or
@@ -64,12 +69,14 @@ class Multitask(DataSet):
         """Check every entry, and write down all that it says."""
         if not self.tasks:
             raise ValueError("data.tasks is empty: name at least one, for example [imdb_packaged, bbc_news].")
-        if not self.what_is_learned().mixes:
-            raise ValueError(
-                f"data.objective={self.objective}: several tasks share one model as blocks of classes, which is for "
-                "data.objective=classification alone. Train the tasks one by one."
-            )
-        self.tasks = [self._checked(entry, f"data.tasks[{index}]") for index, entry in enumerate(self.tasks)]
+        parts = [self._part(_as_entry(entry), f"data.tasks[{index}]") for index, entry in enumerate(self.tasks)]
+        # Written down in one way, whichever way it was said: the same mixture has one key.
+        kinds = {part.objective for part in parts}
+        self.objective = kinds.pop() if len(kinds) == 1 else "classification"
+        self.tasks = [
+            self._checked(_as_entry(entry), part, f"data.tasks[{index}]")
+            for index, (entry, part) in enumerate(zip(self.tasks, parts, strict=True))
+        ]
         names = self.task_names()
         for index, name in enumerate(names):
             if name in names[:index]:
@@ -87,6 +94,17 @@ class Multitask(DataSet):
     def task_names(self) -> list[str]:
         """What the tasks are called."""
         return [entry["task"] for _, entry in self._entries()]
+
+    def what_is_learned(self) -> Learned:
+        """Classifications make one together; anything else is a mixture."""
+        tasks = {entry["task"]: objective(entry.get("objective", self.objective)) for _, entry in self._entries()}
+        kinds = {one.name for one in tasks.values()}
+        return objective("classification") if kinds == {"classification"} else Mixture(tasks)
+
+    def objective_of(self, task: str | None = None) -> Objective:
+        """The objective of ``task``; without one, of the tasks that say no own."""
+        own = next((entry.get("objective") for _, entry in self._entries() if entry["task"] == task), None)
+        return objective(own or self.objective)
 
     def has_pairs(self, task: str | None = None) -> bool:
         """See :meth:`DataSet.has_pairs`."""
@@ -145,7 +163,7 @@ class Multitask(DataSet):
         for name, (key, part) in zip(names, self.parts(), strict=True):
             with _task_in_errors(self, part, key, name):
                 splits = part.load()
-                if len(splits.label_names) < 2:
+                if part.objective == "classification" and len(splits.label_names) < 2:
                     raise DataError(
                         f"only {len(splits.label_names)} class ({listed(splits.label_names)}): at least 2 are needed."
                     )
@@ -153,7 +171,7 @@ class Multitask(DataSet):
         tasks: list[Task] = []
         for name, splits in zip(names, loaded, strict=True):
             first = tasks[-1].stop if tasks else 0
-            tasks.append(Task(name, first, first + len(splits.label_names)))
+            tasks.append(Task(name, first, first + len(splits.label_names), self.objective_of(name).name))
         epoch = self.rows_an_epoch([len(splits.train) for splits in loaded])
         train, validation, test = (
             _joined([getattr(splits, split) for splits in loaded], tasks) for split in ("train", "validation", "test")
@@ -177,6 +195,7 @@ class Multitask(DataSet):
                 "tasks": {
                     name: s.provenance
                     | {"train_kind": s.train_kind, "test_kind": s.test_kind, "label_names": list(s.label_names)}
+                    | ({"objective": self.objective_of(name).name} if self.what_is_learned().tasks() else {})
                     for name, s in zip(names, loaded, strict=True)
                 },
             },
@@ -208,14 +227,12 @@ class Multitask(DataSet):
         ours = {name: getattr(self, name) for name in (*OF_THE_MIXTURE, *OF_EACH_TASK)}
         return validate(preset | ours | given, cls, key)
 
-    def _checked(self, entry: str | dict[str, Any], key: str) -> dict[str, Any]:
-        """``entry`` with all fields of its data set, but for those that it has from the mixture."""
-        given = {"name": entry} if isinstance(entry, str) else dict(entry)
-        part = self._part(given, key)
-        if part.objective != self.objective:
+    def _checked(self, given: dict[str, Any], part: DataSet, key: str) -> dict[str, Any]:
+        """The entry ``given`` with all fields of its data set, but for those that it has from the mixture."""
+        if (learned := part.objective_of()).head != "new":
             raise ConfigError(
-                f"{key} is {part.what_is_learned().about}: several tasks share one model as blocks of classes, so only "
-                "classifications can be mixed. Leave it out, and train it alone."
+                f"{key} is {learned.about}: tasks share one model as blocks of a new head, and this has none. Leave it "
+                "out, and train it alone."
             )
         name = given.get("task", given.get("name"))
         if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
@@ -223,7 +240,7 @@ class Multitask(DataSet):
                 f"{key}.task={name}: say what the task is called, in letters, digits, '_' and '-', for example "
                 "{task: reviews, …}: its classes and figures are called by it."
             )
-        chosen = {name: given[name] for name in ("name", "_target_") if name in given}
+        chosen: dict[str, Any] = {name: given[name] for name in ("name", "_target_") if name in given}
         if "_target_" in chosen:
             chosen["_target_"] = stable_name(chosen["_target_"])
         fields = {
@@ -232,6 +249,10 @@ class Multitask(DataSet):
             if name not in (*OF_THE_MIXTURE, *OF_EACH_TASK) or (name in OF_EACH_TASK and value != getattr(self, name))
         }
         return {"task": name, **chosen, **fields}
+
+
+def _as_entry(entry: str | dict[str, Any]) -> dict[str, Any]:
+    return {"name": entry} if isinstance(entry, str) else dict(entry)
 
 
 def _meant(entry: dict[str, Any], key: str) -> tuple[str, dict[str, Any]]:
@@ -261,12 +282,14 @@ def _meant(entry: dict[str, Any], key: str) -> tuple[str, dict[str, Any]]:
 
 
 def _joined(parts: list[Texts], tasks: list[Task]) -> Texts:
-    """The rows of all tasks, their labels counted through all classes."""
-    shifted = [
-        Texts(part.texts, [task.first + label for label in part.labels])
-        for task, part in zip(tasks, parts, strict=True)
-    ]
-    return Texts.joined(shifted)
+    """The rows of all tasks; classes are counted through all of them, other labels say their task beside them."""
+    classes = all(task.objective == "classification" for task in tasks)
+    return Texts.joined(
+        [
+            Texts(part.texts, [task.first + label if classes else TaskLabel(number, label) for label in part.labels])
+            for number, (task, part) in enumerate(zip(tasks, parts, strict=True))
+        ]
+    )
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class PackagedDataSet(DataSet, ABC):
         distinct, dropped = drop_duplicates(texts)
         seed = derive_seed(self.split_seed, "hold-out")
         train, test = hold_out(
-            distinct, self.holdout_fraction, seed, key="data.holdout_fraction", objective=self.what_is_learned()
+            distinct, self.holdout_fraction, seed, key="data.holdout_fraction", objective=self.objective_of()
         )
         return assemble(
             self,

@@ -72,7 +72,7 @@ class PublishedDataSet(DataSet, ABC):
         """Read both official splits and hold validation out of train."""
         official = self.official()
         (train_table, *test_tables), provenance = self._tables()
-        labels = self.what_is_learned().reader(
+        labels = self.objective_of().reader(
             [train_table],
             official.label_names or None,
             {name: i for i, name in enumerate(official.hub_label_names)},

@@ -112,7 +112,7 @@ def assemble(
 
     The limits come last, so a smaller ``limit_train`` keeps the same validation and test rows.
     """
-    objective = config.what_is_learned()
+    objective = config.objective_of()
     if validation is None:
         seed = derive_seed(config.split_seed, "validation")
         train, validation = hold_out(train, config.val_fraction, seed, key="data.val_fraction", objective=objective)

@@ -56,7 +56,7 @@ class TextFiles(DataSet):
         """Read the files, name the classes, and hold out the splits that are not given."""
         files = self._split_files()
         tables = {split: self._read(split, file) for split, file in files.items()}
-        objective = self.what_is_learned()
+        objective = self.objective_of()
         reader = objective.reader([tables["train"]], self.labels)
         texts = {split: to_texts(table, reader) for split, table in tables.items()}
         train, test = texts["train"], texts.get("test")

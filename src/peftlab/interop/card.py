@@ -10,7 +10,9 @@ from peftlab.backbones.base import Tokenizer
 from peftlab.backbones.tokenizers import HFTokenizer
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.config import RunConfig
+from peftlab.objectives.base import objective as known
 from peftlab.objectives.base import shown
+from peftlab.runs.evaluate import objective_of
 from peftlab.version import __version__
 
 CARD_FILE = "README.md"
@@ -39,7 +41,7 @@ def card(
 ) -> str:
     """Markdown with the front matter that the hub reads."""
     counts, metrics, data = record["parameters"], record["metrics"], record["data"]
-    objective = config.data.what_is_learned()
+    objective = known(objective_of(facts))
     figure = objective.figure(objective.selects)
     front = ["---", "library_name: peft" if title != _MERGED else "library_name: transformers"]
     front += [f"base_model: {base}"] if base and not Path(base).is_absolute() else []

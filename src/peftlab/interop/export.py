@@ -23,6 +23,7 @@ from peftlab.interop.hf_model import (
 from peftlab.interop.loading import how_to_load
 from peftlab.interop.one_task import narrow_to_task, record_of_task
 from peftlab.interop.whole_folder import require_free, whole_folder
+from peftlab.objectives.base import objective as known
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.hf.codec import written
 from peftlab.peft.hf.files import CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE
@@ -31,6 +32,7 @@ from peftlab.peft.hf.format import MODEL, PROMPT_MODEL, HFAdapter, plain_float
 from peftlab.peft.hf.prefix import require_in_window
 from peftlab.records.folder import RunFolder
 from peftlab.runs.assemble import Assembled, reassemble
+from peftlab.runs.evaluate import objective_of
 
 
 def export_adapter(
@@ -82,7 +84,7 @@ def export_adapter(
         kind,
         named,
         assembled.backbone,
-        config.data.what_is_learned().hf_config(facts["label_names"]),
+        known(objective_of(facts)).hf_config(facts["label_names"]),
         backbone_config,
         written=base is not None,
     )
@@ -103,7 +105,7 @@ def export_adapter(
             save_model(
                 untouched_backbone(folder, config, labels),
                 stack.enter_context(whole_folder(base, "--base")),
-                config.data.what_is_learned().hf_config(labels),
+                known(objective_of(facts)).hf_config(labels),
             )
         into = stack.enter_context(whole_folder(to, "--to"))
         for name, content in files.items():
@@ -189,7 +191,7 @@ def export_merged(
         config, facts, record, title=TITLES["merged"], base=named, notes=notes, how=how, tokenizer=merged.tokenizer
     )
     with whole_folder(to, "--to") as into:
-        save_model(merged, into, config.data.what_is_learned().hf_config(labels))
+        save_model(merged, into, known(objective_of(facts)).hf_config(labels))
         (into / CARD_FILE).write_text(text, encoding="utf-8")
     return notes
 

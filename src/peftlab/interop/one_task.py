@@ -10,10 +10,11 @@ from peftlab.backbones.base import Backbone
 from peftlab.errors import PeftlabError
 from peftlab.objectives.parts.task import Task
 from peftlab.runs.assemble import Assembled
+from peftlab.runs.evaluate import objective_of
 
 
 def narrow_to_task(assembled: Assembled, facts: dict[str, Any], name: str) -> dict[str, Any]:
-    """Leave of ``assembled`` what reads and classifies the texts of one task; it computes that task's logits.
+    """Leave of ``assembled`` what reads and predicts from the texts of one task; it computes that task's outputs.
 
     Args:
         assembled: is changed by it.
@@ -40,7 +41,8 @@ def narrow_to_task(assembled: Assembled, facts: dict[str, Any], name: str) -> di
     assembled.adapter.keep_task(number)
     labels = [label.removeprefix(f"{name}/") for label in facts["label_names"][task.first : task.stop]]
     peft = facts["peft"] | ({"num_tasks": 1} if "num_tasks" in facts["peft"] else {})
-    return {key: value for key, value in facts.items() if key != "tasks"} | {"label_names": labels, "peft": peft}
+    alone = {"label_names": labels, "peft": peft, "objective": objective_of(facts, name)}
+    return {key: value for key, value in facts.items() if key != "tasks"} | alone
 
 
 def record_of_task(record: dict[str, Any], name: str) -> dict[str, Any]:

@@ -144,7 +144,9 @@ def history(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
             if name.endswith("/per_class"):
                 split = name.removesuffix("per_class")
                 for metric, numbers in value.items():
-                    found |= {f"{split}{metric}/{label}": n for label, n in zip(labels, numbers, strict=False)}
+                    # a task with an objective of its own names its classes itself
+                    by_label = numbers if isinstance(numbers, dict) else dict(zip(labels, numbers, strict=False))
+                    found |= {f"{split}{metric}/{label}": n for label, n in by_label.items()}
             elif not isinstance(value, dict | list):
                 found[name] = value
         yield found

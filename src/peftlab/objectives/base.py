@@ -5,8 +5,9 @@ sets name theirs in ``data.objective``. Methods that compute import torch inside
 record read, without it.
 
 What later ones need has its place: an objective may read a label from several cells (``reader``), make the target of a
-batch from the tokens themselves (``target`` gets whole rows), have no head of its own (``head_size`` 0), and judge by
-rows that it has collected (``states``). Several tasks in one model are for those that can share a head (``mixes``).
+batch from the tokens themselves (``target`` gets whole rows), have no new head (``head``), and judge by rows that it
+has collected (``states``). Tasks of different objectives in one model are told in
+:mod:`peftlab.objectives.parts.mixture`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator
 
@@ -67,6 +68,11 @@ def shown(value: float | None) -> str:
 
 LOSS = Figure("loss", "loss", "min")
 """Every objective has one: what was minimised, as the mean over rows."""
+TASK_MEANS: Mapping[Direction, Figure] = {
+    "max": Figure("task_mean", "mean of the tasks", "max"),
+    "min": Figure("task_mean_error", "mean error of the tasks", "min"),
+}
+"""What selects where tasks differ: the mean of the tasks' selecting figures, if all of them better the same way."""
 
 
 class LabelReader(Protocol):
@@ -85,35 +91,28 @@ class LabelReader(Protocol):
         """
 
 
-class Objective(ABC):
-    """What is learned. It has no state: what is counted lies in the metrics of :meth:`states`."""
+class Learned(ABC):
+    """What is learned, as records, tables and checks ask for it: of one task an :class:`Objective`, of several that
+    differ a :class:`~peftlab.objectives.parts.mixture.Mixture`. It has no state."""
 
-    name: ClassVar[str]
-    about: ClassVar[str]
+    name: str
+    about: str
     """In a few words, for messages: ``a regression, whose labels are numbers``."""
-    figures: ClassVar[tuple[Figure, ...]]
+    figures: tuple[Figure, ...]
     """Beside the loss, in the order of the tables."""
-    selects: ClassVar[str]
+    selects: str
     """The figure that decides between epochs and runs unless another is asked for."""
-    details: ClassVar[tuple[str, ...]] = ()
-    """What :meth:`compute` has beside numbers, kept of validation and test: figures of each class."""
-    smooths_labels: ClassVar[bool] = False
+    details: tuple[str, ...] = ()
+    """What there is of a split beside numbers, kept of validation and test: figures of each class."""
+    smooths_labels: bool = False
     """Whether ``trainer.label_smoothing`` means something."""
-    mixes: ClassVar[bool] = False
-    """Whether several tasks can share one model (:mod:`peftlab.data.multitask`)."""
-    loss_title: ClassVar[str] = "loss"
+    loss_title: str = "loss"
     """What the loss is, on the axis of a picture."""
-    head: ClassVar[Literal["new", "own", "none"]] = "new"
+    head: Literal["new", "own", "none"] = "new"
     """What the head is: ``new``, of random weights for every data set; the model's ``own``, with which it was
     pre-trained, as a language model's is; or ``none``."""
-    head_trains: ClassVar[bool] = True
+    head_trains: bool = True
     """Whether the head trains where ``backbone.train_head`` is null."""
-
-    def __init_subclass__(cls, *, name: str = "") -> None:
-        super().__init_subclass__()
-        if name:
-            cls.name = name
-            _REGISTERED[name] = cls
 
     def trains_head(self, asked: bool | None) -> bool:
         """Whether the head trains, where ``backbone.train_head`` is ``asked``.
@@ -125,7 +124,15 @@ class Objective(ABC):
             raise ValueError(f"{self.about[:1].upper()}{self.about[1:]}, has no head to train.")
         return self.head_trains and self.head != "none" if asked is None else asked
 
+    def head_size(self, names: Sequence[str]) -> int:
+        """Outputs C of a new head; 0 if there is none to build."""
+        return len(names) if self.head == "new" else 0
+
     # -- figures ---------------------------------------------------------------------------------------
+
+    def tasks(self) -> Mapping[str, Objective]:
+        """The objective of each task, where there are several that differ; else nothing."""
+        return {}
 
     def every_epoch(self) -> tuple[str, ...]:
         """Names of the figures that the history has, the loss first; ``trainer.monitor`` is one of them."""
@@ -135,10 +142,48 @@ class Objective(ABC):
         """The figure called ``name``."""
         return next(figure for figure in (LOSS, *self.figures) if figure.name == name)
 
+    def monitors(self) -> tuple[str, ...]:
+        """What ``trainer.monitor`` may be."""
+        return self.every_epoch()
+
+    def shown_figures(self) -> tuple[str, ...]:
+        """The columns of a run's table, the loss last."""
+        return (*(name for name in self.every_epoch() if name != "loss"), "loss")
+
     def facts(self) -> dict[str, Any]:
         """What a record says, so that a reader needs no table of its own: which figures, and what is better."""
         better = {figure.name: figure.better for figure in (LOSS, *self.figures)}
         return {"name": self.name, "selects": self.selects, "metrics": better}
+
+    # -- labels and what is kept -----------------------------------------------------------------------
+
+    @abstractmethod
+    def labels_in_words(self, labels: Sequence[Label], names: Sequence[str]) -> str:
+        """The training labels in a few words, for the summary before training."""
+
+    def named(self, values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """``values`` with its details as records have them, by the names of labels."""
+        return values
+
+    def detail_rows(self, values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+        """Further lines for a table of ``values`` as records have them: a name, and figure → number."""
+        return iter(())
+
+    def contradictions(
+        self, figures: Mapping[str, Any], data: Mapping[str, Any], split: str
+    ) -> Iterator[Contradiction]:
+        """What of a record's ``figures`` of one split contradicts the rest, or what ``data`` says of its rows."""
+        return iter(())
+
+
+class Objective(Learned):
+    """What is learned of one task. What is counted lies in the metrics of :meth:`states`."""
+
+    def __init_subclass__(cls, *, name: str = "") -> None:
+        super().__init_subclass__()
+        if name:
+            cls.name = name
+            _REGISTERED[name] = cls
 
     # -- data ------------------------------------------------------------------------------------------
 
@@ -157,7 +202,7 @@ class Objective(ABC):
             DataError: if the labels are none of this objective, or the declaration does not fit.
         """
 
-    def check_training_labels(self, labels: Sequence[Label], names: Sequence[str], place: object) -> None:  # noqa: B027
+    def check_training_labels(self, labels: Sequence[Label], names: Sequence[str], place: object) -> None:
         """Raise DataError, naming ``place``, if nothing can be learned from the ``labels`` left for training."""
 
     def strata(self, labels: Sequence[Label]) -> Sequence[int]:
@@ -168,15 +213,7 @@ class Objective(ABC):
         """What a record says of the labels of each split, beside their hash."""
         return {}
 
-    @abstractmethod
-    def labels_in_words(self, labels: Sequence[Label], names: Sequence[str]) -> str:
-        """The training labels in a few words, for the summary before training."""
-
     # -- head, loss, figures ---------------------------------------------------------------------------
-
-    def head_size(self, names: Sequence[str]) -> int:
-        """Outputs C of a new head; 0 if there is none to build."""
-        return len(names) if self.head == "new" else 0
 
     @abstractmethod
     def target(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -184,7 +221,7 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-        """The batch's mean loss, in float32.
+        """The mean of the rows' losses, in float32.
 
         Args:
             outputs: (B, C) float32, of the head.
@@ -209,14 +246,6 @@ class Objective(ABC):
 
     # -- what is kept and shown ------------------------------------------------------------------------
 
-    def named(self, values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-        """``values`` with its details as records have them, by the names of labels."""
-        return values
-
-    def detail_rows(self, values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
-        """Further lines for a table of ``values`` as records have them: a name, and figure → number."""
-        return iter(())
-
     @abstractmethod
     def predictions(self, outputs: Tensor, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """What is predicted from ``outputs`` (B, C), a row each, as JSON has it."""
@@ -232,14 +261,6 @@ class Objective(ABC):
     @abstractmethod
     def hf_config(self, names: Sequence[str]) -> dict[str, Any]:
         """Fields of a ``transformers`` config that say the same."""
-
-    # -- checks ----------------------------------------------------------------------------------------
-
-    def contradictions(
-        self, figures: Mapping[str, Any], data: Mapping[str, Any], split: str
-    ) -> Iterator[Contradiction]:
-        """What of a record's ``figures`` of one split contradicts the rest, or what ``data`` says of its rows."""
-        return iter(())
 
 
 Contradiction = tuple[str, str]
@@ -264,7 +285,8 @@ def objective(name: str) -> Objective:
 
 def figure_called(name: str) -> Figure | None:
     """The figure of that name, of whatever objective has it."""
-    return next((f for one in objectives().values() for f in (LOSS, *one.figures) if f.name == name), None)
+    known = (figure for one in objectives().values() for figure in (LOSS, *one.figures, *TASK_MEANS.values()))
+    return next((figure for figure in known if figure.name == name), None)
 
 
 def _known(name: str) -> str:

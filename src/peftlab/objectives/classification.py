@@ -37,7 +37,6 @@ class Classification(Objective, name="classification"):
     selects = "accuracy"
     details = ("per_class",)
     smooths_labels = True
-    mixes = True
     loss_title = "cross-entropy loss"
 
     def reader(

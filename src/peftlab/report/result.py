@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.metric_names import SPLITS
-from peftlab.objectives.base import Objective, shown
+from peftlab.objectives.base import Learned, shown
 from peftlab.report.render.terminal import console, print_lines, print_table
 from peftlab.report.table import Head, Table, plain_table
 
@@ -15,9 +15,8 @@ from peftlab.report.table import Head, Table, plain_table
 class FiguresTable:
     """Rows of figures under the titles of an objective, the loss last."""
 
-    def __init__(self, objective: Objective) -> None:
-        names = [name for name in objective.every_epoch() if name != "loss"]
-        self._names = (*names, "loss")
+    def __init__(self, objective: Learned) -> None:
+        self._names = objective.shown_figures()
         titles = [objective.figure(name).title for name in self._names]
         self._heads = [Head("split"), *(Head(title, number=True) for title in ("rows", *titles))]
         self._lines: list[list[str]] = []
@@ -42,14 +41,14 @@ class FiguresTable:
             self.add(title, figures["rows"], figures)
 
 
-def undefined_lines(objective: Objective, split: str, values: Mapping[str, Any]) -> Iterator[str]:
+def undefined_lines(objective: Learned, split: str, values: Mapping[str, Any]) -> Iterator[str]:
     """Why figures of ``values`` are undefined: a line for each reason."""
     for why in dict.fromkeys(values.get("undefined", {}).values()):
         names = [objective.figure(name).title for name, said in values["undefined"].items() if said == why]
         yield f"{' and '.join(names)} on {split}: {why}"
 
 
-def print_result(path: Path, record: dict[str, Any], objective: Objective) -> None:
+def print_result(path: Path, record: dict[str, Any], objective: Learned) -> None:
     """Print metrics, selection, size and speed from ``record``."""
     metrics, timing = record["metrics"], record["timing"]
     figures = FiguresTable(objective)

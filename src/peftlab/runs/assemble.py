@@ -133,7 +133,7 @@ def start_from_run(config: RunConfig, label_names: Sequence[str]) -> Backbone:
     backbone = config.backbone.build(_outputs(config, label_names), seed=config.seed, run_folder=folder.path)
     head = {name for name, _ in backbone.head_parameters()}
     same_labels = list(label_names) == list(facts["label_names"])
-    same_labels = same_labels and config.data.objective == earlier_config.data.objective
+    same_labels = same_labels and config.data.task_objectives() == earlier_config.data.task_objectives()
     with torch.no_grad():
         for name, tensor in backbone.model.state_dict(keep_vars=True).items():
             if same_labels or name not in head:

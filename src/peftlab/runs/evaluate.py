@@ -15,6 +15,7 @@ from peftlab.data.truncation import truncating
 from peftlab.errors import DataError, RunError
 from peftlab.objectives import recorded
 from peftlab.objectives.base import objective as known
+from peftlab.objectives.parts.mixture import NAME as MIXTURE
 from peftlab.records.folder import RunFolder
 from peftlab.runs.assemble import Assembled, count_parameters, lightning_module, reassemble
 from peftlab.training.config import monitored
@@ -69,9 +70,15 @@ def measure(config: RunConfig, assembled: Assembled, splits: Splits, rows: Texts
     return module.test_metrics
 
 
-def objective_of(facts: dict[str, Any]) -> str:
-    """The objective that adapter.json names; before it named one, there was but one."""
-    return str(facts.get("objective", recorded.BEFORE["name"]))
+def objective_of(facts: dict[str, Any], task: str | None = None) -> str:
+    """The objective that adapter.json names, or ``task``'s own; before it named one, there was but one."""
+    own = next((one.get("objective") for one in facts.get("tasks", ()) if one["name"] == task), None)
+    return str(own or facts.get("objective", recorded.BEFORE["name"]))
+
+
+def objectives_of_tasks(facts: dict[str, Any]) -> list[str]:
+    """The objective of each task, in order; of the one, if there is one task."""
+    return [objective_of(facts, one["name"]) for one in facts.get("tasks", ())] or [objective_of(facts)]
 
 
 def require_all_rows(seen: int, expected: int) -> None:
@@ -81,11 +88,13 @@ def require_all_rows(seen: int, expected: int) -> None:
 
 
 def _require_same_labels(config: RunConfig, splits: Splits, facts: dict[str, Any]) -> None:
-    trained, objective = facts["label_names"], objective_of(facts)
-    if config.data.objective != objective:
+    trained, objectives = facts["label_names"], objectives_of_tasks(facts)
+    if set(config.data.task_objectives()) != set(objectives) or (
+        list(splits.label_names) == list(trained) and config.data.task_objectives() != objectives
+    ):
         raise DataError(
-            f"the run learned {known(objective).about}; this data is for {config.data.what_is_learned().about}. "
-            f"Evaluate it on data with data.objective={objective}."
+            f"the run learned {'; '.join(known(one).about for one in objectives)}; this data is for "
+            f"{config.data.what_is_learned().about}. Evaluate it on data with data.objective={', '.join(objectives)}."
         )
     if list(splits.label_names) != list(trained):
         raise DataError(
@@ -109,7 +118,9 @@ def predict(
     from peftlab.data.module import predict_batches
 
     number, classes = _classes_of(facts, task)
-    names, objective = facts["label_names"][classes], known(objective_of(facts))
+    names, objective = facts["label_names"][classes], known(objective_of(facts, task))
+    # several classifications are told apart by the names of their classes
+    said = {"task": task} if facts.get("objective") == MIXTURE else {}
     backbone = assembled.backbone.eval()
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     backbone.to(device)
@@ -130,7 +141,7 @@ def predict(
                 "weights are damaged. Nothing can be predicted with it."
             )
         for row, predicted in zip(rows, objective.predictions(outputs, names), strict=True):
-            ready[row] = {"text": texts[row], **predicted}
+            ready[row] = {"text": texts[row], **said, **predicted}
         while following in ready:
             yield ready.pop(following)
             following += 1

@@ -11,7 +11,8 @@ from typing import Any
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import content_hash, split_hashes
-from peftlab.metric_names import UNDEFINED, MetricName
+from peftlab.metric_names import UNDEFINED, MetricName, task_figure
+from peftlab.objectives.base import Learned
 from peftlab.peft.legacy import FORMAT
 from peftlab.records import environment, identity_tags
 from peftlab.records.folder import SCHEMA_VERSION, RunFolder
@@ -89,15 +90,29 @@ def metrics(module: TrainingModule, epoch: int, splits: Splits) -> dict[str, Any
     }
     for split, figures in found.items() if splits.tasks else ():
         figures["tasks"] = {
-            task.name: {
-                name: row[MetricName(split, name, task.name).in_history] for name in (*objective.every_epoch(), "rows")
-            }
+            task.name: _of_task(row, split, task.name, objective.tasks().get(task.name, objective))
             for task in splits.tasks
         }
     details = {name: row[MetricName("validation", name).in_history] for name in objective.details}
     found["validation"] = objective.named(found["validation"] | details, names)
     found["test"] = objective.named(module.test_metrics, names)
     return found
+
+
+def _of_task(row: dict[str, Any], split: str, task: str, objective: Learned) -> dict[str, Any]:
+    """What the history's ``row`` has of one task: figures, why some are undefined, and details if it has own."""
+    columns = {
+        name: MetricName(split, name, task).in_history
+        for name in (*objective.every_epoch(), "rows", *objective.details)
+    }
+    found = {name: row[column] for name, column in columns.items() if name not in objective.details or column in row}
+    undefined = row.get(MetricName(split, UNDEFINED).in_history, {})
+    reasons = {
+        name: undefined[task_figure(task, name)]
+        for name in objective.every_epoch()
+        if task_figure(task, name) in undefined
+    }
+    return found | ({UNDEFINED: reasons} if reasons else {})
 
 
 def timing(
@@ -130,7 +145,12 @@ def file_facts(folder: RunFolder, names: Iterable[str]) -> dict[str, dict[str, s
 def adapter_facts(config: RunConfig, splits: Splits, assembled: Assembled, folder: RunFolder) -> dict[str, Any]:
     """adapter.json: what the adapter belongs to."""
     plain = config.plain()
-    tasks = [{"name": task.name, "classes": [task.first, task.stop]} for task in splits.tasks]
+    learned = config.data.what_is_learned()
+    tasks = [
+        {"name": task.name, "classes": [task.first, task.stop]}
+        | ({"objective": task.objective} if learned.tasks() else {})
+        for task in splits.tasks
+    ]
     return {
         "format": FORMAT,
         "run": folder.key,
@@ -139,7 +159,7 @@ def adapter_facts(config: RunConfig, splits: Splits, assembled: Assembled, folde
         "backbone": plain["backbone"],
         "backbone_fingerprint": assembled.fingerprint,
         "train_head": config.trains_head,
-        "objective": config.data.objective,
+        "objective": learned.name,
         "label_names": list(splits.label_names),
         "max_length": config.data.max_length,
         "truncation": config.data.truncation,

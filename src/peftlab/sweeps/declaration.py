@@ -29,7 +29,7 @@ from pydantic import Field
 
 from peftlab.fields import NAME_PATTERN, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from peftlab.metric_names import MetricName
-from peftlab.objectives.base import figure_called, objectives
+from peftlab.objectives.base import TASK_MEANS, figure_called, objectives
 from peftlab.report.columns import Column
 
 Text = Annotated[str, Field(min_length=1)]
@@ -98,6 +98,7 @@ class Search:
 
     def __post_init__(self) -> None:
         names = dict.fromkeys(name for one in objectives().values() for name in reversed(one.every_epoch()))
+        names |= dict.fromkeys(figure.name for figure in TASK_MEANS.values())
         allowed = [MetricName(split, name).in_history for split in ("validation", "train") for name in names]
         if self.metric is not None and self.metric not in allowed:
             raise ValueError(f"metric '{self.metric}' must be one of {', '.join(allowed)}: never tuned on test data.")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from peftlab.errors import ConfigError, nearest
 from peftlab.metric_names import RECORD_PART, SPLITS, record_part
-from peftlab.objectives.base import objectives
+from peftlab.objectives.base import TASK_MEANS, objectives
 
 PARTS = (RECORD_PART, "parameters", "timing", "memory", "forgetting", "selection", "data", "backbone")
 """The parts of a record that hold numbers."""
-_OF_EVERY_SPLIT = (*dict.fromkeys(n for one in objectives().values() for n in one.every_epoch()), "tasks")
+_MEANS = tuple(figure.name for figure in TASK_MEANS.values())
+_OF_EVERY_SPLIT = (*dict.fromkeys(n for one in objectives().values() for n in one.every_epoch()), *_MEANS, "tasks")
 _DETAILS = tuple(name for one in objectives().values() for name in one.details)
 _OF_THE_TEST = tuple(f.name for one in objectives().values() for f in one.figures if not f.each_epoch)
 LEAVES: dict[str, tuple[str, ...]] = {

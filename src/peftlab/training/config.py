@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from peftlab.fields import NonNegativeFloat, PositiveFloat, PositiveInt, Probability, added, bookkeeping
 from peftlab.metric_names import MetricName
-from peftlab.objectives.base import Figure, Objective
+from peftlab.objectives.base import Figure, Learned
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -109,7 +109,7 @@ class TrainerConfig:
     progress_bar: bool = bookkeeping(True)
 
 
-def monitored(config: TrainerConfig, objective: Objective) -> Figure:
+def monitored(config: TrainerConfig, objective: Learned) -> Figure:
     """The figure that the trainer looks at."""
     return objective.figure(config.monitor or objective.selects)
 
@@ -131,7 +131,7 @@ def best_epoch(history: Sequence[Mapping[str, Any]], monitor: Figure) -> int:
     return int(choose(history, key=value)["epoch"])
 
 
-def selection_rule(config: TrainerConfig, objective: Objective) -> str:
+def selection_rule(config: TrainerConfig, objective: Learned) -> str:
     """By which rule the tested epoch is chosen, in words: ``highest validation/accuracy``."""
     if config.select == "last":
         return "last epoch"

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from peftlab.metric_names import UNDEFINED, MetricName
-from peftlab.objectives.base import Objective, shown
+from peftlab.metric_names import UNDEFINED, MetricName, task_figure
+from peftlab.objectives.base import Learned, Objective, shown
 from peftlab.objectives.parts.blocks import MultitaskMetrics, TaskBlocks, by_task
+from peftlab.objectives.parts.mixed import MixedTasks, MixtureMetrics
+from peftlab.objectives.parts.mixture import Mixture
 from peftlab.objectives.parts.split import SplitMetrics
 from peftlab.objectives.parts.task import Task
 from peftlab.peft.adapter import Adapter
@@ -24,9 +26,10 @@ from peftlab.seeding import derive_seed
 from peftlab.training.config import OnNaN, OptimizerConfig, ScheduleConfig
 from peftlab.training.finite import FiniteSteps
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 """``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,), of several tasks ``task_ids`` (B,) too; all int64, but
-labels that are numbers float32."""
+labels that are numbers float32. Of tasks with different objectives ``labels`` are
+:data:`~peftlab.objectives.parts.mixed.Targets`."""
 
 
 class TrainingModule(L.LightningModule):
@@ -42,7 +45,7 @@ class TrainingModule(L.LightningModule):
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
         *,
-        objective: Objective,
+        objective: Learned,
         label_names: Sequence[str],
         seed: int,
         label_smoothing: float = 0.0,
@@ -61,12 +64,10 @@ class TrainingModule(L.LightningModule):
         self.max_steps = max_steps
         # Checkpoints hold what trains; on_load_checkpoint checks the key set itself.
         self.strict_loading = False
-        self.tasks = TaskBlocks(tasks) if tasks else None
+        self.mixed = MixedTasks(objective, tasks) if isinstance(objective, Mixture) else None
+        self.tasks = TaskBlocks(tasks) if tasks and self.mixed is None else None
         self.metrics = nn.ModuleDict(
-            {
-                split: MultitaskMetrics(tasks) if tasks else SplitMetrics(objective, label_names)
-                for split in ("train_", "validation_", "test_")
-            }
+            {split: self._new_metrics(label_names, tasks) for split in ("train_", "validation_", "test_")}
         )
         self.history: list[dict[str, float]] = []
         self.test_metrics: dict[str, Any] = {}
@@ -75,13 +76,21 @@ class TrainingModule(L.LightningModule):
         self._clock = _Stopwatch()
         self._finite = FiniteSteps(on_nan)
 
+    def _new_metrics(self, names: Sequence[str], tasks: Sequence[Task]) -> nn.Module:
+        if self.mixed is not None:
+            return MixtureMetrics(self.mixed, names)
+        if tasks:
+            return MultitaskMetrics(tasks)
+        assert isinstance(self.objective, Objective)
+        return SplitMetrics(self.objective, names)
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None = None) -> Tensor:
-        """Outputs of the head (B, C) in fp32; of several tasks, -inf for the classes that are not of a row's own."""
-        if self.tasks is None:
+        """Outputs of the head (B, C) in fp32; of several classifications, -inf for classes not of a row's own task."""
+        if task_ids is None:
             logits: Tensor = self.backbone(input_ids, attention_mask)
             return logits.float()
-        assert task_ids is not None
-        return self.tasks.masked(self.backbone(input_ids, attention_mask, task_ids).float(), task_ids)
+        outputs: Tensor = self.backbone(input_ids, attention_mask, task_ids).float()
+        return outputs if self.tasks is None else self.tasks.masked(outputs, task_ids)
 
     # -- training ------------------------------------------------------------------------------------
 
@@ -165,6 +174,9 @@ class TrainingModule(L.LightningModule):
         row |= {
             MetricName("validation", name).in_history: self._validation_row[name] for name in self.objective.details
         }
+        for task, one in self.objective.tasks().items():
+            details = self._validation_row["tasks"][task]
+            row |= {MetricName("validation", name, task).in_history: details[name] for name in one.details}
         self.history.append(row)
         self._log_figures("train", train)
         figure, validation = self.objective.figure(self.objective.selects), self._validation_row
@@ -195,20 +207,24 @@ class TrainingModule(L.LightningModule):
 
     def _loss(self, split: str, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
         """The batch's mean loss; what the batch says is added to the split's metrics."""
-        labels, task_ids = batch["labels"], batch.get("task_ids")
-        if self.tasks is None or task_ids is None:
-            outputs = self(batch["input_ids"], batch["attention_mask"])
+        labels, task_ids, metrics = batch["labels"], batch.get("task_ids"), self._metrics(split)
+        outputs = self(batch["input_ids"], batch["attention_mask"], task_ids)
+        said: Any  # what the metrics of the split take beside outputs and labels
+        if self.mixed is not None:
+            of_tasks = self.mixed.losses(outputs, labels, label_smoothing)
+            said = {task: one.detach() for task, one in of_tasks.items()}
+            loss = self.mixed.mean(of_tasks, labels)
+        elif self.tasks is not None and task_ids is not None:
+            losses = self.tasks.losses(outputs, labels, task_ids, label_smoothing)  # (B,)
+            said, loss = losses.detach(), losses.mean()
+        else:
+            assert isinstance(self.objective, Objective)
             loss = self.objective.loss(outputs, labels, label_smoothing=label_smoothing)
-            if split == "train" and self._finite.on_nan == "skip" and not loss.isfinite():
-                return loss  # its rows are not learned from, and not counted
-            self._metrics(split).update(outputs.detach(), labels, loss.detach())
-            return loss
-        logits = self(batch["input_ids"], batch["attention_mask"], task_ids)
-        losses = self.tasks.losses(logits, labels, task_ids, label_smoothing)  # (B,)
-        if split == "train" and self._finite.on_nan == "skip" and not losses.isfinite().all():
-            return losses.mean()
-        self._metrics(split).update(logits.detach(), labels, losses.detach())
-        return losses.mean()
+            said = loss.detach()
+        if split == "train" and self._finite.on_nan == "skip" and not loss.isfinite():
+            return loss  # its rows are not learned from, and not counted
+        metrics.update(outputs.detach(), labels, said)
+        return loss
 
     def _log_figures(self, split: str, values: dict[str, Any]) -> None:
         """Show the figures to loggers, checkpointing and early stopping; an undefined one is as bad as can be."""
@@ -217,11 +233,12 @@ class TrainingModule(L.LightningModule):
             shown_as = self.objective.figure(name).worst if value is None else value
             self.log(MetricName(split, name).in_history, shown_as, prog_bar=bar)
         for metric, number in by_task(values, split).items():
-            self.log(metric.in_history, float(number))
+            name = task_figure(str(metric.task), metric.figure)
+            self.log(metric.in_history, self.objective.figure(name).worst if number is None else float(number))
 
     def _computed(self, split: str) -> dict[str, Any]:
         """The figures of ``split``; one that is no finite number is None, and ``undefined`` says so."""
-        values = self._metrics(split).compute()
+        values: dict[str, Any] = self._metrics(split).compute()
         named = self.objective.every_epoch()
         lost = [name for name in named if values[name] is not None and not math.isfinite(values[name])]
         if lost:
@@ -229,10 +246,9 @@ class TrainingModule(L.LightningModule):
             values |= dict.fromkeys(lost)
         return values
 
-    def _metrics(self, split: str) -> SplitMetrics:
-        found = self.metrics[f"{split}_"]  # "train" itself is a method of every module
-        assert isinstance(found, SplitMetrics)
-        return found
+    def _metrics(self, split: str) -> Any:
+        """What has ``update`` and ``compute``; "train" itself is a method of every module."""
+        return self.metrics[f"{split}_"]
 
     # -- optimizer and checkpoint --------------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-"""What several objectives, or a large one, are made of. ``split`` and ``blocks`` import torch."""
+"""What several objectives, or a large one, are made of. ``split``, ``blocks`` and ``mixed`` import torch."""

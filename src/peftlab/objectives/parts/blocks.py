@@ -129,10 +129,11 @@ class MultitaskMetrics(SplitMetrics):
         return found | means | {"tasks": tasks}
 
 
-def by_task(values: dict[str, Any], split: str) -> dict[MetricName, float]:
-    """Metric of a task to number, of what ``compute()`` returned; nothing for data of one task."""
+def by_task(values: dict[str, Any], split: str) -> dict[MetricName, float | None]:
+    """Metric of a task to number, None if undefined, of what ``compute()`` returned; nothing for data of one task."""
     return {
         MetricName(split, name, task): number
         for task, figures in values.get("tasks", {}).items()
         for name, number in figures.items()
+        if not isinstance(number, dict)
     }

@@ -51,6 +51,12 @@ class Collected(Metric):
         """Add rows: ``width`` columns of (B,), kept as float32, which predictions and labels are."""
         self.rows.append(torch.stack([column.detach().float() for column in columns], dim=1))
 
+    def _sync_dist(self, *how: Any, **more: Any) -> None:
+        """A process without rows takes part with none: gathering wants a tensor of each."""
+        if not self.rows:
+            self.rows.append(torch.zeros(0, self.width, device=self.device))
+        super()._sync_dist(*how, **more)
+
     def compute(self) -> Tensor:
         """(N, width) float64 on the CPU, sorted: whatever order the rows came in, sums over them are the same."""
         given: Any = self.rows

@@ -9,13 +9,13 @@ from typing import Any
 
 from peftlab.files import write_atomically
 from peftlab.metric_names import MetricName
-from peftlab.objectives.base import Objective
+from peftlab.objectives.base import Learned
 
 COLOURS = {"train": "#4477aa", "validation": "#ee6677"}  # Paul Tol's "bright": told apart by the colour-blind
 
 
 def draw_curves(
-    path: Path, history: list[dict[str, Any]], objective: Objective, *, title: str, chosen_epoch: int | None = None
+    path: Path, history: list[dict[str, Any]], objective: Learned, *, title: str, chosen_epoch: int | None = None
 ) -> None:
     """Draw ``history``; a dashed line marks the epoch whose weights were kept.
 
