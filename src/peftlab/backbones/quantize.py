@@ -147,3 +147,39 @@ def _state_bytes(state: object) -> int:
     tensors = (getattr(state, name, None) for name in ("absmax", "code", "offset"))
     own = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
     return own + _state_bytes(getattr(state, "state2", None))
+
+
+_REPACKS = "support_avx512bf16_for_cpu"
+"""Attribute of a 4-bit layer of bitsandbytes: whether it repacks its weights for a CPU with bfloat16 instructions."""
+
+
+def require_never_repacked(model: nn.Module) -> None:
+    """Refuse a model whose 4-bit weights bitsandbytes has repacked.
+
+    It does so at the first evaluation, and rounds the scales; ``state_dict()`` then packs them back wrongly, and what
+    the model computes from there on is wrong without a word.
+
+    Raises:
+        BackboneError: naming the first such layer.
+    """
+    for name, module in model.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if hasattr(state, "original_qshape"):
+            raise BackboneError(
+                f"bitsandbytes has repacked the 4-bit weights of '{name}' for this CPU, which rounds them and cannot "
+                "be taken back: the model was evaluated before. Load it anew, and attach before it is first called."
+            )
+
+
+def keep_layout(model: nn.Module) -> list[nn.Module]:
+    """Let bitsandbytes leave 4-bit weights as they are stored; return the layers that would have repacked theirs."""
+    told = [module for module in model.modules() if getattr(module, _REPACKS, False)]
+    for layer in told:
+        setattr(layer, _REPACKS, False)
+    return told
+
+
+def let_repack(layers: Collection[nn.Module]) -> None:
+    """Undo :func:`keep_layout` for the layers that it returned."""
+    for layer in layers:
+        setattr(layer, _REPACKS, True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from peftlab.backbones.base import Backbone
 from peftlab.backbones.plain_model import AnyTokenizer, PlainModel
+from peftlab.backbones.quantize import keep_layout, let_repack, require_never_repacked
 from peftlab.errors import BackboneError, ConfigError, PeftlabError, RunError, listed, nearest
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import PEFTStrategy
@@ -117,6 +118,7 @@ def _require_kinds(model: Any, method: Any) -> None:
 
 
 def _require_clean(model: nn.Module) -> None:
+    require_never_repacked(model)
     for name, module in model.named_modules():
         attachment = vars(module).get(_MARK)
         if attachment is not None:
@@ -173,6 +175,7 @@ class _Attachment:
         self.adapter: Adapter
         self._trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self._buffers: dict[str, Tensor] = {}
+        self._kept = keep_layout(model)
 
     def settle(self, adapter: Adapter) -> None:
         """The adapter stands: note what of the frozen model may not change."""
@@ -201,6 +204,7 @@ class _Attachment:
     def remove(self) -> None:
         """Let train again what trained before."""
         vars(self.model).pop(_MARK, None)
+        let_repack(self._kept)
         for name, parameter in self.model.named_parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_(self._trained.get(name, parameter.requires_grad))
