@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 
 from peftlab.objectives.base import Objective
 
@@ -18,12 +18,12 @@ class SplitMetrics(nn.Module):
     def __init__(self, objective: Objective, names: Sequence[str]) -> None:
         super().__init__()
         self.objective = objective
-        self.loss = MeanMetric(nan_strategy="disable")
+        self.loss = MeanOverRows()
         self.states = nn.ModuleDict(objective.states(names))
 
     def update(self, outputs: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Add a batch: ``outputs`` (B, C), ``labels`` (B,), ``loss`` the batch's mean."""
-        self.loss.update(loss, weight=len(labels))
+        self.loss.update(loss, len(labels))
         self.objective.update(self.states, outputs, labels)
 
     def compute(self) -> dict[str, Any]:
@@ -34,6 +34,32 @@ class SplitMetrics(nn.Module):
         for state in self.states.values():
             state.reset()  # type: ignore[operator]
         return values
+
+
+class MeanOverRows(Metric):
+    """The mean of batches' means, weighted by their rows; not finite as soon as one of them is not.
+
+    torchmetrics' own MeanMetric leaves such a value out with a warning, or (``nan_strategy="disable"``) all weights.
+    """
+
+    full_state_update = False
+    total: Tensor
+    rows: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("rows", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, rows: int) -> None:
+        """Add a batch: its ``mean`` (), or the values of its rows (B,) with ``rows`` 1."""
+        values = mean.detach().float()
+        self.total += (values * rows).sum()
+        self.rows += rows * values.numel()
+
+    def compute(self) -> Tensor:
+        """A scalar."""
+        return self.total / self.rows
 
 
 class Collected(Metric):
