@@ -37,6 +37,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test works in an empty folder with a cache of its own."""
     monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / ".cache"))
     monkeypatch.delenv("PEFTLAB_DEBUG", raising=False)
+    monkeypatch.setenv("PEFTLAB_ALLOW", "tests")  # config classes of the tests' own
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -54,7 +54,7 @@ WRONG: list[tuple[list[str], list[str]]] = [
     ),
     (["backbone.quantize=int4"], ["backbone.quantize='int4'", "nf4"]),
     (["backbone.name_or_path=x"], ["exactly one of", "backbone.name_or_path"]),
-    (["schedule._target_=foo.Bar"], ["schedule._target_=foo.Bar", "no module 'foo'"]),
+    (["schedule._target_=foo.Bar"], ["schedule._target_=foo.Bar", "PEFTLAB_ALLOW=foo"]),
     (["peft._target_=peftlab.peft.lroa.LoRA"], ["peftlab.peft.lroa", "Did you mean 'lora'?"]),
     (["peft._target_=peftlab.peft.lora.LoRa"], ["no class 'LoRa'", "Did you mean 'LoRA'?"]),
     (["peft._target_=peftlab.training.optim.SGD"], ["must be a peftlab.peft.base.PEFTStrategy"]),

@@ -84,3 +84,17 @@ def test_no_small_file_of_a_run_ends_in_a_traceback(
         assert result.status in (1, 2)
         assert name in result.out + result.err
         assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 60_000, b"\xff", None])
+def test_a_report_survives_a_damaged_sweep_file(peftlab: Peftlab, reviews: Path, content: bytes | None) -> None:
+    run = finished(reviews)
+    file = run.parent / "sweep.json"
+    if content is None:
+        os.mkfifo(file)
+    else:
+        file.write_bytes(content)
+    result = peftlab("report", "outputs", "--to", "made", "--format", "csv")
+    assert "Traceback" not in result.err
+    assert "sweep.json" in result.out + result.err
+    assert run.name in Path("made/report.csv").read_text()

@@ -55,6 +55,7 @@ def move(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Move]:
     (scratch / "texts_once.py").write_text(DATA)
 
     def called(name: str) -> None:
+        monkeypatch.setenv("PEFTLAB_ALLOW", ",".join(names))
         values = yaml.safe_load((Path(__file__).parents[2] / "conf/data/text_files.yaml").read_text())
         (folder / "mine.yaml").write_text(yaml.safe_dump(values | {"_target_": name, "mark": 0}))
 

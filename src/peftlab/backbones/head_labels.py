@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from peftlab.backbones.base import Backbone
 from peftlab.backbones.networks import seeded
 from peftlab.errors import listed
+from peftlab.reading import read_json
 
 _NO_NAME = re.compile(r"LABEL_\d+")
 """What transformers calls classes that nobody has named."""
@@ -22,7 +22,7 @@ _NO_NAME = re.compile(r"LABEL_\d+")
 def names_in(folder: Path) -> list[str]:
     """The classes of the checkpoint in ``folder``, in the order of its head's rows; none if they have no names."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         named = {int(index): str(name) for index, name in config.get("id2label", {}).items()}
     except (OSError, ValueError, AttributeError):
         return []

@@ -19,6 +19,7 @@ from peftlab.backbones.base import Tokenizer
 from peftlab.data.base import Texts
 from peftlab.errors import DataError, UnreadableText
 from peftlab.objectives.base import Label
+from peftlab.reading import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def _encode(
 def _is_whole(folder: Path, rows: int) -> bool:
     """Whether the folder holds exactly what was once written there."""
     try:
-        expected = json.loads((folder / "complete.json").read_text(encoding="utf-8"))
+        expected = read_json(folder / "complete.json")
         return bool(expected["rows"] == rows and expected["sha256"] == _hashes(folder))
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peftlab.reading import read_json
 from peftlab.report.columns import Column, present_format
 from peftlab.report.records_find import LeftOut
 
@@ -55,7 +55,7 @@ class SweepFile:
 def read_sweep_file(path: str) -> SweepFile | LeftOut:
     """The file at ``path``, or why it cannot be used."""
     try:
-        given: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        given: dict[str, Any] = read_json(Path(path))
         if given["format"] != FORMAT:
             return LeftOut(path, f"has format {given['format']}; this peftlab reads format {FORMAT}")
         return SweepFile(

@@ -19,6 +19,7 @@ from peftlab.class_names import stable_name
 from peftlab.errors import PeftlabError, RunError
 from peftlab.metric_names import TRAIN_LOSS, record_part
 from peftlab.objectives.recorded import BEFORE, objective_facts
+from peftlab.reading import read_json
 from peftlab.records.divergence import STATUS
 from peftlab.records.folder import SCHEMA_VERSION, RunFolder
 from peftlab.records.identity import Rules
@@ -186,7 +187,7 @@ def _record(folder: str) -> dict[str, Any] | LeftOut:
 def _why_no_record(path: str) -> str:
     """Of a file that is whole, but no record: what it is; empty for others."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = read_json(Path(path))
     except (OSError, ValueError, RecursionError):
         return ""
     if not isinstance(found, dict) or "schema_version" not in found:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, RunError, first_line, nearest
 from peftlab.files import open_lock, take_lock
 from peftlab.metric_names import TRAIN_LOSS, MetricName
+from peftlab.reading import read_bytes
 from peftlab.records import identity_tags
 from peftlab.records.identity import run_key
 from peftlab.seeding import derive_seed
@@ -316,7 +318,6 @@ def _identity(search: Search, config: RunConfig) -> str:
 def _rows(path: Path) -> Sequence[Mapping[str, str]]:
     """Rows of metrics.csv; none while there is no such file."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        return list(csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8"), newline="")))
     except FileNotFoundError:
         return []

@@ -18,7 +18,7 @@ class SplitMetrics(nn.Module):
     def __init__(self, objective: Objective, names: Sequence[str]) -> None:
         super().__init__()
         self.objective = objective
-        self.loss = MeanOverRows()
+        self.loss = WeightedMean()
         self.states = nn.ModuleDict(objective.states(names))
 
     def update(self, outputs: Tensor, labels: Tensor, loss: Tensor) -> None:
@@ -36,30 +36,27 @@ class SplitMetrics(nn.Module):
         return values
 
 
-class MeanOverRows(Metric):
-    """The mean of batches' means, weighted by their rows; not finite as soon as one of them is not.
-
-    torchmetrics' own MeanMetric leaves such a value out with a warning, or (``nan_strategy="disable"``) all weights.
-    """
+class WeightedMean(Metric):
+    """Mean over rows; what is no number makes it none. (MeanMetric drops such values, or else the weights.)"""
 
     full_state_update = False
     total: Tensor
-    rows: Tensor
+    weight: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("rows", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("weight", torch.tensor(0.0), dist_reduce_fx="sum")
 
-    def update(self, mean: Tensor, rows: int) -> None:
-        """Add a batch: its ``mean`` (), or the values of its rows (B,) with ``rows`` 1."""
-        values = mean.detach().float()
-        self.total += (values * rows).sum()
-        self.rows += rows * values.numel()
+    def update(self, value: Tensor, weight: float) -> None:
+        """Add values of any shape, each of which stands for ``weight`` rows."""
+        weights = torch.as_tensor(weight, dtype=self.total.dtype, device=self.total.device).broadcast_to(value.shape)
+        self.total += (value.to(self.total.dtype) * weights).sum()
+        self.weight += weights.sum()
 
     def compute(self) -> Tensor:
-        """A scalar."""
-        return self.total / self.rows
+        """The mean, a scalar; NaN of nothing."""
+        return self.total / self.weight
 
 
 class Collected(Metric):
