@@ -12,11 +12,12 @@ from torch import Tensor
 
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.errors import PeftlabError
-from peftlab.peft.adapter import Adapter, Placed
+from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import attach
 from peftlab.peft.hf import codec
 from peftlab.peft.lora import LoRA
 from peftlab.peft.low_rank import LowRank
+from peftlab.peft.parts import Placed
 from peftlab.peft.surgery import weight_matrix
 from peftlab.runs.assemble import count_parameters
 from tests.conftest import TINY, Peftlab, run_folder

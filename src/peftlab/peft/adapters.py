@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from peftlab.errors import PeftlabError
-from peftlab.peft.adapter import Adapter, Placed, nothing_to_merge
+from peftlab.peft.adapter import Adapter, nothing_to_merge
 from peftlab.peft.base import PEFTStrategy
+from peftlab.peft.parts import Placed
 from peftlab.peft.weight_update import WeightUpdate
 
 if TYPE_CHECKING:

@@ -13,10 +13,11 @@ import torch
 
 from peftlab.errors import PeftlabError
 from peftlab.peft.adalora import AdaLoRA
-from peftlab.peft.adapter import Adapter, Placed
+from peftlab.peft.adapter import Adapter
 from peftlab.peft.hf.codec import Codec
 from peftlab.peft.hf.format import MODEL, HFAdapter, HFFolder, plain_float
 from peftlab.peft.hf.lora import common_options, require_plain_base, understands_low_rank
+from peftlab.peft.parts import Placed
 from peftlab.peft.rank_budget import Prunable
 
 _ADDED_TO_RANK = 1e-5

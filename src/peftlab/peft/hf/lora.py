@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from peftlab.backbones.base import Backbone
 from peftlab.backbones.role_table import output_features
 from peftlab.errors import PeftlabError
-from peftlab.peft.adapter import Adapter, Placed
+from peftlab.peft.adapter import Adapter
 from peftlab.peft.delta import AdaptedLayer
 from peftlab.peft.dora import DoRA, DoRADelta
 from peftlab.peft.hf.codec import Codec
@@ -30,6 +30,7 @@ from peftlab.peft.hf.format import MODEL, HFAdapter, HFFolder, module_names, pla
 from peftlab.peft.lora import LoRA
 from peftlab.peft.low_rank import LowRank
 from peftlab.peft.names import live_parameter
+from peftlab.peft.parts import Placed
 from peftlab.peft.rank_budget import RankBudgetStrategy
 from peftlab.peft.surgery import is_conv1d, weight_matrix
 
