@@ -78,6 +78,11 @@ TAGS: tuple[Tag, ...] = (
         "special tokens that are written in a text ([SEP], </s>) are read letter by letter; others are read as before",
     ),
     Tag(
+        "accumulation-1",
+        lambda config: config["trainer"].get("accumulate_grad_batches", 1) > 1,
+        "a step over several batches weights them by their rows; before, the last of an epoch was scaled as a full one",
+    ),
+    Tag(
         "head-classes-1",
         lambda config: config["backbone"].get("name_or_path") is not None,
         "the head of a checkpoint is matched to the labels by the names of its classes, and new where they are others",

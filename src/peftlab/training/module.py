@@ -23,6 +23,7 @@ from peftlab.objectives.parts.task import Task
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.legacy import FORMAT, present_state
 from peftlab.seeding import derive_seed
+from peftlab.training.accumulation import RowsOfAStep
 from peftlab.training.config import OnNaN, OptimizerConfig, ScheduleConfig
 from peftlab.training.finite import FiniteSteps
 
@@ -74,6 +75,7 @@ class TrainingModule(L.LightningModule):
         self.first_step_at: float | None = None
         self._validation_row: dict[str, Any] = {}
         self._clock = _Stopwatch()
+        self._rows_of_step = RowsOfAStep()
         self._finite = FiniteSteps(on_nan)
 
     def _new_metrics(self, names: Sequence[str], tasks: Sequence[Task]) -> nn.Module:
@@ -112,14 +114,16 @@ class TrainingModule(L.LightningModule):
         self._finite.add(loss)
         self.log(MetricName("train", "loss_step").in_history, loss, prog_bar=True)
         penalty = self.adapter.regularization(self.global_step + 1, self._total_steps())
-        return loss if penalty is None else loss + penalty
+        whole = loss if penalty is None else loss + penalty
+        return self._rows_of_step.weighted(whole, len(batch["labels"]))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Look at the loss and the gradients, before they are clipped.
+        """Weight the step's batches by their rows, and look at loss and gradients, before they are clipped.
 
         Raises:
             Diverged: if one is no finite number and ``on_nan`` is ``stop``.
         """
+        self._rows_of_step.settle(optimizer, self.trainer.accumulate_grad_batches)
         self._finite.check(self, optimizer)
 
     def optimizer_step(
