@@ -240,8 +240,12 @@ class Adapter(Parts):
     def _take_out(self, placed: Placed) -> None:
         placed.layer.drop(placed.key)
         if not placed.layer.deltas:
-            for name, module in placed.layer.stands_for.items():
-                replace_module(self.model, name, module)
+            layer = placed.layer
+            replace_module(self.model, placed.name, layer.base)  # which may have been dequantised meanwhile
+            for name in placed.also:
+                other = layer.stands_for[name]
+                other.weight = layer.base.weight
+                replace_module(self.model, name, other)
 
     def __repr__(self) -> str:
         beside = f" beside {', '.join(self.beside)}" if self.beside else ""
