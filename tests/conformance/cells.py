@@ -31,7 +31,7 @@ from peftlab.records.folder import RunFolder
 from peftlab.runs.adapter_file import adapter_bytes, load_adapter, save_adapter
 from peftlab.seeding import derive_seed
 from tests.backbones.tiny_backbones import batch, shake, tiny, tiny_config
-from tests.conformance.expectations import UNREAD, backbone_cannot
+from tests.conformance.expectations import LACKING, UNREAD, backbone_cannot
 
 ENCODERS = ("bert", "distilbert", "roberta", "deberta-v2", "modernbert", "big_bird", "xlnet")
 DECODERS = ("gpt2", "llama", "gemma")
@@ -516,7 +516,8 @@ def judged(outcome: Outcome, strategy: Any, kind: str, weights: str, words: str 
         return outcome
     if words is not None and words not in outcome.refusal:
         return Outcome((f"refusal: '{words}' expected, said was: {outcome.refusal}",))
-    if words is None and not declared:
+    lacking = any(reason in outcome.refusal for reason in LACKING.get(kind, ()))
+    if words is None and not declared and not lacking:
         return Outcome((f"refusal: not expected: {outcome.refusal}",))
     return outcome
 

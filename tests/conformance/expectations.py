@@ -31,17 +31,12 @@ def expected_refusal(method: str, kind: str, weights: str) -> str | None:
     return None
 
 
-_NO_LAYER = "keeps its projections as parameters"
 _NO_KEYS = "takes no keys and values beside its own"
-REFUSALS |= {
-    (method, "xlnet", "*"): _NO_LAYER
-    for method in ("adalora", "dora", "dynamic_dora", "houlsby", "ia3", "lora", "vera")
+LACKING: dict[str, tuple[str, ...]] = {
+    "big_bird": (_NO_KEYS,),
+    "xlnet": (_NO_KEYS, "keeps its projections as parameters"),
 }
-REFUSALS |= {
-    (method, kind, "*"): _NO_KEYS
-    for method in ("compose", "p_tuning_v2", "prefix_tuning")
-    for kind in ("big_bird", "xlnet")
-}
+"""Kind → what the refusals of methods may say that need what the architecture has not, whichever method it is."""
 
 UNREAD = {
     "big_bird": "pooler",  # its classifier reads the first token itself

@@ -22,7 +22,7 @@ def trained(kind: str, patterns: list[str] | None = None, **more: object) -> set
 def test_the_default_is_attention_in_every_architecture(kind: str) -> None:
     names = trained(kind)
     endings = ("q", "k", "v", "o", "query", "key", "value", "dense", "q_lin", "c_attn", "c_proj", "q_proj", "Wqkv",
-               "Wo", "query_proj", "in_proj", "query_key_value", "qkv_proj", "o_proj")  # fmt: skip
+               "Wo", "query_proj", "in_proj", "query_key_value", "qkv_proj", "o_proj", "rel_attn")  # fmt: skip
     owners = {name.split(".")[-2] for name in names}
     assert owners & set(endings)
     assert not any(word in name for name in names for word in ("mlp", "ffn", "intermediate", "word_embeddings"))

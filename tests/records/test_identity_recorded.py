@@ -136,6 +136,7 @@ def test_a_method_from_elsewhere_is_verified_and_reported_unimported(
 ) -> None:
     """What its own bookkeeping is, only the record can say."""
     monkeypatch.syspath_prepend(str(scratch))
+    monkeypatch.setenv("PEFTLAB_ALLOW", "mine_elsewhere")
     (scratch / "mine_elsewhere.py").write_text(METHOD)
     folder = scratch / "my/peft"
     folder.mkdir(parents=True)

@@ -55,12 +55,12 @@ def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
 
 def one_a_cell(plan: DeclaredPlan) -> list[Variant]:
     """The last candidate of each cell, with the first seed."""
-    return list({variant.cell.id: variant for variant in plan.corners()}.values())
+    return list({variant.arm.id: variant for variant in plan.corners()}.values())
 
 
 def words(variant: Variant) -> tuple[str, ...]:
     """What a cell takes from the settings: cells with the same words differ in their own overrides only."""
-    return tuple(entry for entry in variant.cell.overrides if entry.startswith("$"))
+    return tuple(entry for entry in variant.arm.overrides if entry.startswith("$"))
 
 
 def test_the_sweeps_there_are() -> None:
@@ -130,7 +130,7 @@ def test_rank_alpha_is_the_grid_that_it_says() -> None:
     assert len(jobs) == len(grid) == 18
     drawn = [composed(job.overrides) for job in jobs]
     assert {(c["peft"]["rank"], c["peft"]["alpha"], c["seed"]) for c in drawn} == grid
-    assert sweep.cell(sweep.baseline or "").label == "rank 8, alpha 16"
+    assert sweep.arm(sweep.baseline or "").label == "rank 8, alpha 16"
     ignored = {"rank": 0, "alpha": 0}
     for config in drawn:
         alike = [{**c, "seed": 0, "peft": c["peft"] | ignored} for c in (config, drawn[0])]
@@ -150,7 +150,7 @@ def test_targets_have_one_budget() -> None:
         assert peft.alpha / peft.rank == 2
         backbone = TransformerConfig(architecture=architecture).build(2, seed=0, device="meta")
         adapter = attach(backbone, peft, seed=0)
-        assert count_parameters(adapter)["trainable_without_head"] == 6 * 8 * (384 + 384), variant.cell.id
+        assert count_parameters(adapter)["trainable_without_head"] == 6 * 8 * (384 + 384), variant.arm.id
 
 
 def test_the_scales_in_the_notes_of_scaling_rule_are_those_of_its_cells() -> None:

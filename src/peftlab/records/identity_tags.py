@@ -179,7 +179,7 @@ def standing(record: Mapping[str, Any]) -> Standing:
     recorded = recorded_tags(record)
     if not TAGS and not recorded:  # a report asks this of 10,000 records
         return AS_TODAY
-    return difference(recorded, tags_today(record["config"]))
+    return difference(recorded, tags_today(record.get("config", {})))
 
 
 def difference(recorded: Sequence[str], today: Sequence[str]) -> Standing:
