@@ -125,7 +125,7 @@ def take_lock(file: IO[str], kind: Literal["alone", "shared"] = "alone", *, atte
     killed process leaves behind; and it cannot be looked at without being taken.
 
     Raises:
-        PeftlabError: if the file system has no locks.
+        PeftlabError: if the file system has no locks; the file is closed then.
     """
     wanted = fcntl.LOCK_EX if kind == "alone" else fcntl.LOCK_SH
     for attempt in range(attempts):
@@ -136,6 +136,7 @@ def take_lock(file: IO[str], kind: Literal["alone", "shared"] = "alone", *, atte
         except BlockingIOError:
             continue
         except OSError as error:
+            file.close()
             raise PeftlabError(
                 f"cannot lock {file.name} ({error.strerror or error}): two processes could write there at once. "
                 "Choose a folder on a file system that has locks, as a local disk has."

@@ -162,7 +162,8 @@ def test_ctrl_c(reviews: Path, multirun: Multirun, times: int) -> None:
         until(lambda: pending(worker, signal.SIGTERM), "the launcher asks the job to end")
         launcher.send_signal(signal.SIGINT)
     out, err = launcher.communicate()
-    assert launcher.returncode == 130, out + err
+    # the second signal may come when all is said and Python is about to leave: a shell gives 130 for both
+    assert launcher.returncode in (130, -signal.SIGINT), out + err
     assert "1 of 2 jobs are finished. The same command again skips what is finished and runs the rest." in err
     assert "Traceback" not in out + err
     assert not alive(worker)

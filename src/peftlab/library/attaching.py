@@ -26,8 +26,6 @@ from peftlab.peft.hf.files import CONFIG_FILE
 from peftlab.peft.names import adapted_by
 from peftlab.peft.saving import ADAPTER_FILE, FACTS_FILE, fingerprint, load_tensors, read_tensors
 from peftlab.reading import read_bytes, read_json
-from peftlab.records.folder import RunFolder
-from peftlab.records.integrity import require_as_recorded
 from peftlab.schema import import_class, validate
 
 _MARK = "_peftlab_attachment"
@@ -292,6 +290,9 @@ def _facts(path: Path) -> dict[str, Any]:
             f"{path / ADAPTER_FILE} is not the file that {FACTS_FILE} was written with: one of them is damaged or of "
             "another adapter. Save it anew."
         )
+    from peftlab.records.folder import RunFolder  # for folders of runs alone: it brings Hydra with it
+    from peftlab.records.integrity import require_as_recorded
+
     if (record := RunFolder(path).read_record()) is not None and record["status"] == "finished":
         require_as_recorded(path, record)
     return facts
