@@ -24,7 +24,7 @@ train: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Tests that call no command, start no process and walk no matrix; two minutes.
+# Tests that call no command and walk no matrix.
 test-fast: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not whole"
 

@@ -18,6 +18,7 @@ from peftlab.backbones.transformer import TransformerConfig
 from peftlab.backbones.transformer_backbone import TransformerBackbone
 from peftlab.errors import BackboneError
 from tests.backbones.test_text_is_text import wordpiece
+from tests.conftest import Peftlab, run_folder
 
 THEIRS = ["World", "Sports", "Sci/Tech"]
 IDS, MASK = torch.tensor([[2, 7, 9, 3]]), torch.ones(1, 4, dtype=torch.int64)
@@ -109,3 +110,23 @@ def test_weights_that_are_no_numbers(folder: Path, value: float) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BackboneError, match=rf"1 of the 512 numbers of '{name}' in .* are infinite or no numbers"):
         built(folder, THEIRS)
+
+
+def test_a_run_that_starts_from_another_keeps_that_runs_head(peftlab: Peftlab, folder: Path, scratch: Path) -> None:
+    """The earlier run has put the rows into the order of its labels: they are not turned a second time."""
+    lines = [
+        f"{text}\t{label}" for text, label in [("so it was", "sci/tech"), ("fine", "World"), ("dull", "Sports")] * 8
+    ]
+    (scratch / "topics.tsv").write_text("\n".join(["text\tlabel", *lines]), encoding="utf-8")
+    common = (
+        "train", "backbone=bert_base", f"backbone.name_or_path={folder}", "data=text_files", "data.path=topics.tsv",
+        "data.labels=[sci/tech,World,Sports]", "data.max_length=16", "trainer.max_epochs=1", "logger=none",
+        "optim.lr=1e-12", "peft=head",
+    )  # fmt: skip
+    assert peftlab(*common, "name=first").status == 0
+    first = run_folder("first")
+    assert peftlab(*common, "name=second", f"backbone.from_run={first}").status == 0
+    old = load_file(folder / "model.safetensors")["classifier.weight"]
+    for name in ("first", "second"):
+        head = load_file(run_folder(name) / "adapter.safetensors")["classifier.weight"]
+        torch.testing.assert_close(head, old[[2, 0, 1]])

@@ -48,9 +48,9 @@ def assemble(config: RunConfig, splits: Splits) -> Assembled:
         backbone = config.backbone.build(
             _outputs(config, splits.label_names), seed=config.seed, train_texts=splits.train.texts
         )
+        match_head(backbone, splits.label_names, seed=config.seed)
     else:
         backbone = start_from_run(config, splits.label_names)
-    match_head(backbone, splits.label_names, seed=config.seed)
     backbone.check_length(config.data.max_length, extra_tokens=config.peft.extra_tokens())
     require_padding_changes_nothing(backbone)
     assembled = _attached(config, backbone)
@@ -95,9 +95,9 @@ def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[st
         backbone = config.backbone.build(
             _outputs(config, facts["label_names"]), seed=config.seed, run_folder=folder.path
         )
+        match_head(backbone, facts["label_names"], seed=config.seed)
     else:
         backbone = start_from_run(config, facts["label_names"])
-    match_head(backbone, facts["label_names"], seed=config.seed)
     assembled = _attached(config, backbone)
     if assembled.fingerprint != facts["backbone_fingerprint"]:
         raise RunError(
@@ -131,6 +131,9 @@ def start_from_run(config: RunConfig, label_names: Sequence[str]) -> Backbone:
     except PeftlabError as error:
         raise type(error)(f"backbone.from_run={given}: {error}") from error
     backbone = config.backbone.build(_outputs(config, label_names), seed=config.seed, run_folder=folder.path)
+    match_head(
+        backbone, label_names, seed=config.seed
+    )  # before the run's head, whose rows are in order, takes its place
     head = {name for name, _ in backbone.head_parameters()}
     same_labels = list(label_names) == list(facts["label_names"])
     same_labels = same_labels and config.data.task_objectives() == earlier_config.data.task_objectives()
