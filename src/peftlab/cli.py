@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from peftlab.errors import PeftlabError, nearest
+from peftlab.process import uncollected
 from peftlab.terminal import printable
 from peftlab.version import __version__
 
@@ -49,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         exit status: 0 done, 1 a run failed, 2 something given cannot be used, 130 interrupted.
     """
+    if (
+        arguments is None
+    ):  # the process is ours: all of it ends at once, without a search for garbage among torch's objects
+        atexit.register(gc.freeze)
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(usage())
@@ -65,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
-        status: int = importlib.import_module(f"peftlab.commands.{command.replace('-', '_')}").main(rest)
+        with uncollected():
+            module = importlib.import_module(f"peftlab.commands.{command.replace('-', '_')}")
+        status: int = module.main(rest)
         return status
     except PeftlabError as error:
         return _report(command, error)
@@ -75,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return _report(command, error, status=1)
     except KeyboardInterrupt:
+        if arguments is None:  # the process ends anyway: once more would interrupt its leaving
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(f"peftlab {command}: interrupted.", file=sys.stderr)
         return 130
 

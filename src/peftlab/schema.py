@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 from peftlab.class_names import place_of
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.fields import NAME_PATTERN
+from peftlab.process import uncollected
 from peftlab.terminal import printable
 from peftlab.trusted import require_trusted
 
@@ -64,7 +65,8 @@ def _import_module(name: str, target: str, key: str) -> ModuleType:
             "Check the spelling, or that its package is installed here."
         )
     try:
-        return importlib.import_module(name)
+        with uncollected():  # the first brings torch
+            return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(f"{key}={target}: cannot import '{name}': {error}") from error
 
@@ -234,6 +236,8 @@ def _in_words(error: ErrorDetails) -> str:
             return "it must be a list"
         case "dict_type":
             return "it must be a mapping of key: value"
+        case "is_instance_of":
+            return f"it must be an instance of a method ({context['class']})"
         case "value_error":
             return str(context["error"])
         case "string_too_long":

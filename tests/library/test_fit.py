@@ -70,7 +70,7 @@ def test_a_run_is_the_run_of_the_command_line(peftlab: Peftlab, reviews: Path) -
         (LoRA(rank=2, targets=["query", "key"]), ("peft=lora", "peft.rank=2", "peft.targets=[query,key]")),
         (PromptTuning, ("peft=prompt_tuning",)),
         (BitFit(), ("peft=bitfit",)),
-        (Compose(methods=[{"name": "lora", "rank": 2}, "bitfit"]),
+        (Compose(methods=[LoRA(rank=2), "bitfit"]),
          ("peft=compose", "peft.methods=[{name: lora, rank: 2}, bitfit]")),
     ],
     ids=["lora", "a class", "bitfit", "compose"],

@@ -761,6 +761,24 @@ def test_the_same_methods_are_the_same_run() -> None:
     assert key("[lora,bitfit]") != key("[{name: lora, rank: 4},bitfit]")
 
 
+@pytest.mark.parametrize("name", sorted(set(KNOWN) - {"compose", "hf_peft"}))
+def test_an_instance_is_written_down_as_what_a_file_says(name: str) -> None:
+    given = Compose(methods=[KNOWN[name](), "bitfit"])
+    assert given == Compose(methods=[name, "bitfit"])
+    assert yaml.safe_load(yaml.safe_dump(given.methods)) == given.methods
+
+
+@pytest.mark.parametrize("given", [3, None, KNOWN["lora"]])
+def test_what_is_no_method_is_refused(given: Any) -> None:
+    with pytest.raises(PeftlabError, match=r"peft\.methods\[0\]=.* or it must be an instance of a method"):
+        Compose(methods=[given])
+
+
+def test_a_composition_in_a_composition_is_refused() -> None:
+    with pytest.raises(PeftlabError, match="a composition cannot hold another one"):
+        Compose(methods=[Compose()])
+
+
 def test_a_class_is_named_by_its_target() -> None:
     (part,) = Compose(methods=[{"_target_": "peftlab.peft.lora.LoRA", "rank": 2}]).parts
     assert isinstance(part, PEFTStrategy)

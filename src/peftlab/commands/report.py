@@ -9,6 +9,7 @@ from pathlib import Path
 
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.files import write_atomically
+from peftlab.process import uncollected
 from peftlab.report.build import Request, build, default_target
 from peftlab.report.render.data import render_groups_csv, render_json, render_runs_csv
 from peftlab.report.render.latex import render_latex
@@ -27,15 +28,16 @@ def main(arguments: Sequence[str]) -> int:
     """
     given = _parser().parse_intermixed_args(list(arguments))
     formats = _formats(given.format)
-    report = build(
-        Request(
-            folders=tuple(given.folders), metric=given.metric, columns=given.columns, by=_listed(given.by),
-            where=tuple(given.where), baseline=given.baseline, best=given.best,
-        )
-    )  # fmt: skip
-    print_report(report)
-    target = Path(given.to) if given.to else default_target(given.folders)
-    written = write(report, target, formats)
+    with uncollected():  # records by the thousands, all of them kept
+        report = build(
+            Request(
+                folders=tuple(given.folders), metric=given.metric, columns=given.columns, by=_listed(given.by),
+                where=tuple(given.where), baseline=given.baseline, best=given.best,
+            )
+        )  # fmt: skip
+        print_report(report)
+        target = Path(given.to) if given.to else default_target(given.folders)
+        written = write(report, target, formats)
     print(f"{target}/: {', '.join(written)}")
     if report.left_out:
         print(f"peftlab report: {len(report.left_out)} left out:", file=sys.stderr)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from peftlab.composition import run_as_hydra_application
 from peftlab.config import check
 from peftlab.errors import RunError, SweepFailed
+from peftlab.process import uncollected
 from peftlab.records.divergence import STATUS
 from peftlab.records.folder import RunFolder
 from peftlab.runs.finished import finished_record
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
             os.environ[RUN_KEY] = folder.key
         else:
             _require_same_run(folder)
-        from peftlab.runs.train import train
+        with uncollected():
+            from peftlab.runs.train import train
 
         ended.append(train(config, argv=["peftlab", "train", *arguments]))
 

@@ -30,6 +30,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import InstanceOf
+
 from peftlab.class_names import stable_name
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
 from peftlab.peft.adapters import Adapters
@@ -68,10 +70,13 @@ class Compose(PEFTStrategy, name="compose"):
     supports = _SupportsOfParts()
     count = "sum over its methods"
 
-    methods: list[str | dict[str, Any]] = field(
+    methods: list[str | dict[str, Any] | InstanceOf[PEFTStrategy]] = field(
         default_factory=lambda: [{"name": "prefix_tuning", "length": 30}, {"name": "parallel_adapter"}]
     )
-    """The methods in their order, each a name or a mapping of ``name`` (or ``_target_``) and its fields."""
+    """The methods in their order, each a name or a mapping of ``name`` (or ``_target_``) and its fields.
+
+    From Python an instance of a method will do too, which is written down as its mapping.
+    """
 
     def __post_init__(self) -> None:
         """Check every method's fields, and write them all down."""
@@ -266,9 +271,11 @@ def errors_at(key: str, method: Any) -> Iterator[None]:
         raise (ConfigError if isinstance(error, ConfigError) else PeftlabError)(message) from error
 
 
-def _checked(entry: str | dict[str, Any], key: str) -> dict[str, Any]:
+def _checked(entry: str | dict[str, Any] | PEFTStrategy, key: str) -> dict[str, Any]:
     """One entry with all fields of its method, checked."""
 
+    if isinstance(entry, PEFTStrategy):
+        entry = _written(entry)
     given = {"name": entry} if isinstance(entry, str) else dict(entry)
     target, preset = _meant(given, key)
     cls = import_class(target, f"{key}._target_")
@@ -281,6 +288,14 @@ def _checked(entry: str | dict[str, Any], key: str) -> dict[str, Any]:
         chosen["_target_"] = stable_name(chosen["_target_"])
     instance: Any = validate(preset | given, cls, key)
     return chosen | dataclasses.asdict(instance)
+
+
+def _written(method: PEFTStrategy) -> dict[str, Any]:
+    """The entry that a YAML file would have for ``method``."""
+    cls, fields = type(method), dataclasses.asdict(method)
+    if _REGISTRY.get(cls.name) is cls:
+        return {"name": cls.name} | fields
+    return {"_target_": f"{cls.__module__}.{cls.__qualname__}"} | fields
 
 
 def _meant(entry: dict[str, Any], key: str) -> tuple[str, dict[str, Any]]:

@@ -15,9 +15,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from peftlab.records.divergence import STATUS, in_words
 from peftlab.records.folder import RunFolder
 from peftlab.sweeps import job_spec, processes
 from peftlab.sweeps.cache import ConfigCache
+from peftlab.sweeps.interrupts import Interrupts
 from peftlab.sweeps.job_spec import JobSpec
 from peftlab.sweeps.jobs import Failure, Job, Outcome, Plan
 from peftlab.sweeps.progress import Progress
@@ -52,8 +51,8 @@ def run(plan: Plan, options: PoolOptions | None = None, *, progress: Progress | 
         ConfigError: if the machine cannot give what ``options`` ask for.
         KeyboardInterrupt: on Ctrl-C, when the jobs have ended; finished ones stay.
     """
-    with ConfigCache() as cache:
-        return _Pool(plan, options or PoolOptions(), cache, progress or Progress()).run()
+    with ConfigCache() as cache, Interrupts() as interrupts:
+        return _Pool(plan, options or PoolOptions(), cache, progress or Progress(), interrupts).run()
 
 
 def finished(plan: Plan, *, to_run: bool = False) -> Outcome:
@@ -96,6 +95,7 @@ class _Pool:
     options: PoolOptions
     cache: ConfigCache
     progress: Progress
+    interrupts: Interrupts
     outcome: Outcome = field(default_factory=Outcome)
     queue: deque[QueuedRun] = field(default_factory=deque)
     running: dict[ForkServerProcess, QueuedRun] = field(default_factory=dict)
@@ -129,6 +129,7 @@ class _Pool:
 
     def _step(self) -> None:
         """Start what can start, wait until something happens, and note it."""
+        self.interrupts.check()
         while self.queue and self.free and not self.stopping:
             self._start(self.queue.popleft())
         for task in list(self.elsewhere):
@@ -136,11 +137,11 @@ class _Pool:
         if self.stopping and not self.running:
             self._leave_the_rest()
         elif self.running:
-            for sentinel in wait([p.sentinel for p in self.running], self._patience()):
+            for sentinel in self.interrupts.wait([p.sentinel for p in self.running], self._patience()):
                 self._ended(next(p for p in self.running if p.sentinel == sentinel))
             self._stop_early()
         elif self.elsewhere and not self.queue:
-            time.sleep(POLL_SECONDS)
+            self.interrupts.wait([], POLL_SECONDS)
         self._hand_out()
 
     def _hand_out(self) -> None:
@@ -148,6 +149,7 @@ class _Pool:
         while not self.stopping and (jobs := self.plan.ready(self.outcome)):
             self.cache.refresh()
             for job in jobs:
+                self.interrupts.check()
                 self.progress.total = self.plan.total()
                 self._receive(job)
         self.progress.total = self.plan.total()
@@ -336,23 +338,21 @@ class _Pool:
 
     def _interrupted(self) -> None:
         """Ctrl-C: end the jobs; what is finished stays, what was running resumes."""
-        try:
-            self._end_all(GRACE_SECONDS)
-        except KeyboardInterrupt:  # once more: at once
-            self._end_all(0.0)
+        self._end_all(GRACE_SECONDS)
         self.progress.close()
         done, total = len(self.outcome.records), self.plan.total()
         print(f"{done} of {total} jobs are finished. {GO_ON}", file=sys.stderr, flush=True)
 
     def _end_all(self, grace: float) -> None:
+        """Ask the jobs to end, and end them after ``grace`` seconds, or at once if Ctrl-C is pressed once more."""
+        pressed = self.interrupts.count
         for process in self.running:
             processes.signal_job(process, signal.SIGTERM if grace else signal.SIGKILL)
         until = time.monotonic() + grace
-        for process in self._alive():
-            process.join(max(0.0, until - time.monotonic()))
+        while (alive := [process.sentinel for process in self.running if process.is_alive()]) and (
+            (left := until - time.monotonic()) > 0 and self.interrupts.count == pressed
+        ):
+            self.interrupts.wait(alive, left)
         for process in self.running:
             processes.signal_job(process, signal.SIGKILL)
             process.join()
-
-    def _alive(self) -> Iterator[ForkServerProcess]:
-        yield from (process for process in self.running if process.is_alive())
