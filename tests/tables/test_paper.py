@@ -187,6 +187,7 @@ def test_the_forms_it_is_printed_in(peftlab: Peftlab) -> None:
     for word in ("294,912", "match", "not run here", "cannot be run here", "sentence pairs", "data.task=sst2"):
         assert word in text.out
     assert "4 cells: 2 match, 1 not run here, 1 cannot be run here; 0 not as declared" in text.out
+    assert "peftlab train" not in text.out.split("a score is that of:")[0]
     lines = [line for line in peftlab("table", path, "--markdown").out.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 4
     assert {line.count("|") for line in lines} == {8}

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from peftlab.report.render.markdown import escaped, markdown_table
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 def as_table(found: Computed, *, sections: bool) -> Table:
     """What was computed; with ``sections``, the first column is a heading for the rows that share it."""
     first = int(sections)
-    heads = tuple(Head(name, number=name in found.numbers) for name in found.columns[first:])
+    heads = tuple(Head(name, number=name in found.numbers, optional=name == "source") for name in found.columns[first:])
     rows = [(line[0], Row(tuple(map(_cell, found.columns[first:], line[first:])))) for line in found.rows]
     by_name = groupby(rows, key=lambda row: row[0] if sections else "")
     return Table(heads, tuple(Section(name, tuple(row for _, row in of)) for name, of in by_name), found.title)
@@ -68,5 +69,7 @@ def markdown(found: Computed) -> str:
 
 def _print(found: Computed) -> None:
     out = console()
-    print_table(out, as_table(found, sections=True))
-    print_lines(out, [*found.notes, "", found.summary])
+    shown = found if found.brief is None else replace(found, rows=found.brief)
+    print_table(out, as_table(shown, sections=True), elsewhere="--markdown")
+    notes = [*found.notes, *([found.brief_note] if found.brief is not None else [])]
+    print_lines(out, [*notes, "", found.summary])

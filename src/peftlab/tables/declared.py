@@ -33,6 +33,10 @@ class Computed:
     failures: list[str] = field(default_factory=list)
     """Rows that did not come out as declared, in words; any one of them makes the command fail."""
     summary: str = ""
+    brief: list[list[str]] | None = None
+    """The rows for a terminal, which says once what many of them share; None: as ``rows``."""
+    brief_note: str = ""
+    """How to read those."""
 
 
 def tables_folder() -> Path:

@@ -92,6 +92,8 @@ class Entry:
     """What was counted, the command that runs it, or why nothing does."""
     remark: str = ""
     failure: str | None = None
+    words: str = ""
+    """Of a score that a command gives, what this cell adds to that of its row; else ``how`` once more."""
 
 
 def compute(content: dict[str, Any], where: str) -> Computed:
@@ -131,7 +133,28 @@ def compute(content: dict[str, Any], where: str) -> Computed:
         failures=failures,
         summary=f"{len(cells)} cells: {', '.join(f'{number} {status}' for status, number in by_status.items())}; "
         f"{len(failures)} not as declared; {time.perf_counter() - started:.1f} s",
+        **_brief(table, cells, remarks),
     )
+
+
+def _brief(table: PaperTable, cells: list[Entry], remarks: list[str]) -> dict[str, Any]:
+    """The table for a terminal: of the commands, what all cells share is a note, and what a row adds in its heading."""
+    if not any(entry.words for entry in cells):
+        return {}
+    lines: list[list[str]] = []
+    for row in table.rows:
+        own = [entry for entry in cells if entry.row == row.row]
+        heading = f"{row.row}: {' '.join(row.overrides)}" if any(entry.words for entry in own) else row.row
+        lines += [[heading, *_shown(entry, remarks, entry.words or entry.how)[1:]] for entry in own]
+    shared = " ".join([*table.overrides, *_shared(table)])
+    note = f"a score is that of: peftlab train {shared}, what its heading adds, and what stands beside it"
+    return {"brief": lines, "brief_note": f"{note} (--markdown and --json have the whole commands)"}
+
+
+def _shared(table: PaperTable) -> list[str]:
+    """The words that all tasks have."""
+    lists = [task.overrides for task in table.tasks.values() if task.missing is None]
+    return [word for word in lists[0] if len(lists) > 1 and all(word in one for one in lists)] if lists else []
 
 
 def _checked(content: dict[str, Any]) -> PaperTable:
@@ -230,10 +253,12 @@ def _score(row: PaperRow, name: str, table: PaperTable) -> Entry:
     """A score: as published, and as measured if a run of its command is finished here."""
     task = table.tasks[name]
     value, status, how = None, "cannot be run here", task.missing or "peftlab has no such method or backbone"
+    words = ""
     if task.missing is None and row.overrides:
         overrides = [*table.overrides, *task.overrides, *row.overrides]
         value, how = _measured(overrides, task.metric), f"peftlab train {' '.join(overrides)}"
         status = "not run here" if value is None else "measured"
+        words = " ".join(word for word in task.overrides if word not in _shared(table))
     return Entry(
         row=row.row,
         cell=name,
@@ -243,6 +268,7 @@ def _score(row: PaperRow, name: str, table: PaperTable) -> Entry:
         status=status,  # type: ignore[arg-type]
         source=row.source,
         how=how,
+        words=words,
     )
 
 
@@ -290,7 +316,7 @@ def _record(entry: Entry) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _shown(entry: Entry, remarks: list[str]) -> list[str]:
+def _shown(entry: Entry, remarks: list[str], how: str | None = None) -> list[str]:
     name = f"{entry.cell} {counts.marked(remarks.index(entry.remark))}" if entry.remark else entry.cell
     status = entry.status if entry.failure is None else f"{entry.status} (!)"
-    return [entry.row, name, entry.published, entry.here, status, entry.source, entry.how]
+    return [entry.row, name, entry.published, entry.here, status, entry.source, entry.how if how is None else how]
