@@ -254,7 +254,7 @@ def test_finding_runs(reviews: Path) -> None:
         (lambda: fit(LoRA()), "fit takes overrides as texts"),
         (lambda: fit(sede=3), "fit has no keyword 'sede'. Did you mean 'seed'?"),
         (lambda: fit(seed=-3), "seed=-3 is not allowed"),
-        (lambda: fit(peft=LoRA()), "the name of a group's file is wanted here"),
+        (lambda: fit(backbone=LoRA()), "the name of a group's file is wanted here"),
         (lambda: fit(data="imdb"), "a data set by name is a word: fit('data=imdb')"),
         (lambda: fit("data=imdb", data=(["a"], ["b"])), "data= is given twice"),
         (lambda: fit("data.path=x", data=(["a", "b"], ["c", "d"])), "name files, and data= gives the rows"),
