@@ -33,6 +33,33 @@ def test_gradients_are_those_of_the_mean_over_all_rows(sizes: list[int]) -> None
     assert step.weighted(torch.tensor(1.0), 2) == 1, "it has started anew"
 
 
+@pytest.mark.parametrize(
+    "batches", [[[4, 4], [4, 4]], [[3, 2]], [[1, 0]], [[4, 4], [1, 0]], [[2, 1, 1], [4, 4, 4], [1, 1, 0]]]
+)
+def test_gradients_on_several_processes_are_those_of_one(batches: list[list[int]]) -> None:
+    """``batches[i][r]`` rows of batch i in process r; what DDP does is done by hand."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(24, 5, generator=generator), torch.randn(24, 1, generator=generator)
+    rows, count, processes = sum(map(sum, batches)), 3, len(batches[0])
+    plain = nn.Linear(5, 1)
+    nn.functional.mse_loss(plain(inputs[:rows]), targets[:rows]).backward()
+    layers = [nn.Linear(5, 1) for _ in range(processes)]
+    steps = [RowsOfAStep() for _ in range(processes)]
+    start = 0
+    for batch in batches:
+        for layer, step, size in zip(layers, steps, batch, strict=True):
+            layer.load_state_dict(plain.state_dict())
+            part = slice(start, start + size) if size else slice(0, 1)  # a stand-in
+            loss = nn.functional.mse_loss(layer(inputs[part]), targets[part])
+            (step.weighted(loss, size, sum(batch), processes) / count).backward()
+            start += size
+    mean = torch.stack([layer.weight.grad for layer in layers if layer.weight.grad is not None]).mean(dim=0)
+    for layer, step in zip(layers, steps, strict=True):
+        layer.weight.grad = mean.clone()
+        step.settle(torch.optim.SGD(layer.parameters(), lr=1.0), count)
+        torch.testing.assert_close(layer.weight.grad, plain.weight.grad)
+
+
 def update(peftlab: Peftlab, reviews: Path, batch: int, accumulated: int, *more: str) -> torch.Tensor:
     """What one epoch has added to the head's weight, from where all runs begin."""
     common = (

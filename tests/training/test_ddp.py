@@ -1,4 +1,4 @@
-"""Two DDP processes on CPUs: they train one model, evaluate every row once, and leave one record."""
+"""DDP processes on CPUs: they train one model as one process would, evaluate every row once, and leave one record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import TINY, Peftlab, run_folder
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import TINY, Peftlab, run_folder, write_reviews
 
 
 def test_two_processes(peftlab: Peftlab, reviews: Path) -> None:
@@ -35,3 +39,35 @@ def test_two_processes(peftlab: Peftlab, reviews: Path) -> None:
     again = json.loads(peftlab("evaluate", run_folder("ddp"), "--json").out)
     assert again["metrics"]["accuracy"] == facts["metrics"]["test"]["accuracy"]
     assert abs(again["metrics"]["loss"] - facts["metrics"]["test"]["loss"]) < 1e-6
+
+
+ALIKE = (
+    "backbone=tiny", "backbone.dropout=0", "backbone.attention_dropout=0", "logger=none", "data=text_files",
+    "data.path=reviews.jsonl", "data.val_fraction=0.03", "data.max_length=32", "data.eval_batch_size=2", "optim=sgd",
+    "optim.lr=0.3", "schedule=constant", "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.threads=1",
+    "peft=lora", "trainer.accumulate_grad_batches=2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_rows_that_do_not_divide(peftlab: Peftlab, scratch: Path, processes: int) -> None:
+    """73 rows in batches of 12 leave one: some processes have none of it; 2 validation rows are fewer than 3."""
+    write_reviews(scratch, rows=93)
+    assert peftlab("train", *ALIKE, "name=one", "data.batch_size=12").status == 0
+    command = [
+        sys.executable, "-m", "peftlab", "train", *ALIKE, "name=several", f"data.batch_size={12 // processes}",
+        f"trainer.devices={processes}", "trainer.strategy=ddp",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    one, several = (json.loads((run_folder(name) / "record.json").read_text()) for name in ("one", "several"))
+    assert several["metrics"]["test"]["rows"] == one["metrics"]["test"]["rows"]
+    for mine, theirs in zip(several["history"], one["history"], strict=True):
+        assert (mine["step"], mine["train_rows"]) == (theirs["step"], theirs["train_rows"])
+        for figure in ("train/loss", "validation/loss"):
+            assert abs(mine[figure] - theirs[figure]) < 1e-6
+    weights = [load_file(run_folder(name) / "adapter.safetensors") for name in ("one", "several")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-6)

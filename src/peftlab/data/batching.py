@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from peftlab.errors import DataError
 from peftlab.objectives.base import Label, Learned, Objective
 from peftlab.objectives.parts.mixture import Mixture
 from peftlab.seeding import derive_seed
 
+STAND_IN = "stand_in"
+"""Marks a row that a process without rows of a batch computes beside the others, and that does not count."""
 BATCHES_IN_CHUNK = 50
 """Batches sorted by length together: enough to save padding, few enough to keep the order random."""
 
@@ -44,8 +45,10 @@ class Collate:
         self.task_of = task_of
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """One batch of ``rows``."""
+        """One batch of ``rows``; ``batch["stand_in"]`` is there, and true, if they are not to count."""
         batch: dict[str, Any] = dict(pad([row["input_ids"] for row in rows], self.pad_id))
+        if any(row.get(STAND_IN) for row in rows):
+            batch[STAND_IN] = True
         batch["labels"] = self._labels(rows)
         if self.task_of is not None:
             batch["task_ids"] = torch.tensor([self.task_of(row["label"]) for row in rows], dtype=torch.int64)
@@ -75,8 +78,9 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     Across processes a batch is cut from ``batch_size * world_size`` rows and each rank takes every
     ``world_size``-th of them, so the ranks work on equal lengths and all have the same number of batches.
-    The rows that fill no batch form a smaller one, shared out evenly (sizes differ by one at most); only if
-    they are fewer than the ranks are they left out of that epoch. Another epoch leaves out others.
+    The rows that fill no batch form a smaller one, shared out evenly: sizes differ by one at most. A rank that has none
+    of it gets a stand-in, ``~row`` (:func:`stand_in`). Which rows a step has is thus the same for any number of ranks
+    with the same ``batch_size * world_size``.
 
     Args:
         lengths: tokens of each row, (N,).
@@ -103,11 +107,6 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self.group_by_length = group_by_length
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
-        if self.epoch_rows < world_size:
-            raise DataError(
-                f"{self.epoch_rows} training rows cannot be shared by {world_size} processes. "
-                f"Use at most {self.epoch_rows} of them (trainer.devices), or more rows (data.limit_train)."
-            )
 
     @property
     def epoch_rows(self) -> int:
@@ -129,6 +128,15 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     def batches(self, epoch: int) -> list[list[int]]:
         """This rank's batches of ``epoch``."""
+        groups = self._groups(epoch)
+        return [group[self.rank :: self.world_size].tolist() or [stand_in(int(group[0]))] for group in groups]
+
+    def sizes(self, epoch: int) -> list[int]:
+        """Rows of each batch of ``epoch``, in all ranks together."""
+        return [len(group) for group in self._groups(epoch)]
+
+    def _groups(self, epoch: int) -> list[npt.NDArray[np.int64]]:
+        """What all ranks together have in each batch of ``epoch``."""
         random = np.random.default_rng(derive_seed(self.seed, "batches", epoch))
         rows = self.order(epoch, random)
         together = self.batch_size * self.world_size
@@ -137,10 +145,10 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         chunk = together * BATCHES_IN_CHUNK
         chunks = [self._by_length(rows[start : start + chunk]) for start in range(0, len(rows), chunk)]
         groups = [part[start : start + together] for part in chunks for start in range(0, len(part), together)]
-        if len(rest) >= self.world_size:
+        if len(rest):
             groups.append(self._by_length(rest))
         shuffled = random.permutation(len(groups))
-        return [groups[i][self.rank :: self.world_size].tolist() for i in shuffled]
+        return [groups[i] for i in shuffled]
 
     def _by_length(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         if not self.group_by_length:
@@ -152,8 +160,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         return iter(self.batches(self.epoch))
 
     def __len__(self) -> int:
-        whole, rest = divmod(self.epoch_rows, self.batch_size * self.world_size)
-        return whole + (rest >= self.world_size)
+        return -(-self.epoch_rows // (self.batch_size * self.world_size))
 
 
 class MixtureBatchSampler(LengthGroupedBatchSampler):
@@ -210,8 +217,8 @@ class MixtureBatchSampler(LengthGroupedBatchSampler):
 class EvaluationBatchSampler(Sampler[list[int]]):
     """Every row exactly once, over all ranks together, in an order that never changes.
 
-    No row is repeated to make the ranks equal, since that would count it twice; ranks may therefore differ
-    by one batch. Longest texts come first, so that a batch too big for the memory fails at once.
+    No row is repeated to make the ranks equal, since that would count it twice; a rank that has a batch less than the
+    others gets a stand-in. Longest texts come first, so that a batch too big for the memory fails at once.
     """
 
     def __init__(
@@ -227,10 +234,17 @@ class EvaluationBatchSampler(Sampler[list[int]]):
         order = np.argsort(-lengths, kind="stable") if group_by_length else np.arange(len(lengths))
         self.rows: list[int] = order[rank::world_size].tolist()
         self.batch_size = batch_size
+        self._batches = -(-len(order[::world_size]) // batch_size)  # of rank 0, which has most
+        self._stand_in = [stand_in(int(order[-1]))] if len(order) else []
 
     def __iter__(self) -> Iterator[list[int]]:
-        for start in range(0, len(self.rows), self.batch_size):
-            yield self.rows[start : start + self.batch_size]
+        for number in range(self._batches):
+            yield self.rows[number * self.batch_size : (number + 1) * self.batch_size] or self._stand_in
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        return self._batches
+
+
+def stand_in(row: int) -> int:
+    """``row`` as a sampler yields it where it does not count (and the row again, of what this gave)."""
+    return ~row

@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from peftlab.backbones.base import Tokenizer
 from peftlab.data.base import DataSet, Splits, Texts
 from peftlab.data.batching import (
+    STAND_IN,
     EvaluationBatchSampler,
     LengthGroupedBatchSampler,
     MixtureBatchSampler,
     collate,
     pad,
+    stand_in,
 )
 from peftlab.data.tokens import TokenizedTexts, tokenize
 from peftlab.data.truncation import truncating
@@ -143,7 +145,7 @@ class _MapStyle(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return self.rows[row]
+        return self.rows[row] if row >= 0 else {**self.rows[stand_in(row)], STAND_IN: True}
 
 
 def predict_batches(

@@ -65,6 +65,12 @@ def _targets(method: Any) -> Iterator[str]:
             yield from _targets(one)
 
 
+def _on_several_processes(config: Mapping[str, Any]) -> bool:
+    trainer = config["trainer"]
+    devices = trainer.get("devices", 1)
+    return trainer.get("num_nodes", 1) > 1 or (isinstance(devices, int) and devices > 1)
+
+
 TAGS: tuple[Tag, ...] = (
     Tag(
         "embedding-product-1",
@@ -96,6 +102,12 @@ TAGS: tuple[Tag, ...] = (
         "last-place-1",
         lambda config: _is_of(config, "xlnet"),
         "XLNet is padded on the left, since it reads its last place, and told segments",
+    ),
+    Tag(
+        "rows-over-ranks-1",
+        _on_several_processes,
+        "processes share a step by its rows, however many each has, and none is left out; before, unequal shares "
+        "weighed the same, and rows fewer than the processes were left out of an epoch",
     ),
 )
 """All of them, oldest first.

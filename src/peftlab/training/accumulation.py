@@ -1,4 +1,8 @@
-"""A step over several batches is the step over one batch of all their rows, also where they are short or few."""
+"""A step is the step over one batch of all its rows: over several batches, on several processes, short or few.
+
+The last step of an epoch may have fewer batches, and a shorter one; on several processes they share its rows as evenly
+as can be, and one of them may have none.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,12 @@ from torch.optim import Optimizer
 
 
 class RowsOfAStep:
-    """Weights the batches of a step by their rows.
+    """Weights what each process has of a step's batches by its rows.
 
-    Lightning divides each batch's loss by ``accumulate_grad_batches`` k, as if there were k batches of equal size; the
-    last step of an epoch may have fewer, and a shorter one. With n_i rows in batch i and N in all,
+    Lightning divides each batch's loss by ``accumulate_grad_batches`` k, and DDP the sum of the gradients by the number
+    of processes W, as if all parts were equal. With n_ri rows of batch i in process r, N_i in all of them and N in all,
 
-        Σ_i (n_i / n_1) (1 / k) ∇ mean_i · (k n_1 / N)  =  ∇ mean over all N rows.
+        1/W Σ_r Σ_i (n_ri W / N_1) (1 / k) ∇ mean_ri · (k N_1 / N)  =  ∇ mean over all N rows.
 
     Where all batches are there and equal both factors are 1, and nothing is touched.
     """
@@ -21,11 +25,19 @@ class RowsOfAStep:
         self._first = 0
         self._all = 0
 
-    def weighted(self, loss: Tensor, rows: int) -> Tensor:
-        """The mean ``loss`` of a batch of so many ``rows``, as it is to be differentiated."""
-        self._first = self._first or rows
-        self._all += rows
-        return loss if rows == self._first else loss * (rows / self._first)
+    def weighted(self, loss: Tensor, rows: int, together: int | None = None, processes: int = 1) -> Tensor:
+        """The mean ``loss`` of a batch, as it is to be differentiated.
+
+        Args:
+            loss: mean over this process's rows.
+            rows: so many; 0 if they only stand in, so that all processes compute alike.
+            together: rows of the batch in all processes; None: this one is alone.
+            processes: W.
+        """
+        together = rows if together is None else together
+        self._first = self._first or together
+        self._all += together
+        return loss if rows * processes == self._first else loss * (rows * processes / self._first)
 
     def settle(self, optimizer: Optimizer, batches: int) -> None:
         """Before the gradients are clipped: give them the size of the mean over the step's rows.

@@ -93,7 +93,7 @@ def _rows(trainer: L.Trainer, first: int, last: int) -> list[int]:
     """
     sampler = getattr(trainer.train_dataloader, "batch_sampler", None)
     batches = list(sampler) if sampler is not None else []
-    return [row + 1 for batch in batches[first : last + 1] for row in batch]
+    return [row + 1 for batch in batches[first : last + 1] for row in batch if row >= 0]
 
 
 def in_words(facts: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from peftlab.data.batching import STAND_IN
 from peftlab.metric_names import UNDEFINED, MetricName, task_figure
 from peftlab.objectives.base import Learned, Objective, shown
 from peftlab.objectives.parts.blocks import MultitaskMetrics, TaskBlocks, by_task
@@ -30,7 +31,7 @@ from peftlab.training.finite import FiniteSteps
 Batch = dict[str, Any]
 """``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,), of several tasks ``task_ids`` (B,) too; all int64, but
 labels that are numbers float32. Of tasks with different objectives ``labels`` are
-:data:`~peftlab.objectives.parts.mixed.Targets`."""
+:data:`~peftlab.objectives.parts.mixed.Targets`. With ``stand_in`` its rows do not count: another process has them."""
 
 
 class TrainingModule(L.LightningModule):
@@ -76,6 +77,7 @@ class TrainingModule(L.LightningModule):
         self._validation_row: dict[str, Any] = {}
         self._clock = _Stopwatch()
         self._rows_of_step = RowsOfAStep()
+        self._together: list[int] = []
         self._finite = FiniteSteps(on_nan)
 
     def _new_metrics(self, names: Sequence[str], tasks: Sequence[Task]) -> nn.Module:
@@ -97,7 +99,10 @@ class TrainingModule(L.LightningModule):
     # -- training ------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's clock."""
+        """Start the epoch's clock, and ask for the rows that all processes together have in each batch."""
+        if self.trainer.world_size > 1:
+            sampler: Any = self.trainer.train_dataloader.batch_sampler  # type: ignore[union-attr]
+            self._together = sampler.sizes(self.current_epoch)
         self._clock.start()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -115,7 +120,9 @@ class TrainingModule(L.LightningModule):
         self.log(MetricName("train", "loss_step").in_history, loss, prog_bar=True)
         penalty = self.adapter.regularization(self.global_step + 1, self._total_steps())
         whole = loss if penalty is None else loss + penalty
-        return self._rows_of_step.weighted(whole, len(batch["labels"]))
+        rows = 0 if STAND_IN in batch else len(batch["labels"])
+        together = self._together[batch_idx] if self._together else None
+        return self._rows_of_step.weighted(whole, rows, together, self.trainer.world_size)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Weight the step's batches by their rows, and look at loss and gradients, before they are clipped.
@@ -227,6 +234,8 @@ class TrainingModule(L.LightningModule):
             said = loss.detach()
         if split == "train" and self._finite.on_nan == "skip" and not loss.isfinite():
             return loss  # its rows are not learned from, and not counted
+        if STAND_IN in batch:
+            return loss
         metrics.update(outputs.detach(), labels, said)
         return loss
 
