@@ -26,7 +26,7 @@ ROOMS = [
     "objectives",
     "shipped",
     "schema",
-    "class_names errors fields files metric_names pairs process raw_rows reading remembered seeding terminal "
+    "class_names errors fields files machine metric_names pairs process raw_rows reading remembered seeding terminal "
     "trusted version",
 ]
 """From the top floor down; rooms of one floor may not import each other, but for the ground."""

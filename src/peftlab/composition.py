@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from peftlab.config import GROUPS, RunConfig, check
 from peftlab.errors import ConfigError, first_line, listed, nearest
 from peftlab.shipped import config_folder
+from peftlab.training.ranks import Ranks
 
 SELECTORS = ("experiment", "debug")
 """Groups that choose a recipe over the others and are not part of a run themselves."""
@@ -79,8 +80,10 @@ def _search_also(config_dir: str) -> None:
 
 
 def checked(overrides: Sequence[str]) -> RunConfig:
-    """Compose ``overrides`` and check the result."""
-    return check(composed(overrides))
+    """Compose ``overrides`` and check the result, as a run of this machine."""
+    config = check(composed(overrides))
+    config.trainer = Ranks().settle(config.trainer)
+    return config
 
 
 @contextmanager

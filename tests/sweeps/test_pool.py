@@ -16,13 +16,14 @@ import pytest
 from rich.console import Console
 
 from peftlab.errors import ConfigError
+from peftlab.machine import visible_gpus
 from peftlab.records.folder import RunFolder
 from peftlab.sweeps import pool
 from peftlab.sweeps.cache import ConfigCache
 from peftlab.sweeps.jobs import FixedPlan, Job
 from peftlab.sweeps.pool import PoolOptions
 from peftlab.sweeps.progress import Progress
-from peftlab.sweeps.slots import Machine, visible_gpus
+from peftlab.sweeps.slots import Machine
 from tests.conftest import REPOSITORY
 from tests.sweeps.pool_helpers import COMMON, events, job, until
 

@@ -17,6 +17,7 @@ from peftlab.config import check
 from peftlab.errors import ConfigError, listed
 from peftlab.records.folder import RunFolder
 from peftlab.records.identity import run_tags
+from peftlab.training.ranks import Ranks
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.multirun:
         return _check_sweep(given)
     config = check(composed(given.overrides, config_dir=given.config_dir, config_name=given.config_name))
+    config.trainer = Ranks.here().settle(config.trainer)
     folder = RunFolder.of(config)
     print(yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True), end="")
     print(f"# key {folder.key}, folder {folder.path}: {_state(folder)}")

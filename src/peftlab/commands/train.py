@@ -10,14 +10,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from peftlab.composition import run_as_hydra_application
-from peftlab.config import check
-from peftlab.errors import RunError, SweepFailed
+from peftlab.config import RunConfig, check
+from peftlab.errors import PeftlabError, RunError, SweepFailed
 from peftlab.process import uncollected
 from peftlab.records.divergence import STATUS
 from peftlab.records.folder import RunFolder
 from peftlab.runs.finished import finished_record
-from peftlab.sweeps.job_spec import RUN_KEY
 from peftlab.sweeps.processes import die_with_parent
+from peftlab.training.ranks import FOLLOWS, Ranks
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,21 +28,24 @@ def main(arguments: Sequence[str]) -> int:
     """
 
     ended: list[dict[str, Any]] = []
+    ranks = Ranks.here()
 
     def task(composed: DictConfig) -> None:
         config = check(composed)  # a mistake costs an import of torch, and of nothing heavier
+        config.trainer = ranks.settle(config.trainer)
+        ranks.require(config.trainer)
         folder = RunFolder.of(config)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if ranks.met:
+            ended.append(_train_together(config, folder, arguments, ranks))
+            return
+        if ranks.rank == 0:
             if (record := finished_record(config, folder)) is not None:
                 ended.append(record)
                 return
-            os.environ[RUN_KEY] = folder.key
+            os.environ[FOLLOWS] = folder.key
         else:
             _require_same_run(folder)
-        with uncollected():
-            from peftlab.runs.train import train
-
-        ended.append(train(config, argv=["peftlab", "train", *arguments]))
+        ended.append(_train(config, arguments, ranks))
 
     try:
         run_as_hydra_application(arguments, task)
@@ -52,16 +55,47 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if any(record.get("status") == STATUS for record in ended) else 0
 
 
+def _train(config: RunConfig, arguments: Sequence[str], ranks: Ranks, meeting: Any = None) -> dict[str, Any]:
+    with uncollected():
+        from peftlab.runs.train import train
+
+    return train(config, argv=["peftlab", "train", *arguments], ranks=ranks, meeting=meeting)
+
+
+def _train_together(config: RunConfig, folder: RunFolder, arguments: Sequence[str], ranks: Ranks) -> dict[str, Any]:
+    """One of several processes that srun or torchrun has started: none of them begins, or ends, without the others."""
+    with uncollected():
+        from peftlab.training.meeting import Decision, Meeting
+
+    meeting = Meeting(ranks)
+    if ranks.rank != 0:
+        try:
+            return _train(config, arguments, ranks, meeting)
+        finally:
+            meeting.leave()
+    status = 1
+    try:
+        record = finished_record(config, folder)
+        if record is None:
+            record = _train(config, arguments, ranks, meeting)
+        status = 0
+        return record
+    except PeftlabError:
+        status = 2
+        raise
+    finally:  # whoever waits for a decision hears this one; whoever trains ends
+        meeting.tell(Decision(train=False, status=status))
+        meeting.end(status)
+
+
 def _require_same_run(folder: RunFolder) -> None:
     """In a further rank of a DDP run: end with rank 0, and never train another run in its process group.
 
     Raises:
         RunError: if this rank has composed another run than rank 0.
     """
-    wanted = os.environ.get(RUN_KEY)
-    if wanted is None:  # started by a cluster's own launcher, which starts every rank alike
-        return
     die_with_parent()
+    wanted = os.environ[FOLLOWS]
     if folder.key != wanted:
         raise RunError(
             f"this rank has composed the run {folder.key}, and rank 0 trains {wanted}: the config files have changed "

@@ -88,6 +88,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def last_checkpoint(self) -> Path:
+        """What a killed run goes on from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
     def logs(self) -> Path:
         """Per-step values of the chosen logger."""
         return self.path / "logs"

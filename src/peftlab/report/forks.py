@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
+from peftlab import machine
+
 Result = TypeVar("Result")
 
 
 def cpus() -> int:
     """CPUs that this process may use; 1 where forks are not to be had."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return machine.cpus() if hasattr(os, "sched_getaffinity") else 1
 
 
 def map_in_forks(function: Callable[..., Result], *arguments: Iterable[Any]) -> list[Result]:

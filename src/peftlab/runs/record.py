@@ -19,6 +19,7 @@ from peftlab.records.folder import SCHEMA_VERSION, RunFolder
 from peftlab.records.identity import FIELD, run_tags
 from peftlab.runs.assemble import Assembled
 from peftlab.training.module import TrainingModule
+from peftlab.training.ranks import world_size
 
 
 def head(
@@ -47,6 +48,7 @@ def head(
         "git": environment.git_state(),
         "versions": environment.versions(),
         "hardware": environment.hardware(),
+        "processes": world_size(config.trainer),
         "seeds": {
             "seed": config.seed,
             "order_seed": config.seed if order_seed is None else order_seed,

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -38,11 +39,20 @@ from peftlab.runs.summary import print_before
 from peftlab.seeding import derive_seed
 from peftlab.training.checkpoint import DamagedCheckpoint, read_checkpoint, require_best
 from peftlab.training.config import monitored, selection_rule
+from peftlab.training.meeting import Decision, Meeting
+from peftlab.training.ranks import Ranks, world_size
 from peftlab.training.reached import RequireGradients
 from peftlab.training.trainer import build_trainer, quiet
 
 
-def train(config: RunConfig, *, argv: list[str], began: float | None = None) -> dict[str, Any]:
+def train(
+    config: RunConfig,
+    *,
+    argv: list[str],
+    began: float | None = None,
+    ranks: Ranks | None = None,
+    meeting: Meeting | None = None,
+) -> dict[str, Any]:
     """Run ``config``, or finish it, or find that it is finished; return its record.
 
     In the other ranks of a DDP run the record is empty: rank 0 holds the run and writes.
@@ -51,17 +61,22 @@ def train(config: RunConfig, *, argv: list[str], began: float | None = None) -> 
         config: the run's.
         argv: what was typed, for the record.
         began: when that was, in seconds since the epoch; None: when the process started.
+        ranks: which of the run's processes this is; None: its first.
+        meeting: where the others, if they run already, are told what this one finds.
     """
+    ranks = ranks or Ranks()
+    ranks.require(config.trainer)
+    vars(rank_zero_only)["rank"] = ranks.rank  # Lightning takes it from whatever the environment says
     folder = RunFolder.of(config)
-    if rank() != 0:
-        return _train(config, _work_folder(config, folder), argv, began, identity={})
+    if ranks.rank != 0:
+        return _train_beside(config, folder, argv, ranks, meeting)
     folder.recover()
     with folder.locked():
         if (finished := finished_record(config, folder)) is not None:
             return finished
         work = _work_folder(config, folder)
         with work.locked() if work != folder else nullcontext():
-            written = _train_noting_failure(config, work, argv, began)
+            written = _train_noting_failure(config, work, argv, began, ranks, meeting)
             if work != folder:
                 folder.replace_by(work)
     if diverged(written):
@@ -71,23 +86,45 @@ def train(config: RunConfig, *, argv: list[str], began: float | None = None) -> 
     return written
 
 
+def _train_beside(
+    config: RunConfig, folder: RunFolder, argv: list[str], ranks: Ranks, meeting: Meeting | None
+) -> dict[str, Any]:
+    """In another rank than 0: train what that has decided on."""
+    work = _work_folder(config, folder)
+    resume = work.last_checkpoint.exists()
+    if meeting is not None:
+        decision = meeting.hear(folder.key)
+        if not decision.train:
+            raise SystemExit(decision.status)
+        work, resume = RunFolder(Path(decision.folder)), decision.resume
+    return _train(config, work, argv, None, identity={}, ranks=ranks, resume=resume)
+
+
 def _work_folder(config: RunConfig, folder: RunFolder) -> RunFolder:
     """Where the run is made: aside, if a result is there that is to be replaced."""
     return folder.aside if config.force and folder.record.exists() else folder
 
 
-def _train_noting_failure(config: RunConfig, folder: RunFolder, argv: list[str], began: float | None) -> dict[str, Any]:
+def _train_noting_failure(
+    config: RunConfig,
+    folder: RunFolder,
+    argv: list[str],
+    began: float | None,
+    ranks: Ranks,
+    meeting: Meeting | None,
+) -> dict[str, Any]:
     folder.require_no_links()
     if config.force:
         _forget(folder)
     _begin_anew_if_damaged(config, folder)
     folder.write_config(config)
     identity = recorded(config)  # now: its files may change while it runs
+    resume = folder.last_checkpoint.exists()
     try:
-        return _train(config, folder, argv, began, identity=identity)
+        if meeting is not None:
+            meeting.tell(Decision(train=True, key=folder.key, folder=str(folder.path), resume=resume))
+        return _train(config, folder, argv, began, identity=identity, ranks=ranks, resume=resume)
     except Diverged as error:
-        if rank() != 0:
-            raise
         return _write_diverged(config, folder, argv, error, identity=identity)
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, PeftlabError) or folder.checkpoints.exists():
@@ -98,25 +135,27 @@ def _train_noting_failure(config: RunConfig, folder: RunFolder, argv: list[str],
         raise
 
 
-def rank() -> int:
-    """This process's place in a DDP run, from the environment that started it; 0 if it is alone."""
-    return int(vars(rank_zero_only).get("rank") or 0)
-
-
 def _train(
-    config: RunConfig, folder: RunFolder, argv: list[str], began: float | None, *, identity: dict[str, Any]
+    config: RunConfig,
+    folder: RunFolder,
+    argv: list[str],
+    began: float | None,
+    *,
+    identity: dict[str, Any],
+    ranks: Ranks,
+    resume: bool,
 ) -> dict[str, Any]:
     quiet()
     # Nothing of ours draws from the global generator before training seeds it step by step; this is for
     # whatever a method or a model might draw all the same.
     L.seed_everything(derive_seed(config.seed, "global") % 2**32, verbose=False)
     splits = config.data.load()
-    run = _Run(config, folder, splits, assemble(config, splits))
-    if rank() == 0:
+    run = _Run(config, folder, splits, assemble(config, splits), ranks)
+    if ranks.rank == 0:
         print_before(config, RunFolder.of(config), splits, run.assembled.backbone, run.parameters)
     try:
         try:
-            resumed = run.fit()
+            run.fit(resume=resume)
         except Diverged as error:
             error.facts["history"] = run.module.history
             raise
@@ -126,49 +165,50 @@ def _train(
         raise KeyboardInterrupt from error
     finally:
         run.close_logger()
-    if rank() != 0:
+    if ranks.rank != 0:
         return {}
     began = process.STARTED if began is None else began
-    return run.write_down(argv, chosen, test_seconds, resumed=resumed, began=began, identity=identity)
+    return run.write_down(argv, chosen, test_seconds, resumed=resume, began=began, identity=identity)
 
 
 class _Run:
     """The parts of one run between its config and its record."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, splits: Splits, assembled: Assembled) -> None:
-        self.config, self.folder, self.splits, self.assembled = config, folder, splits, assembled
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, splits: Splits, assembled: Assembled, ranks: Ranks
+    ) -> None:
+        self.config, self.folder, self.splits, self.assembled, self.ranks = config, folder, splits, assembled, ranks
         self.parameters = count_parameters(assembled.adapter)
         self.data = TextDataModule(config.data, splits, assembled.backbone.tokenizer, config.seed)
         self.module = lightning_module(config, assembled, splits)
         self.logger: Logger | None = None
         self._frozen_before = frozen_fingerprint(assembled.adapter)
 
-    def fit(self) -> bool:
-        """Train to the end, from the last checkpoint if there is one; return whether there was."""
+    def fit(self, *, resume: bool) -> None:
+        """Train to the end, with ``resume`` from the last checkpoint."""
         config, folder = self.config, self.folder
-        if rank() == 0:
+        if self.ranks.rank == 0:
             plain = json.loads(json.dumps(config.plain()))  # a copy of plain containers, as loggers want it
             self.logger = config.logger.build(name=config.name, key=folder.key, folder=folder.logs, config=plain)
-        processes = 1 if config.trainer.devices == "auto" else config.trainer.devices * config.trainer.num_nodes
         self.trainer = build_trainer(
             config.trainer,
             monitored(config.trainer, self.module.objective),
             folder=folder.path,
             checkpoints=folder.checkpoints,
             logger=self.logger,
-            rows_per_step=config.data.batch_size * processes,
+            rows_per_step=config.data.batch_size * world_size(config.trainer),
+            ranks=self.ranks,
+            trains_own=config.peft.supports.adds_nothing,
         )
         # in front of the callbacks that write checkpoints, which stay last
         trainer_callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         trainer_callbacks[:0] = [RequireGradients(self.assembled.adapter), WritesEpochs(folder.metrics)]
-        last = folder.checkpoints / "last.ckpt"
-        resumed = last.exists()
-        if resumed:
+        last = folder.last_checkpoint
+        if resume:
             self.data.start_epoch = read_checkpoint(last)["history"][-1]["epoch"] + 1
-            if rank() == 0:
+            if self.ranks.rank == 0:
                 print(f"resuming from {last}", flush=True)
-        self.trainer.fit(self.module, self.data, ckpt_path=last if resumed else None, weights_only=True)
-        return resumed
+        self.trainer.fit(self.module, self.data, ckpt_path=last if resume else None, weights_only=True)
 
     def close_logger(self) -> None:
         """End the logger's run, whichever way ours ended."""

@@ -8,8 +8,6 @@ from typing import Any
 IN_USE = 75
 """Exit status of a job whose run another process holds (EX_TEMPFAIL)."""
 INTERRUPTED = 130
-RUN_KEY = "PEFTLAB_RUN_KEY"
-"""Environment variable: the key of the run that all ranks of a DDP job must train."""
 
 
 @dataclass(frozen=True)

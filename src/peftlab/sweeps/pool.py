@@ -20,7 +20,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import PeftlabError
+from peftlab.errors import ConfigError, PeftlabError
 from peftlab.records.divergence import STATUS, in_words
 from peftlab.records.folder import RunFolder
 from peftlab.sweeps import job_spec, processes
@@ -31,6 +31,7 @@ from peftlab.sweeps.jobs import Failure, Job, Outcome, Plan
 from peftlab.sweeps.progress import Progress
 from peftlab.sweeps.queued_run import ENDED, QueuedRun, reason_of, tail_of
 from peftlab.sweeps.slots import Machine, PoolOptions, Slot
+from peftlab.training.ranks import of_its_own, world_size
 from peftlab.training.wandb_runs import CELL
 
 __all__ = ["PoolOptions", "finished", "run"]
@@ -157,6 +158,7 @@ class _Pool:
     def _receive(self, job: Job) -> None:
         try:
             config = self.cache.config(job)
+            self._require_a_number(config.trainer.devices)
             folder = RunFolder.of(config)
             task = self.tasks.get(folder.path)
             if task is None:
@@ -183,6 +185,14 @@ class _Pool:
                 self.progress.skip()
             else:
                 self._say_finished(job, task.folder.path)
+
+    def _require_a_number(self, devices: int | str) -> None:
+        """Of a job with several GPUs, their number decides what it computes, and so its key."""
+        if devices == "auto" and (several := len(self.machine.slots[0].gpus)) > 1:
+            raise ConfigError(
+                f"trainer.devices=auto, and each job has {several} GPUs: set trainer.devices={several}, which is a "
+                "part of the run's key."
+            )
 
     def _start(self, task: QueuedRun) -> None:
         try:
@@ -211,10 +221,9 @@ class _Pool:
 
     def _spec(self, task: QueuedRun, slot: Slot) -> JobSpec:
         job, trainer = task.jobs[0], task.config.trainer
-        ranks = 1 if trainer.devices == "auto" else trainer.devices
-        threads = trainer.threads or max(1, self.machine.threads // ranks)
+        threads = trainer.threads or max(1, self.machine.threads // world_size(trainer))
         # OMP_NUM_THREADS is for the other ranks of a DDP job, and keeps Lightning from choosing a number of its own.
-        environment = dict(os.environ) | {"OMP_NUM_THREADS": str(threads)}
+        environment = of_its_own(os.environ) | {"OMP_NUM_THREADS": str(threads)}
         if job.arm is not None:
             environment[CELL] = job.arm
         if slot.gpus:

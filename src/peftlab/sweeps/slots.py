@@ -6,10 +6,10 @@ Imports no torch: accelerators are counted through the environment and the drive
 from __future__ import annotations
 
 import os
-import subprocess
 from dataclasses import dataclass
 from typing import Any
 
+from peftlab import machine
 from peftlab.errors import ConfigError, nearest
 
 
@@ -72,7 +72,7 @@ class Machine:
         Raises:
             ConfigError: if it has too few GPUs.
         """
-        gpus, cpus = visible_gpus(), len(os.sched_getaffinity(0))
+        gpus, cpus = machine.visible_gpus(), machine.cpus()
         each = options.devices_per_job
         if gpus:
             most = len(gpus) // each
@@ -95,19 +95,6 @@ class Machine:
         threads = f"{self.threads} CPU thread{'s' if self.threads > 1 else ''} each (where trainer.threads is null)"
         devices = f", on {', '.join(slot.title for slot in self.slots)}" if self.slots[0].gpus else ""
         return f"{len(self.slots)} at a time, {threads}{devices}"
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that a job may be given, by the names that CUDA_VISIBLE_DEVICES takes."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        names = [name.strip() for name in given.split(",")]
-        return names[: next((i for i, name in enumerate(names) if name in ("", "-1")), len(names))]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):  # no driver, no GPU
-        return []
-    return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
 
 
 def _threads_by_environment() -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import warnings
@@ -11,6 +12,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -22,6 +27,10 @@ from peftlab.metric_names import MetricName
 from peftlab.objectives.base import Figure
 from peftlab.training.checkpoint import AtomicCheckpointIO, KeepsCheckpoints
 from peftlab.training.config import TrainerConfig
+from peftlab.training.meeting import address
+from peftlab.training.ranks import Ranks
+
+ALONE = Ranks()
 
 
 def build_trainer(
@@ -32,6 +41,8 @@ def build_trainer(
     checkpoints: Path,
     logger: Logger | None,
     rows_per_step: int,
+    ranks: Ranks = ALONE,
+    trains_own: bool = False,
 ) -> L.Trainer:
     """The Trainer of one run.
 
@@ -42,6 +53,8 @@ def build_trainer(
         checkpoints: where ``best.ckpt`` and ``last.ckpt`` go.
         logger: per-step logger, or None.
         rows_per_step: texts a step takes in all processes, for the bar's samples/s.
+        ranks: which of the run's processes this is.
+        trains_own: whether tensors of the backbone train, of which some may take no part (a pooler that is not read).
 
     Raises:
         ConfigError: if the machine has not what the config asks for.
@@ -71,7 +84,7 @@ def build_trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=_strategy(config),
+            strategy=_strategy(config, trains_own),
             precision=config.precision,
             max_epochs=config.max_epochs,
             accumulate_grad_batches=config.accumulate_grad_batches,
@@ -80,8 +93,8 @@ def build_trainer(
             log_every_n_steps=config.log_every_n_steps,
             callbacks=callbacks,
             logger=logger or False,
-            plugins=[AtomicCheckpointIO()],
-            default_root_dir=folder,
+            plugins=[AtomicCheckpointIO(), _environment(ranks)],
+            default_root_dir=folder / "none",  # Lightning looks there for its own requeue's checkpoints: there are none
             enable_progress_bar=show_bar,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -104,12 +117,71 @@ def _machine_lacks(config: TrainerConfig, error: Exception) -> ConfigError:
     )
 
 
-def _strategy(config: TrainerConfig) -> Strategy | str:
+class _Own(LightningEnvironment):
+    """Processes that peftlab starts itself; what other programs have left in the environment starts none."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__()
+        self._ranks = ranks
+        if ranks.local_rank == 0:
+            os.environ.pop("LOCAL_RANK", None)  # from here on it says that the others are started
+
+    @property
+    def main_port(self) -> int:
+        if self._main_port == -1 and self._ranks.local_rank == 0:
+            self._main_port = find_free_network_port()
+        return super().main_port
+
+    @property
+    def main_address(self) -> str:
+        return "127.0.0.1"
+
+    def local_rank(self) -> int:
+        return self._ranks.local_rank
+
+    def node_rank(self) -> int:
+        return 0
+
+
+class _Srun(SLURMEnvironment):
+    """The tasks of a step. Lightning's own requeue, with its own checkpoints, is off."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__(auto_requeue=False)
+        self._ranks = ranks
+
+    @property
+    def main_address(self) -> str:
+        return address(self._ranks)[0]
+
+    @property
+    def main_port(self) -> int:
+        return address(self._ranks)[1]
+
+    @staticmethod
+    def _validate_srun_variables() -> None:
+        """What it warns of is of a job; of the step, we know."""
+
+    def world_size(self) -> int:
+        assert self._ranks.world_size is not None
+        return self._ranks.world_size
+
+    def validate_settings(self, num_devices: int, num_nodes: int) -> None:
+        """:meth:`Ranks.require` has done so."""
+
+
+def _environment(ranks: Ranks) -> ClusterEnvironment:
+    if ranks.starter == "torchrun":
+        return TorchElasticEnvironment()
+    return _Srun(ranks) if ranks.starter == "srun" else _Own(ranks)
+
+
+def _strategy(config: TrainerConfig, trains_own: bool) -> Strategy | str:
     several = config.devices not in (1, "auto") or config.num_nodes > 1
     if config.strategy == "ddp" or several:
         # No buffer of ours changes in training; broadcasting them in each forward pass would also
         # hang an evaluation in which the ranks have different numbers of batches.
-        return DDPStrategy(broadcast_buffers=False)
+        return DDPStrategy(broadcast_buffers=False, find_unused_parameters=trains_own)
     return "auto"
 
 
@@ -125,6 +197,8 @@ def quiet() -> None:
         r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # torchmetrics has reduced it already
         r".*Found .* module\(s\) in eval mode at the start of training.*",
         r".*GPU available but not used.*",
+        r".*`broadcast_buffers` is deprecated.*",  # torch 2.13, of what DDP is told above
+        r".*The `srun` command is available on your system but is not used.*",  # a login node
         r".*treespec, LeafSpec.*",  # Lightning 2.6.6 on torch 2.13
     ):
         warnings.filterwarnings("ignore", message)
