@@ -198,7 +198,7 @@ class _Run:
             logger=self.logger,
             rows_per_step=config.data.batch_size * world_size(config.trainer),
             ranks=self.ranks,
-            trains_own=config.peft.supports.adds_nothing,
+            trains_own=bool(self.assembled.adapter.own_names()),
         )
         # in front of the callbacks that write checkpoints, which stay last
         trainer_callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
