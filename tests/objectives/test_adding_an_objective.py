@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.copied import command_line
 from tests.data.two_tasks import write_topics
 from tests.objectives.scores import REGRESSION, write_scores
 
@@ -108,54 +106,49 @@ def project(scratch: Path) -> Path:
 def test_one_file_is_an_objective(project: Path, scratch: Path) -> None:
     """Its mistakes found early; trained, verified, tested again, predicted with, reported: lower is better there."""
 
-    def call(*arguments: str, status: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "peftlab", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"PYTHONPATH": str(project / "src")},
+    with command_line(project) as call:
+        scores = write_scores(scratch)
+        data = [*REGRESSION, f"data.path={scores}", "data.objective=counting", "optim.lr=0.02"]
+        assert "Did you mean 'counting'?" in call("train", *data, "data.objective=countin", status=2)
+        assert "mean_error" in call("train", *data, "trainer.monitor=accuracy", status=2)
+        assert "row 1 (line 2): '" in call("train", *data, status=2)
+        scores.write_text(scores.read_text(encoding="utf-8").replace(".25", ""), encoding="utf-8")
+        assert "mean error" in call("train", *data, "name=new")
+        (run,) = Path("outputs/new").iterdir()
+        record = json.loads((run / "record.json").read_text(encoding="utf-8"))
+        assert record["objective"] == {
+            "name": "counting", "selects": "mean_error", "metrics": {"loss": "min", "mean_error": "min"},
+        }  # fmt: skip
+        assert record["selection"]["rule"] == "lowest validation/mean_error"
+        best = min(record["history"], key=lambda row: row["validation/mean_error"])
+        assert record["selection"]["epoch"] == best["epoch"]
+        assert "1 as recorded" in call("verify", str(run), "--rerun-eval")
+        assert "the same" in call("evaluate", str(run))
+        assert call("predict", str(run), "--text", "good good bad").startswith("about ")
+        several = (
+            f"data.tasks=[{{task: counts, name: text_files, path: {scores}, objective: counting}},"
+            f"{{task: topics, name: text_files, path: {write_topics(scratch)}}}]"
         )
-        assert done.returncode == status, done.stderr + done.stdout
-        return done.stdout + done.stderr
-
-    scores = write_scores(scratch)
-    data = [*REGRESSION, f"data.path={scores}", "data.objective=counting", "optim.lr=0.02"]
-    assert "Did you mean 'counting'?" in call("train", *data, "data.objective=countin", status=2)
-    assert "mean_error" in call("train", *data, "trainer.monitor=accuracy", status=2)
-    assert "row 1 (line 2): '" in call("train", *data, status=2)
-    scores.write_text(scores.read_text(encoding="utf-8").replace(".25", ""), encoding="utf-8")
-    assert "mean error" in call("train", *data, "name=new")
-    (run,) = Path("outputs/new").iterdir()
-    record = json.loads((run / "record.json").read_text(encoding="utf-8"))
-    assert record["objective"] == {
-        "name": "counting", "selects": "mean_error", "metrics": {"loss": "min", "mean_error": "min"},
-    }  # fmt: skip
-    assert record["selection"]["rule"] == "lowest validation/mean_error"
-    best = min(record["history"], key=lambda row: row["validation/mean_error"])
-    assert record["selection"]["epoch"] == best["epoch"]
-    assert "1 as recorded" in call("verify", str(run), "--rerun-eval")
-    assert "the same" in call("evaluate", str(run))
-    assert call("predict", str(run), "--text", "good good bad").startswith("about ")
-    several = (
-        f"data.tasks=[{{task: counts, name: text_files, path: {scores}, objective: counting}},"
-        f"{{task: topics, name: text_files, path: {write_topics(scratch)}}}]"
-    )
-    mixed = [*(part for part in REGRESSION if not part.startswith("data")), "data=multitask", several, "optim.lr=0.02"]
-    refused = call("train", *mixed, status=2)
-    assert "counts/mean_error (the less the better), topics/accuracy (the more the better)" in refused
-    assert "Choose one of loss, counts/loss, counts/mean_error, topics/loss, topics/accuracy" in refused
-    assert "error" in call("train", *mixed, "trainer.monitor=counts/mean_error", "name=mixed")  # its head is broken
-    (both,) = Path("outputs/mixed").iterdir()
-    assert "1 as recorded" in call("verify", str(both), "--rerun-eval")
-    assert call("predict", str(both), "--task", "counts", "--text", "good good bad").startswith("counts\tabout ")
-    errors = several.replace("task: topics", "task: more").replace("}]", ", objective: counting}]")
-    errors = errors.replace("topics.jsonl", scores.name)
-    call("train", *mixed, errors, "name=errors")
-    (low,) = Path("outputs/errors").iterdir()
-    assert json.loads((low / "record.json").read_text(encoding="utf-8"))["selection"]["rule"] == (
-        "lowest validation/task_mean_error"
-    )
-    call("report", "outputs/new", "--to", "table")
-    report = json.loads(Path("table/report.json").read_text(encoding="utf-8"))
-    assert report["best"] == "lowest"
+        mixed = [
+            *(part for part in REGRESSION if not part.startswith("data")),
+            "data=multitask",
+            several,
+            "optim.lr=0.02",
+        ]
+        refused = call("train", *mixed, status=2)
+        assert "counts/mean_error (the less the better), topics/accuracy (the more the better)" in refused
+        assert "Choose one of loss, counts/loss, counts/mean_error, topics/loss, topics/accuracy" in refused
+        assert "error" in call("train", *mixed, "trainer.monitor=counts/mean_error", "name=mixed")  # its head is broken
+        (both,) = Path("outputs/mixed").iterdir()
+        assert "1 as recorded" in call("verify", str(both), "--rerun-eval")
+        assert call("predict", str(both), "--task", "counts", "--text", "good good bad").startswith("counts\tabout ")
+        errors = several.replace("task: topics", "task: more").replace("}]", ", objective: counting}]")
+        errors = errors.replace("topics.jsonl", scores.name)
+        call("train", *mixed, errors, "name=errors")
+        (low,) = Path("outputs/errors").iterdir()
+        assert json.loads((low / "record.json").read_text(encoding="utf-8"))["selection"]["rule"] == (
+            "lowest validation/task_mean_error"
+        )
+        call("report", "outputs/new", "--to", "table")
+        report = json.loads(Path("table/report.json").read_text(encoding="utf-8"))
+        assert report["best"] == "lowest"

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, TINY
+from tests.copied import command_line
 
 METHOD = '''"""Random features: a scaled random update, as the two files of a new method have it.
 
@@ -119,31 +120,21 @@ def project(scratch: Path) -> Path:
 def test_two_files_are_a_method_for_the_command_line(project: Path, reviews: Path) -> None:
     """Listed, explained, its mistakes found early; trained, verified, inspected, merged and exported."""
 
-    def call(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "peftlab", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"PYTHONPATH": str(project / "src")},
-        )
-        assert done.returncode == (2 if "peft.decay=-1" in arguments else 0), done.stderr + done.stdout
-        return done.stdout + done.stderr
-
-    assert "peft.decay=-1" in call("train", "peft=random_features", "peft.decay=-1")
-    assert "random_features" in call("methods")
-    assert "| random_features | A learned scale on a frozen random map" in call("methods", "--markdown")
-    assert "decay: NonNegativeFloat = 0.01" in call("methods", "random_features")
-    call("train", *TINY, f"data.path={reviews}", "peft=random_features", "trainer.max_epochs=1", "name=new")
-    (run,) = Path("outputs/new").iterdir()
-    record = json.loads((run / "record.json").read_text(encoding="utf-8"))
-    counts = record["parameters"]
-    assert counts["trainable_without_head"] == counts["added"] == 2 * 2 * 32
-    assert counts["stored"] == counts["trainable"] + 2 * 2 * 32 * 32, "R is stored, and does not train"
-    assert "1 as recorded" in call("verify", str(run), "--rerun-eval")
-    assert "query" in call("inspect", str(run))
-    call("export", str(run), "--to", "plain", "--merged")
-    assert Path("plain/model.safetensors").is_file()
+    with command_line(project) as call:
+        assert "peft.decay=-1" in call("train", "peft=random_features", "peft.decay=-1", status=2)
+        assert "random_features" in call("methods")
+        assert "| random_features | A learned scale on a frozen random map" in call("methods", "--markdown")
+        assert "decay: NonNegativeFloat = 0.01" in call("methods", "random_features")
+        call("train", *TINY, f"data.path={reviews}", "peft=random_features", "trainer.max_epochs=1", "name=new")
+        (run,) = Path("outputs/new").iterdir()
+        record = json.loads((run / "record.json").read_text(encoding="utf-8"))
+        counts = record["parameters"]
+        assert counts["trainable_without_head"] == counts["added"] == 2 * 2 * 32
+        assert counts["stored"] == counts["trainable"] + 2 * 2 * 32 * 32, "R is stored, and does not train"
+        assert "1 as recorded" in call("verify", str(run), "--rerun-eval")
+        assert "query" in call("inspect", str(run))
+        call("export", str(run), "--to", "plain", "--merged")
+        assert Path("plain/model.safetensors").is_file()
 
 
 def test_two_files_are_a_method_for_the_tests(project: Path) -> None:
