@@ -135,14 +135,21 @@ def _is_composed(peft: dict[str, Any]) -> bool:
     return stable_name(str(peft["_target_"])).startswith("peftlab.peft.compose.")
 
 
+_OF_ALL_FLOATS = {"bf16-true": 2, "16-true": 2, "64-true": 8, "64": 8}
+"""Precision of training that gives all floats of the model one type → bytes of that type."""
+
+
 def _bytes_an_element(record: dict[str, Any]) -> tuple[float, float]:
     """The least and the most that an element of the model can take."""
+    of_all = _OF_ALL_FLOATS.get(record["config"]["trainer"].get("precision"))
     match record["config"]["backbone"].get("quantize"), record["backbone"].get("dtype", "float32"):
+        case None, _ if of_all is not None:
+            return of_all, of_all
         case None, "float32":
             return 4, 4
         case None, _:
             return 2, 4
         case "int8", _:
-            return 1, 4
+            return 1, of_all or 4
         case _:
-            return 0.5, 4
+            return 0.5, of_all or 4

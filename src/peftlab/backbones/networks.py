@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from peftlab.backbones.floats import cast_to_own_type
 from peftlab.backbones.quiet import quiet_transformers
 from peftlab.backbones.sources import require_config
 from peftlab.errors import BackboneError, listed, nearest
@@ -223,11 +224,7 @@ def head_modules(model: nn.Module, new_weights: list[str]) -> list[str]:
 
 
 def keep_head_in_float32(model: nn.Module, head: list[str]) -> None:
-    """Make the head, which trains, float32 on top of a trunk in less; inputs are cast on their way in."""
+    """Make the head, which trains, float32 on top of a trunk in less; inputs are cast to its type on their way in."""
     for name in head:
         module = model.get_submodule(name).float()
-        module.register_forward_pre_hook(_cast_inputs)
-
-
-def _cast_inputs(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
+        module.register_forward_pre_hook(cast_to_own_type)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from peftlab.backbones.base import Backbone
+from peftlab.backbones.floats import at_least_single
 from peftlab.backbones.head_labels import names_in
 from peftlab.backbones.networks import (
     folder_config,
@@ -211,9 +212,9 @@ class TransformerBackbone(Backbone):
         if self._segments is not None:
             inputs["token_type_ids"] = self._segments.of(input_ids, attention_mask)
         if self._mean_head is not None:
-            return self._from_mean(self._mean_head, inputs, text_mask).float()
+            return at_least_single(self._from_mean(self._mean_head, inputs, text_mask))
         logits: Tensor = self.model(**inputs).logits
-        return logits.float()
+        return at_least_single(logits)
 
     def _from_mean(self, head: str, inputs: dict[str, Tensor], text_mask: Tensor) -> Tensor:
         """Logits of the mean over the text's tokens, which leaves out padding and a soft prompt."""

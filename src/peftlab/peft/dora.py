@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from peftlab.backbones.floats import at_least_single
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import Selection, Supports
 from peftlab.peft.low_rank import FixedRankStrategy, LowRank
@@ -102,7 +103,7 @@ class DoRADelta(LowRank):
     @torch.no_grad()
     def measure(self, weight: Tensor) -> None:
         """Start the magnitude as the row norms of ``weight`` (out, in)."""
-        self.weight_squares.copy_(weight.float().square().sum(dim=1))
+        self.weight_squares.copy_(at_least_single(weight).square().sum(dim=1))
         self.magnitude.copy_(self.weight_squares.clamp_min(_SMALLEST_SQUARED_NORM).sqrt())
 
     def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
@@ -114,10 +115,10 @@ class DoRADelta(LowRank):
             product, delta = base(dropped)[..., rows], self.project(self._float(dropped))
         else:
             product, delta = out, self.low_rank(x)
-        product = product.float()  # W x + b
+        product = at_least_single(product)  # W x + b
         bias = getattr(base, "bias", None)
         if bias is not None:
-            product = product - bias[rows].float()
+            product = product - at_least_single(bias[rows])
         change: Tensor = (factor - 1) * product + factor * delta
         return out + change.to(out.dtype)
 
@@ -133,16 +134,16 @@ class DoRADelta(LowRank):
             torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_norm),
             torch.autocast(weight.device.type, enabled=False),
         ):
-            cross = ((weight @ A.T.to(weight.dtype)).float() * B).sum(dim=1)  # (out,)
+            cross = (at_least_single(weight @ A.T.to(weight.dtype)) * B).sum(dim=1)  # (out,)
             squares = ((B @ (A @ A.T)) * B).sum(dim=1)  # (out,)
             total = self.weight_squares + 2 * self.scale * cross + self.scale**2 * squares
             return total.clamp_min(_SMALLEST_SQUARED_NORM).sqrt()
 
     def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """m · (W + s · B A) / ‖W + s · B A‖, in float32."""
-        return self.factor(weight)[:, None] * (weight.float() + self.dense()), bias
+        return self.factor(weight)[:, None] * (at_least_single(weight) + self.dense()), bias
 
     @torch.no_grad()
     def update(self, weight: Tensor) -> Tensor:
         """The folded weight − W: the magnitude changes it beyond rank r."""
-        return self.folded(weight, None)[0] - weight.float()
+        return self.folded(weight, None)[0] - at_least_single(weight)

@@ -92,12 +92,12 @@ def let_train(model: nn.Module, name: str) -> None:
     copy = nn.Parameter(parameter.detach().to(torch.float32, copy=True))
     for module in list(model.modules()):  # tied weights have several owners
         for leaf in [leaf for leaf, p in module.named_parameters(recurse=False) if p is parameter]:
-            parametrize.register_parametrization(module, leaf, _InType(parameter.dtype), unsafe=True)
+            parametrize.register_parametrization(module, leaf, InType(parameter.dtype), unsafe=True)
             stored = module.get_submodule(f"parametrizations.{leaf}")
             stored.original = copy
 
 
-class _InType(nn.Module):
+class InType(nn.Module):
     """A float32 tensor as the layer that owns it wants to see it."""
 
     def __init__(self, dtype: torch.dtype) -> None:

@@ -26,6 +26,7 @@ from peftlab.records.identity import content_sha256
 from peftlab.records.integrity import require_as_recorded
 from peftlab.runs.adapter_file import backbone_fingerprint, load_adapter, read_facts
 from peftlab.training.module import TrainingModule
+from peftlab.training.precision import into_precision
 
 
 @dataclass
@@ -56,6 +57,7 @@ def assemble(config: RunConfig, splits: Splits) -> Assembled:
     assembled = _attached(config, backbone)
     _require_prompts_fit(config, backbone, len(splits.tasks))
     assembled.adapter.load_source(assembled.fingerprint)
+    into_precision(assembled.backbone, config.trainer.precision)
     return assembled
 
 
@@ -107,6 +109,7 @@ def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[st
             "Pin backbone.revision, or point backbone.name_or_path at the old weights."
         )
     load_adapter(folder, assembled.adapter)
+    into_precision(assembled.backbone, config.trainer.precision)
     return assembled, facts
 
 

@@ -35,6 +35,7 @@ from peftlab.peft.surgery import weight_matrix
 from peftlab.peft.weight_update import WeightUpdate
 from peftlab.records.folder import finished_run
 from peftlab.runs.assemble import reassemble, start_from_run
+from peftlab.training.precision import into_precision
 
 NUMERICALLY_ZERO = 1e-6
 """Singular values below this share of the first have directions that rounding decides: they are not compared."""
@@ -218,6 +219,7 @@ def _differences(
         start = config.backbone.build(len(label_names), seed=config.seed, run_folder=Path(given))
     else:
         start = start_from_run(config, label_names)
+    into_precision(start, config.trainer.precision)
     own = set(adapter.own_names())
     changed = [name for name, p in start.model.named_parameters() if name in own and p.ndim == 2]
     if not changed and not beside:

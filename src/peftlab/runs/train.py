@@ -41,6 +41,7 @@ from peftlab.training.checkpoint import DamagedCheckpoint, read_checkpoint, requ
 from peftlab.training.config import monitored, selection_rule
 from peftlab.training.meeting import Decision, Meeting
 from peftlab.training.ranks import Ranks, world_size
+from peftlab.training.precision import require_precision
 from peftlab.training.reached import RequireGradients
 from peftlab.training.trainer import build_trainer, quiet
 
@@ -149,6 +150,7 @@ def _train(
     # Nothing of ours draws from the global generator before training seeds it step by step; this is for
     # whatever a method or a model might draw all the same.
     L.seed_everything(derive_seed(config.seed, "global") % 2**32, verbose=False)
+    require_precision(config.trainer, config.optim)
     splits = config.data.load()
     run = _Run(config, folder, splits, assemble(config, splits), ranks)
     if ranks.rank == 0:

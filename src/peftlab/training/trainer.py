@@ -28,6 +28,7 @@ from peftlab.objectives.base import Figure
 from peftlab.training.checkpoint import AtomicCheckpointIO, KeepsCheckpoints
 from peftlab.training.config import TrainerConfig
 from peftlab.training.meeting import address
+from peftlab.training.precision import in_full
 from peftlab.training.ranks import Ranks
 
 ALONE = Ranks()
@@ -85,7 +86,7 @@ def build_trainer(
             devices=config.devices,
             num_nodes=config.num_nodes,
             strategy=_strategy(config, trains_own),
-            precision=config.precision,
+            precision=in_full(config.precision),
             max_epochs=config.max_epochs,
             accumulate_grad_batches=config.accumulate_grad_batches,
             gradient_clip_val=config.gradient_clip_norm or None,
