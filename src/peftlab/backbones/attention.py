@@ -52,7 +52,10 @@ def attention_modules(backbone: Backbone) -> dict[str, nn.Module]:
         for name, module in backbone.model.named_modules()
         if isinstance(module, DisentangledSelfAttention) or _uses_registry(module)
     }
-    if not isinstance(getattr(backbone.model, "base_model", None), nn.Module):
+    if isinstance(getattr(backbone.model, "base_model", None), nn.Module):
+        reads_text = set(map(id, text_part(backbone.model).modules()))
+        found = {name: module for name, module in found.items() if id(module) in reads_text}
+    else:
         raise BackboneError(
             f"{backbone.architecture} has no attention that keys and values could be put into, and takes no "
             "prompts either. Choose a method that adapts its layers (peft=lora), or a transformer as backbone."
@@ -65,6 +68,15 @@ def attention_modules(backbone: Backbone) -> dict[str, nn.Module]:
             "stays out of attention (peft=prompt_tuning, peft=lora)."
         )
     return found
+
+
+def text_part(model: Any) -> nn.Module:
+    """The trunk of a ``transformers`` model; of one for text and images (Gemma 3) the part that reads the text."""
+    trunk: nn.Module = model.base_model
+    text = model.config.get_text_config()
+    if text is model.config or model.config.is_encoder_decoder:
+        return trunk
+    return next((module for module in trunk.modules() if getattr(module, "config", None) is text), trunk)
 
 
 def _uses_registry(module: nn.Module) -> bool:

@@ -81,17 +81,24 @@ def random_config(architecture: dict[str, Any], num_labels: int) -> Any:
     _check_classifies(model_type, "backbone.architecture.model_type")
     with quiet_transformers():
         default = AutoConfig.for_model(model_type)
-        known = set(default.to_dict()) | set(default.attribute_map) | _UNDECLARED
-        unknown = sorted(set(overrides) - known)
-        if unknown:
-            raise BackboneError(
-                f"backbone.architecture.{unknown[0]}: {model_type} has no such setting."
-                f"{nearest(unknown[0], known)} It has: {listed(known)}."
-            )
+        _check_settings(default, overrides, "backbone.architecture", model_type)
         try:
             return AutoConfig.for_model(model_type, num_labels=num_labels, use_cache=False, **overrides)
         except Exception as error:  # each architecture validates in its own way
             raise BackboneError(f"backbone.architecture: not a possible {model_type}: {_first_line(error)}") from error
+
+
+def _check_settings(default: Any, given: dict[str, Any], key: str, model_type: str) -> None:
+    """Raise BackboneError for the first setting that the config class of ``default`` has not, at any depth."""
+    known = set(default.to_dict()) | set(default.attribute_map) | _UNDECLARED
+    for name, value in given.items():
+        if name not in known:
+            raise BackboneError(
+                f"{key}.{name}: {model_type} has no such setting.{nearest(name, known)} It has: {listed(known)}."
+            )
+        inner = getattr(default, name, None)
+        if isinstance(value, dict) and hasattr(inner, "attribute_map"):
+            _check_settings(inner, value, f"{key}.{name}", model_type)
 
 
 def _check_classifies(model_type: str, key: str) -> None:

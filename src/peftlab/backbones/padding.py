@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from peftlab.backbones.base import Backbone
-from peftlab.errors import BackboneError
+from peftlab.errors import BackboneError, PeftlabError, first_line
 
 _TEXTS = ("a film", "a film, and what a film: fine, moving and long")
 _LENGTH = 24
@@ -47,10 +47,15 @@ def require_padding_changes_nothing(backbone: Backbone) -> None:
         if (kind := _type_of(backbone)) != torch.float32:
             turned = _logits(backbone, [long, short], parameter.device).flip(0)
             allowed = 2 * torch.finfo(kind).eps + 2 * _difference(together, turned)
-    except RuntimeError:  # a kernel that the CPU has not in the narrow type: training on an accelerator may have it
-        if _type_of(backbone) == torch.float32:
-            raise
-        return
+    except (PeftlabError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each architecture fails in its own way
+        if isinstance(error, RuntimeError) and _type_of(backbone) != torch.float32:
+            return  # a kernel that the CPU has not in the narrow type: training on an accelerator may have it
+        raise BackboneError(
+            f"this {backbone.architecture} cannot read a text ({type(error).__name__}: {first_line(error)}). Its "
+            "settings do not fit each other, or transformers needs more inputs for it than token ids."
+        ) from error
     finally:
         backbone.train(training)
     if not torch.isfinite(together).all():

@@ -1,4 +1,8 @@
-"""What differs in name between the configs of ``transformers``: dropout and positions."""
+"""What differs in name and place between the configs of ``transformers``: dropout and positions.
+
+Models of text and images (Gemma 3) keep what concerns text in a config inside their config, which
+``get_text_config()`` finds; of other models it is the config itself.
+"""
 
 from __future__ import annotations
 
@@ -40,19 +44,25 @@ def set_dropout(config: Any, dropout: float | None, attention_dropout: float | N
         _set(config, _ATTENTION_DROPOUT, attention_dropout, "attention_dropout")
 
 
+def text_configs(config: Any) -> list[Any]:
+    """The config, and the one inside it that is of its text, if that is another."""
+    text = config.get_text_config()
+    return [config] if text is config else [config, text]
+
+
 def _set(config: Any, names: tuple[str, ...], value: float, key: str) -> None:
-    present = [name for name in names if hasattr(config, name)]
+    present = [(part, name) for part in text_configs(config) for name in names if hasattr(part, name)]
     if not present:
         raise BackboneError(
             f"backbone.{key}={value}: {config.model_type} has no such dropout of its own. Set backbone.{key}=null."
         )
-    for name in present:
-        setattr(config, name, value)
+    for part, name in present:
+        setattr(part, name, value)
 
 
 def position_limit(model: nn.Module) -> int | None:
     """The longest input in tokens that ``model`` has positions for; None if there is no limit."""
-    config: Any = model.config
+    config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:
         return None

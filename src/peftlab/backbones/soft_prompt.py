@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from peftlab.errors import BackboneError
+
 PromptPosition = Literal["before", "after_first"]
 
 
@@ -106,6 +108,22 @@ Holder = tuple[nn.Module, str, nn.Module]
 """A module, the name of its child that is the token embedding, and that child."""
 
 
+def word_table(model: Any) -> nn.Module:
+    """The token embedding of a ``transformers`` model.
+
+    Raises:
+        BackboneError: if it has none (CANINE's are made of several hashes).
+    """
+    try:
+        table: nn.Module = model.get_input_embeddings()
+    except NotImplementedError:
+        raise BackboneError(
+            f"{type(model).__name__} has no table of words that a soft prompt could stand beside. Choose a method that "
+            "adapts its layers (peft=lora), or another backbone."
+        ) from None
+    return table
+
+
 def wrap_token_embedding(model: Any, vectors: nn.Module) -> tuple[int, list[Holder]]:
     """Wrap the token embedding of a ``transformers`` model.
 
@@ -113,8 +131,11 @@ def wrap_token_embedding(model: Any, vectors: nn.Module) -> tuple[int, list[Hold
 
     Returns:
         the id of the first vector, and what stood in each place.
+
+    Raises:
+        BackboneError: if the model has no such embedding.
     """
-    base: nn.Module = model.get_input_embeddings()
+    base = word_table(model)
     holders = [
         (parent, name, child)
         for parent in model.modules()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +27,8 @@ from peftlab.backbones.padding import padded_left
 from peftlab.backbones.quantize import quantize
 from peftlab.backbones.quiet import quiet_transformers
 from peftlab.backbones.segments import Segments
-from peftlab.backbones.settings import position_limit, set_dropout
-from peftlab.backbones.soft_prompt import Holder, PromptPlacement, wrap_token_embedding
+from peftlab.backbones.settings import position_limit, set_dropout, text_configs
+from peftlab.backbones.soft_prompt import Holder, PromptPlacement, word_table, wrap_token_embedding
 from peftlab.backbones.sources import (
     Source,
     check_sha256,
@@ -64,6 +65,11 @@ def build(
             source.folder, config, key=key, dtype=dtype, attention=given.attention, seed=seed
         )
     head = head_modules(model, new)
+    if not head:
+        raise BackboneError(
+            f"{key}: {config.model_type} keeps its classifier inside its trunk, so that the two cannot be told apart "
+            "and a new head could not be trained. Choose another backbone."
+        )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if dtype != torch.float32:
         keep_head_in_float32(model, head)
@@ -123,25 +129,27 @@ def _tokenizer(given: TransformerConfig, key: str, source: Source | None, config
 
 
 def _vocabulary_size(config: Any) -> int:
-    """Words that a model of ``config`` embeds; models of text and images keep it one level down."""
-    return int(config.get_text_config().vocab_size)
+    """Words that a model of ``config`` embeds; CANINE has no list of them and takes any character."""
+    return int(getattr(config.get_text_config(), "vocab_size", sys.maxunicode + 1))
 
 
 def _settle(given: TransformerConfig, config: Any, tokenizer: ByteTokenizer | HFTokenizer) -> None:
     """Make the model's ``config`` agree with what is given, and with the ids the tokenizer makes."""
     set_dropout(config, given.dropout, given.attention_dropout)
-    config.use_cache = False
+    for part in text_configs(config):
+        part.use_cache = False
+        # Decoders find a text's last token by this id, and RoBERTa its positions.
+        part.pad_token_id = tokenizer.pad_id
     if getattr(config, "attention_type", None) == "block_sparse":
         # transformers leaves BigBird's sparse attention for good at the first batch of short texts: what a text is
         # answered would depend on who was there before it, and a resumed run would end otherwise.
         config.attention_type = "original_full"
-    # Decoders find a text's last token by this id, and RoBERTa its positions.
-    config.pad_token_id = tokenizer.pad_id
     if given.architecture is not None:  # its default ids are those of some pretrained vocabulary
         ids = tokenizer.special_ids()
-        for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
-            if hasattr(config, name):
-                setattr(config, name, ids.get(name))
+        for part in text_configs(config):
+            for name in ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
+                if hasattr(part, name):
+                    setattr(part, name, ids.get(name))
         if config.is_encoder_decoder:
             config.decoder_start_token_id = tokenizer.pad_id  # as T5's own checkpoints do
 
@@ -230,8 +238,7 @@ class TransformerBackbone(Backbone):
 
     def token_embedding(self) -> nn.Module:
         """See :meth:`Backbone.token_embedding`."""
-        embedding: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
-        return embedding
+        return word_table(self.model)
 
     def add_soft_prompt(
         self,

@@ -71,6 +71,13 @@ def _on_several_processes(config: Mapping[str, Any]) -> bool:
     return trainer.get("num_nodes", 1) > 1 or (isinstance(devices, int) and devices > 1)
 
 
+def _puts_a_prefix_beside_images(config: Mapping[str, Any]) -> bool:
+    """Whether a prefix enters a model of text and images, as far as the config says that it is one."""
+    small = ("gemma3_text", "gemma-3-1b", "gemma-3-270m", "gemma-3n")
+    both = _is_of(config, "gemma3", "gemma-3", "modernvbert", "ultravbert") and not _is_of(config, *small)
+    return both and any(name in str(config["peft"]) for name in ("prefix_tuning", "p_tuning_v2"))
+
+
 TAGS: tuple[Tag, ...] = (
     Tag(
         "embedding-product-1",
@@ -108,6 +115,11 @@ TAGS: tuple[Tag, ...] = (
         _on_several_processes,
         "processes share a step by its rows, however many each has, and none is left out; before, unequal shares "
         "weighed the same, and rows fewer than the processes were left out of an epoch",
+    ),
+    Tag(
+        "text-prefix-1",
+        _puts_a_prefix_beside_images,
+        "in a model of text and images a prefix stands in the attention over text, and not in that over images",
     ),
 )
 """All of them, oldest first.

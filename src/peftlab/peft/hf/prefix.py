@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peftlab.backbones.attention import takes_a_cache
+from peftlab.backbones.attention import takes_a_cache, text_part
 from peftlab.backbones.base import Backbone
 from peftlab.errors import PeftlabError
 from peftlab.peft.adapter import Adapter
@@ -146,7 +146,7 @@ def _rotated(backbone: Backbone, keys: Tensor, places: int) -> Tensor:
     Raises:
         PeftlabError: if the model's positions are no rotations, or change with the length of a text.
     """
-    trunk: Any = backbone.model.base_model
+    trunk: Any = text_part(backbone.model)
     source: Any = sys.modules[type(trunk).__module__]
     rotary = getattr(trunk, "rotary_emb", None)
     if rotary is None or not hasattr(source, "apply_rotary_pos_emb"):
@@ -164,5 +164,6 @@ def _rotated(backbone: Backbone, keys: Tensor, places: int) -> Tensor:
     flat = keys.reshape(1, -1, 1, keys.shape[-1]).float()  # (1, many, 1 place, d_head)
     cos, sin = rotary(flat, torch.tensor([[places]], device=flat.device))
     strength = getattr(rotary, "attention_scaling", 1.0)  # belongs to the product, not to the rotation
-    _, turned = source.apply_rotary_pos_emb(flat, flat, cos / strength, sin / strength)
-    return turned.view(keys.shape)  # type: ignore[no-any-return]
+    turn, keep = flat[..., : cos.shape[-1]], flat[..., cos.shape[-1] :]  # Phi turns the first half of a head
+    _, turned = source.apply_rotary_pos_emb(turn, turn, cos / strength, sin / strength)
+    return torch.cat([turned, keep], dim=-1).view(keys.shape)

@@ -143,13 +143,14 @@ def prompt_adapter(
             "this soft prompt stands behind the text's first token, and HF peft always puts it in front: it would "
             "compute something else. Train it with peft.position=before to export it."
         )
+    text = model.config.get_text_config()
     config = {
         "peft_type": peft_type,
         "num_virtual_tokens": length,
         "token_dim": tensors[PROMPT].shape[1],
         "num_transformer_submodules": 1,
-        "num_attention_heads": model.config.num_attention_heads,
-        "num_layers": model.config.num_hidden_layers,
+        "num_attention_heads": text.num_attention_heads,
+        "num_layers": text.num_hidden_layers,
         **options,
     }
     notes = []
