@@ -18,6 +18,7 @@ ROOMS = [
     "report",
     "records",
     "composition",
+    "hydra_changes",
     "config",
     "training",
     "data",

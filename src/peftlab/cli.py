@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from peftlab.errors import PeftlabError, nearest
 from peftlab.process import uncollected
-from peftlab.terminal import printable
+from peftlab.terminal import half_character, printable
 from peftlab.version import __version__
 
 COMMANDS = {
@@ -64,6 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] in ("-V", "--version"):
         print(f"peftlab {__version__}")
         return 0
+    for word in given:
+        if half_character(word):
+            print(
+                f"peftlab: '{printable(word)}' is no UTF-8, and could not be written into a record or a table. Give "
+                "words and names of files in UTF-8.",
+                file=sys.stderr,
+            )
+            return 2
     command, rest = given[0], given[1:]
     if command not in COMMANDS:
         print(

@@ -14,6 +14,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,8 +25,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from peftlab.config import GROUPS, RunConfig, check
 from peftlab.errors import ConfigError, first_line, listed, nearest
+from peftlab.hydra_changes import exchange
 from peftlab.shipped import config_folder
 from peftlab.training.ranks import Ranks
+
+exchange()
 
 SELECTORS = ("experiment", "debug")
 """Groups that choose a recipe over the others and are not part of a run themselves."""
@@ -79,6 +83,28 @@ def _search_also(config_dir: str) -> None:
     hydra.config_loader = ConfigLoaderImpl(config_search_path=path)
 
 
+def jobs_of(overrides: Sequence[str], *, config_dir: str | None = None, config_name: str = "train") -> list[list[str]]:
+    """The overrides of each job of ``-m``, as ``peftlab train -m`` runs them.
+
+    Raises:
+        ConfigError: for an override that is not of the form key=value, or for a range that only a search can draw from.
+    """
+    with _errors_in_words(overrides):
+        parser = OverridesParser.create()
+        single = [o.input_line for o in parser.parse_overrides(list(overrides)) if not o.is_sweep_override()]
+        base = composed([str(line) for line in single], config_dir=config_dir, config_name=config_name)
+        params = base.hydra.sweeper.get("params") or {}
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(config_folder()), version_base="1.3", job_name="peftlab train"):
+            if config_dir is not None:
+                _search_also(config_dir)
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            sweep = [*(f"{key}={value}" for key, value in params.items()), *overrides]
+            parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(sweep)  # for glob()
+            return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+
+
 def checked(overrides: Sequence[str]) -> RunConfig:
     """Compose ``overrides`` and check the result, as a run of this machine."""
     config = check(composed(overrides))
@@ -130,6 +156,11 @@ def _about_composition(error: HydraException) -> str:
     """An override of a key or group that does not exist, most often a typo."""
     text = str(error)
     cause = error.__cause__
+    if (kind := re.search(r"does not support sweep type : (\w+)_SWEEP", text)) is not None:
+        return (
+            f"{kind[1].lower()}(…) has no list of values that -m could run. Write values with commas, choice(…), "
+            "range(…) or glob(…); a search draws from ranges: `search:` in the file of a sweep."
+        )
     match = re.search(r"Could not override '([^']+)'", text)
     if match is None:
         return " ".join(text.split())

@@ -59,6 +59,14 @@ def read_yaml(path: Path, loader: Any = _Loader) -> Any:
     return parse_yaml(read_bytes(path), loader)
 
 
+def require_harmless(path: Path) -> None:
+    """Raise what :func:`read_yaml` would of the YAML file ``path``, which somebody else is going to read."""
+    try:
+        _require_bounded(read_bytes(path).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"it is no UTF-8: {error}") from error
+
+
 def parse_yaml(data: bytes, loader: Any = _Loader) -> Any:
     """The same of ``data``."""
     try:

@@ -24,7 +24,7 @@ from peftlab.class_names import place_of
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.fields import NAME_PATTERN
 from peftlab.process import uncollected
-from peftlab.terminal import printable
+from peftlab.terminal import half_character, printable
 from peftlab.trusted import require_trusted
 
 T = TypeVar("T")
@@ -130,6 +130,8 @@ def validate(given: dict[str, Any], cls: type[T], prefix: str) -> T:
             raise BadValue(
                 [(key, f"{key}={printable(value)} is not allowed: it has control characters. Leave them out.")]
             )
+        for key, half in _halves(getattr(instance, field.name), f"{prefix}.{field.name}" if prefix else field.name):
+            raise BadValue([(key, f"{key} is not allowed: it holds {half}, one half of a character. Leave it out.")])
     return instance
 
 
@@ -193,6 +195,20 @@ def _explain(key: str, cls: Any, errors: list[ErrorDetails]) -> str:
             hint = nearest(given, allowed)
     said = f"{key}={given!r} is not allowed: {' or '.join(messages)}"
     return f"{said}{'' if said.endswith(('.', '?')) else '.'}{hint}"
+
+
+def _halves(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Key and half of every text in ``value`` that is not whole, as YAML and JSON can write one."""
+    if isinstance(value, str):
+        if half := half_character(value):
+            yield key, half
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _halves(str(name), key)
+            yield from _halves(inner, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _halves(inner, f"{key}[{number}]")
 
 
 def _not_finite(value: Any, key: str) -> Iterator[tuple[str, float]]:

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import re
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Control characters but tab and line feed, and those that turn the direction of what follows."""
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and line feed, those that turn the direction of what follows, and half characters."""
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def half_character(text: str) -> str | None:
+    r"""The first half of a surrogate pair in ``text``, as ``\ud83d``; None if it is whole.
+
+    JSON can say one, and a command line of other bytes than UTF-8 is full of them; nothing can write it again.
+    """
+    found = _HALF.search(text)
+    return printable(found.group()) if found else None
 
 
 def printable(text: str) -> str:

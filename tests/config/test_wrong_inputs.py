@@ -49,8 +49,8 @@ WRONG: list[tuple[list[str], list[str]]] = [
     (["name=../../x"], ["name='../../x'", "must begin with a letter or digit"]),
     ([f"name={'x' * 200}"], ["at most 120 characters", "has 200", "shorten"]),
     (
-        ["backbone=tiny", "+backbone.architecture.dropout=nan"],
-        ["backbone.architecture.dropout=nan", "finite", "command line"],
+        ["backbone=tiny", "+backbone.architecture.hidden_dropout_prob=nan"],
+        ["backbone.architecture.hidden_dropout_prob=nan", "finite", "command line"],
     ),
     (["backbone.quantize=int4"], ["backbone.quantize='int4'", "nf4"]),
     (["backbone.name_or_path=x"], ["exactly one of", "backbone.name_or_path"]),

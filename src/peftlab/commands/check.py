@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from peftlab.composition import composed, parse
+from peftlab.composition import composed, jobs_of, parse
 from peftlab.config import check
 from peftlab.errors import ConfigError, listed
 from peftlab.records.folder import RunFolder
@@ -75,14 +73,7 @@ def _check_file(file: Path, overrides: Sequence[str], given: argparse.Namespace)
 
 
 def _check_sweep(given: argparse.Namespace) -> int:
-    single = [
-        o.input_line for o in OverridesParser.create().parse_overrides(given.overrides) if not o.is_sweep_override()
-    ]
-    base = composed([str(line) for line in single], config_dir=given.config_dir, config_name=given.config_name)
-    params = base.hydra.sweeper.get("params") or {}
-    sweep = [f"{key}={value}" for key, value in params.items()] + given.overrides
-    parsed = OverridesParser.create().parse_overrides(sweep)
-    jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    jobs = jobs_of(given.overrides, config_dir=given.config_dir, config_name=given.config_name)
     keys: list[str] = []
     for number, overrides in enumerate(jobs):
         try:

@@ -11,6 +11,7 @@ from peftlab.config import RunConfig
 from peftlab.errors import DataError, PeftlabError, listed
 from peftlab.pairs import paired
 from peftlab.records.folder import RunFolder, finished_run
+from peftlab.terminal import half_character
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -132,4 +133,6 @@ def _checked(text: Any, number: int, pairs: bool) -> str:
             raise DataError(f"text {number} is no text but {type(part).__name__} ({part!r}).")
         if not part.strip():
             raise DataError(f"text {number}: the text is empty.")
+        if (half := half_character(part)) is not None:
+            raise DataError(f"text {number} holds {half}, one half of a character. Give whole ones.")
     return paired(*text) if pairs else str(text)

@@ -40,8 +40,8 @@ from peftlab.seeding import derive_seed
 from peftlab.training.checkpoint import DamagedCheckpoint, read_checkpoint, require_best
 from peftlab.training.config import monitored, selection_rule
 from peftlab.training.meeting import Decision, Meeting
-from peftlab.training.ranks import Ranks, world_size
 from peftlab.training.precision import require_precision
+from peftlab.training.ranks import Ranks, world_size
 from peftlab.training.reached import RequireGradients
 from peftlab.training.trainer import build_trainer, quiet
 

@@ -29,6 +29,7 @@ from peftlab.composition import composed
 from peftlab.config import RunConfig, check, from_plain, resolved
 from peftlab.errors import PeftlabError
 from peftlab.files import cache_folder
+from peftlab.reading import read_bytes
 from peftlab.records import identity_tags
 from peftlab.remembered import recall, remember
 from peftlab.sweeps.jobs import Job
@@ -158,7 +159,7 @@ class _State:
             digest, names = hashlib.sha256(), set()
             for file in _yaml_files(Path(path)):
                 try:
-                    content = file.read_bytes()
+                    content = read_bytes(file)
                 except OSError:
                     content = b"unreadable"
                 digest.update(f"{file} {len(content)}\n".encode() + content)

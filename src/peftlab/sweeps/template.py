@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from peftlab.composition import SELECTORS, composed
 from peftlab.config import GROUPS, NO_PART_OF_A_RUN, RunConfig
+from peftlab.hydra_changes import opened, require_known
 from peftlab.sweeps.jobs import Job
 
 _CHOICES = "|".join([*GROUPS, *SELECTORS, "trainer", r"hydra/\w+"])
@@ -54,8 +55,12 @@ class Templates:
             HydraConfig.instance().set_config(whole)  # for ${hydra:runtime.choices.…}
             self._current = (key, id(HydraConfig.instance().cfg))
         config = copy.deepcopy(template)
+        added = False
         for value in map(_parsed, values):
+            added = opened(value, config) or added
             OmegaConf.update(config, value.key_or_group, value.value(), merge=True)
+        if added:
+            require_known(config)
         return config, whole
 
 
