@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from peftlab.records import identity_tags
+from tests.goldens.changed import with_defaults_of_then
 from tests.goldens.keys import CONFIGS, KEYS, PATH_IS_PART_OF_THE_KEY, key_of, options, write_files
 
 GOLDEN: list[list[str]] = json.loads(KEYS.read_text(encoding="utf-8"))
@@ -21,7 +22,7 @@ def without_tags(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _differences(goldens: list[list[str]], folder: Path | str) -> str:
-    found = [(overrides, key, key_of(overrides, folder)) for *overrides, key in goldens]
+    found = [(overrides, key, key_of(with_defaults_of_then(overrides), folder)) for *overrides, key in goldens]
     wrong = [(overrides, key, now) for overrides, key, now in found if now != key]
     return f"{len(wrong)} of {len(found)} keys differ:\n" * bool(wrong) + "\n".join(
         f"  {' '.join(overrides)}\n    expected {key}, got {now}" for overrides, key, now in wrong

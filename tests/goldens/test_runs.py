@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.conformance.cells import known_methods
 from tests.conftest import Peftlab
-from tests.goldens import cells, runs
+from tests.goldens import cells, changed, runs
 from tests.goldens.machine import machine, random_numbers
 from tests.goldens.names import present_name
 
@@ -55,6 +55,10 @@ def method_of(run: Path) -> str:
     return method
 
 
+UNCHANGED = [case for case in CASES if method_of(runs.run_of(case, str(runs.RUNS / "finished"))) not in changed.TAGS]
+"""Cases whose configs compute today what they did."""
+
+
 @pytest.fixture
 def model(data: Path) -> Path:
     """The same folder, where the backbones of the runs can be built: they are random ones."""
@@ -89,12 +93,20 @@ def test_a_report_shows_them(peftlab: Peftlab, data: Path) -> None:
     assert [case for case in CASES if runs.run_of(case).name not in table] == []
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", UNCHANGED)
 def test_a_finished_run_is_found(peftlab: Peftlab, data: Path, case: str) -> None:
     run = finished(case)
     result = peftlab("train", *CASES[case]["arguments"])
     assert result.status == 0, result.err
     assert f"{run} is finished already" in result.out
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in UNCHANGED])
+def test_a_run_from_before_a_change_says_so(peftlab: Peftlab, data: Path, case: str) -> None:
+    run = finished(case)
+    result = peftlab("verify", run)
+    assert result.status == 0, result.out
+    assert f"computed before {changed.TAGS[method_of(run)]}; since then:" in result.out
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -127,7 +139,7 @@ def test_a_finished_run_is_exported_as_it_was(peftlab: Peftlab, model: Path, cas
 # -- killed --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", UNCHANGED)
 def test_a_killed_run_ends_as_if_it_had_not_been(peftlab: Peftlab, model: Path, case: str) -> None:
     if case in runs.NEEDS:
         finished(runs.NEEDS[case])

@@ -14,7 +14,7 @@ from peftlab.errors import PeftlabError
 from peftlab.peft.adalora import AdaLoRA, SVDDelta
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import attach
-from peftlab.peft.dynamic_dora import ComponentsDelta, DynamicDoRA
+from peftlab.peft.dynamic_dora import DynamicDoRA
 from peftlab.peft.rank_budget import Prunable, RankBudgetStrategy, allocate, prunable, ranks
 from peftlab.runs.assemble import count_parameters
 from tests.conftest import TINY, Peftlab, run_folder
@@ -140,50 +140,13 @@ def test_a_step_that_a_loss_scaler_skips_is_not_observed() -> None:
     assert torch.equal(delta.scores(), before)
 
 
-def test_dynamic_dora_s_shares_are_those_of_dense_matrices() -> None:
-    strategy = DynamicDoRA(targets=["ffn_up"], initial_rank=4, rank=2, beta=0.8)
-    delta = prunable(attach(tiny("bert"), strategy, seed=0))[0]
-    assert isinstance(delta, ComponentsDelta)
-    assert torch.equal(delta.shares(), torch.zeros(4)), "while the update is zero"
-    smoothed = torch.zeros(4, dtype=torch.float64)
-    for step in range(3):
-        randomised([delta], seed=step)
-        parts = [
-            d.double() * torch.outer(b.double(), a.double())
-            for d, b, a in zip(delta.diagonal, delta.lora_B.T, delta.lora_A, strict=True)
-        ]
-        shares = torch.stack([part.norm() for part in parts]) / sum(parts).norm()
-        torch.testing.assert_close(delta.shares().double(), shares, atol=0, rtol=1e-5)
-        smoothed = 0.8 * smoothed + 0.2 * shares
-        strategy.observe(delta)
-    torch.testing.assert_close(delta.scores().double(), smoothed.detach(), atol=0, rtol=1e-5)
-
-
-def test_dynamic_dora_s_term_is_the_mean_variance_of_kept_components() -> None:
-    fields: dict[str, Any] = {"targets": ["query", "ffn_up"], "initial_rank": 3, "rank": 2}
-    adapter = attach(tiny("bert"), DynamicDoRA(**fields, equilibrium=0.4), seed=0)
-    deltas = prunable(adapter)
-    randomised(deltas)
-    deltas[0].prune(torch.tensor([True, False, False]))
-    values = [
-        sum(((v - v.mean()) ** 2).mean() for v in (delta.lora_A[i], delta.lora_B[:, i]))
-        for delta in deltas
-        for i in range(3)
-        if delta.kept[i]
-    ]
-    assert len(values) == 1 + 3 * 3
-    penalty = adapter.regularization(1, 30)
-    torch.testing.assert_close(penalty, 0.4 * torch.stack(values).mean())  # type: ignore[arg-type]
-    for without in (DynamicDoRA(**fields, equilibrium=0.0), AdaLoRA(**fields, orthogonality=0.0)):
-        assert attach(tiny("bert"), without, seed=0).regularization(1, 30) is None
-
-
 def test_allocation_keeps_the_best_among_all_targets() -> None:
     strategy = DynamicDoRA(targets=["query", "value"], initial_rank=4, rank=2)
     deltas = prunable(attach(tiny("bert"), strategy, seed=0))
     scores = torch.rand(4, 4, generator=torch.Generator().manual_seed(1))
     for delta, row in zip(deltas, scores, strict=True):
         delta.get_buffer("importance").copy_(row)
+        delta.diagonal.data.fill_(1.0)
     allocate(deltas, 7)
     order = sorted(((float(scores[i, j]), i, j) for i in range(4) for j in range(4)), reverse=True)
     best = {(i, j) for _, i, j in order[:7]}
@@ -218,9 +181,8 @@ def test_rank_goes_to_where_the_magnitude_is() -> None:
     assert max(found[0], found[3]) == 1
 
 
-@pytest.mark.parametrize("cls", BOTH)
-def test_the_budget_is_the_cubic_schedule(cls: type[RankBudgetStrategy]) -> None:
-    strategy = cls(rank=8, initial_rank=12, warmup_fraction=0.1, final_fraction=0.5)
+def test_adalora_s_budget_is_the_cubic_schedule() -> None:
+    strategy = AdaLoRA(rank=8, initial_rank=12, warmup_fraction=0.1, final_fraction=0.5)
     assert strategy.phases(100) == (10, 50)
     budgets = [strategy.budget(step, 100, 24) for step in range(100)]
     assert budgets[:11] == [288] * 11
@@ -243,7 +205,7 @@ def test_a_run_of_any_length_ends_with_the_budget(cls: type[RankBudgetStrategy],
     for delta in prunable(adapter):
         assert torch.equal(delta.diagonal == 0, ~delta.kept)
     if total == 30:
-        assert kept[:4] == [24] * 4
+        assert kept[:3] == [24] * 3
         assert len(set(kept)) >= 4, "pruned little by little"
 
 

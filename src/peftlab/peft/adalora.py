@@ -13,7 +13,12 @@ The importance of a weight θ is its sensitivity, smoothed, times its uncertaint
     I = |θ · ∂L/∂θ|        Ī ← β₁ Ī + (1 − β₁) I        Ū ← β₂ Ū + (1 − β₂) |I − Ī|        s(θ) = Ī · Ū
 
 and that of the triplet (column i of P, λ_i, row i of Q) is s(λ_i) + mean s(P_·i) + mean s(Q_i·) (eq. 7). The triplets
-of the lowest importance lose their λ by the schedule of :mod:`peftlab.peft.rank_budget` (eq. 12).
+of the lowest importance lose their λ (:mod:`peftlab.peft.rank_budget`). With T optimizer steps, t_i =
+warmup_fraction · T and t_f = final_fraction · T, the budget of step t for n targets is (eq. 12)
+
+    b(t) = n · initial_rank                                                             t ≤ t_i
+    b(t) = n · [rank + (initial_rank − rank) · (1 − (t − t_i) / (T − t_f − t_i))³]      t_i < t ≤ T − t_f
+    b(t) = n · rank                                                                     then
 
 P, Λ and Q are called lora_B, diagonal and lora_A here, as in the other methods. As in the authors' code θ is taken
 after the optimizer step, with the gradient from before it. Steps whose gradients are not finite, which a loss scaler
@@ -35,7 +40,7 @@ from torch import Tensor, nn
 from peftlab.fields import NonNegativeFloat, Probability
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import Supports
-from peftlab.peft.rank_budget import Prunable, RankBudgetStrategy, prunable
+from peftlab.peft.rank_budget import Prunable, RankBudgetStrategy, allocate, components_kept, prunable
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Target
@@ -78,6 +83,40 @@ class AdaLoRA(RankBudgetStrategy, name="adalora"):
         deltas = [delta for delta in prunable(adapter) if isinstance(delta, SVDDelta)]
         distances = [distance for delta in deltas for distance in delta.distances_from_orthogonal()]
         return self.orthogonality * torch.stack(distances).mean()
+
+    def phases(self, total_steps: int) -> tuple[int, int]:
+        """Last step of the warmup, and the step of the last allocation (which is before the last step of all)."""
+        final = max(1, round(self.final_fraction * total_steps))
+        return round(self.warmup_fraction * total_steps), max(0, total_steps - final)
+
+    def budget(self, step: int, total_steps: int, places: int) -> int:
+        """Components that ``places`` targets may keep at ``step``."""
+        start, end = places * self.initial_rank, places * self.rank
+        warm, last = self.phases(total_steps)
+        if step >= last:
+            return end
+        if step <= warm:
+            return start
+        return int(end + (start - end) * (1 - (step - warm) / (last - warm)) ** 3)
+
+    def on_step(self, adapter: Adapter, step: int, total: int) -> None:
+        """Observe, and prune when it is time to; a first step of 0 or of 1 ends with the same budget."""
+        deltas = prunable(adapter)
+        warm, last = self.phases(total)
+        budget = self.budget(step, total, len(deltas))
+        if step < last:
+            for delta in deltas:
+                self.observe(delta)
+            if step > warm and step % self.interval == 0:
+                allocate(deltas, budget)
+        elif step == last or components_kept(deltas) > budget:
+            allocate(deltas, budget)
+            for delta in deltas:
+                assert isinstance(delta, SVDDelta)
+                delta.forget()
+        else:
+            for delta in deltas:
+                delta.prune()
 
 
 class SVDDelta(Prunable):

@@ -11,18 +11,27 @@ smoothed over the steps:
     s_i = ‖c_i B_i A_i‖_F / ‖Σ_j c_j B_j A_j‖_F        ŝ_i ← β ŝ_i + (1 − β) s_i
 
 Norms of rank-1 matrices are products of vector norms, and that of the sum comes from r × r Gram matrices: no gradient
-statistics, nothing of size (out, in). The components of the lowest ŝ_i among all targets have their c_i set to zero by
-the schedule of :mod:`peftlab.peft.rank_budget`. A term of the loss, the dimensional equilibrium modulator, punishes
+statistics, nothing of size (out, in). c starts from zero and A and B from Kaiming's uniform distribution, so that the
+model starts as the backbone and every component has a direction.
+
+With T optimizer steps, t_i = warmup_fraction · T and t_f = final_fraction · T, a target keeps on average
+
+    b(t) = r₀ − (r₀ − rank) · p³        p = (t − t_i) / (T − t_i − t_f), from 0 to 1        r₀ = initial_rank
+
+components: few are pruned at first, most late. Every ``interval`` steps from t_i on, and at T − t_f for the last time,
+the components of the lowest ŝ_i among all targets, at least one, have their c_i set to zero. Up to then they may train
+back; from then on they stay zero. Up to then a term of the loss, the dimensional equilibrium modulator, punishes
 components that live in a few entries only:
 
-    η · mean over the kept components of Var(A_i) + Var(B_i)
+    η / (2 n r₀) · Σ over the components of all n targets of Var(A_i) + Var(B_i)
 
-with the variance over the entries of each vector.
+with the sample variance over the entries of each vector; it is zero afterwards.
 
-Departures, and what the paper leaves open or was not to hand: A starts as LoRA's, B from zero and c from one,
-so that the model starts as the backbone; the update is scaled by alpha / initial_rank; the phases are shares of
-the run's steps; a pruned c_i keeps its gradient until the last allocation; while an update is all zero its shares
-are zero. The default η was chosen here. c is called diagonal in the saved tensors.
+Schedule, score, term, start and defaults are those of the authors' code (github.com/MIkumikumi0116/DoRA), in whose
+whole numbers of steps the phases are counted. Departures: of equal scores the first component is kept, where the
+authors prune all of them; the last allocation meets the budget to the component whatever rounding does, and prunes none
+where initial_rank is rank. Embeddings can be adapted too (rows of A are then looked up); their A starts as that of a
+layer with one input. c is called diagonal in the saved tensors.
 
 Trainable: initial_rank · (in + out + 1) a target. Pruned components keep their places; on average ``rank`` of a
 target's components act at the end.
@@ -30,19 +39,23 @@ target's components act at the end.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from peftlab.fields import NonNegativeFloat, Probability
+from peftlab.fields import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import Supports
-from peftlab.peft.rank_budget import Prunable, RankBudgetStrategy, prunable
+from peftlab.peft.rank_budget import Prunable, RankBudgetStrategy, allocate, components_kept, prunable
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Target
+
+EPS = 1e-8
+"""Added to the norm of the whole update, which is zero at the start."""
 
 
 @dataclass(kw_only=True)
@@ -56,6 +69,14 @@ class DynamicDoRA(RankBudgetStrategy, name="dynamic_dora"):
         default_factory=lambda: ["query", "key", "value", "attention_output", "ffn_up", "ffn_down"]
     )
     """Roles, or regexes on module names; the budget is shared between them. Each entry must match something."""
+    alpha: PositiveFloat = 8.0
+    """The update is scaled by alpha / initial_rank."""
+    dropout: Probability = 0.1
+    """Dropout on the input of the low-rank path."""
+    warmup_fraction: Probability = 0.15
+    """Share of the run's steps before the first component is pruned."""
+    interval: PositiveInt = 100
+    """Optimizer steps between two allocations of the budget."""
     beta: Probability = 0.9
     """Smoothing of the importance."""
     equilibrium: NonNegativeFloat = 0.1
@@ -71,13 +92,43 @@ class DynamicDoRA(RankBudgetStrategy, name="dynamic_dora"):
         delta.observe(self.beta)
 
     def regularization(self, adapter: Adapter, step: int, total: int) -> Tensor | None:
-        """η · the mean variance of the kept components' vectors."""
-        if self.equilibrium == 0:
+        """η · the mean variance of all components' vectors; nothing once the choice stands."""
+        now, last = self.pruning_step(step, total)
+        if self.equilibrium == 0 or now > last:
             return None
         deltas = [delta for delta in prunable(adapter) if isinstance(delta, ComponentsDelta)]
-        kept = torch.cat([delta.kept for delta in deltas]).float()
-        variances = torch.cat([delta.variances() for delta in deltas])
-        return self.equilibrium * (variances * kept).sum() / kept.sum()
+        return self.equilibrium * torch.cat([delta.variances() for delta in deltas]).mean() / 2
+
+    def pruning_step(self, step: int, total_steps: int) -> tuple[int, int]:
+        """Steps since the warmup's end (negative before it), and how many there are up to the last allocation."""
+        now = int(step - total_steps * self.warmup_fraction)
+        return now, int(total_steps * (1 - self.warmup_fraction - self.final_fraction))
+
+    def budget(self, step: int, total_steps: int, places: int) -> int:
+        """Components that ``places`` targets may keep at ``step``."""
+        now, last = self.pruning_step(step, total_steps)
+        start, end = places * self.initial_rank, places * self.rank
+        if now >= last:
+            return end
+        share = (self.initial_rank - self.rank) / self.initial_rank * (max(now, 0) / last) ** 3
+        return start - int(start * share)
+
+    def on_step(self, adapter: Adapter, step: int, total: int) -> None:
+        """Observe, and prune when it is time to."""
+        deltas = prunable(adapter)
+        now, last = self.pruning_step(step, total)
+        budget = self.budget(step, total, len(deltas))
+        if now <= last:
+            for delta in deltas:
+                self.observe(delta)
+            if now == last or (now >= 0 and now % self.interval == 0):
+                prunes = self.initial_rank > self.rank  # then one at least
+                allocate(deltas, min(budget, len(deltas) * self.initial_rank - prunes))
+        elif components_kept(deltas) > budget:  # the caller counts its steps otherwise
+            allocate(deltas, budget)
+        else:
+            for delta in deltas:
+                delta.prune()
 
 
 class ComponentsDelta(Prunable):
@@ -85,8 +136,12 @@ class ComponentsDelta(Prunable):
 
     importance: Tensor
 
-    def __init__(self, target: Target, rank: int, **common: Any) -> None:
-        super().__init__(target, rank, diagonal=1.0, **common)
+    def __init__(self, target: Target, rank: int, *, generator: torch.Generator, **common: Any) -> None:
+        super().__init__(target, rank, diagonal=0.0, generator=generator, **common)
+        fan_in = 1 if self.embedding else self.lora_A.shape[1]
+        for factor, inputs in ((self.lora_A, fan_in), (self.lora_B, rank)):
+            bound = math.sqrt(6 / inputs)  # Kaiming's for a gain of √2
+            nn.init.uniform_(factor, -bound, bound, generator=generator)
         self.register_buffer("importance", torch.zeros(rank))
 
     @torch.no_grad()
@@ -99,16 +154,17 @@ class ComponentsDelta(Prunable):
         B = self.lora_B * self.diagonal  # (out, r)
         own: Tensor = torch.linalg.vector_norm(B, dim=0) * torch.linalg.vector_norm(self.lora_A, dim=1)  # (r,)
         whole: Tensor = ((B.T @ B) * (self.lora_A @ self.lora_A.T)).sum().clamp_min(0).sqrt()
-        return own / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+        return own / (whole + EPS)
 
     def scores(self) -> Tensor:
         """The smoothed shares (r,)."""
         return self.importance
 
-    def forget(self) -> None:
-        """Set the smoothed shares to zero."""
-        self.importance.zero_()
-
     def variances(self) -> Tensor:
         """Var(A_i) + Var(B_i) over the entries of each component's vectors (r,)."""
-        return self.lora_A.var(dim=1, correction=0) + self.lora_B.var(dim=0, correction=0)
+        return _variance(self.lora_A, dim=1) + _variance(self.lora_B, dim=0)
+
+
+def _variance(of: Tensor, dim: int) -> Tensor:
+    """The sample variance along ``dim``; a single entry has none."""
+    return of.var(dim=dim, correction=min(1, of.shape[dim] - 1))

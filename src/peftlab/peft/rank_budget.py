@@ -2,15 +2,9 @@
 
     ΔW = s · B diag(d) A        one component is (B's column i, d_i, A's row i)
 
-All targets start with ``initial_rank`` components and share one budget, which ends at ``rank`` a target on average.
-With T optimizer steps, t_i = warmup_fraction · T and t_f = final_fraction · T, the budget of step t is
-
-    b(t) = n · initial_rank                                                             t ≤ t_i
-    b(t) = n · [rank + (initial_rank − rank) · (1 − (t − t_i) / (T − t_f − t_i))³]      t_i < t ≤ T − t_f
-    b(t) = n · rank                                                                     then
-
-for n targets (AdaLoRA, eq. 12). Every ``interval`` steps the b(t) components of the highest scores are kept and
-d_i of the others is set to zero; up to the last allocation at T − t_f a component that trains back can be kept
+All targets start with ``initial_rank`` components and share one budget, which ends at ``rank`` a target on average. How
+it shrinks in between, each method says (its ``budget``). Every ``interval`` steps the components of the highest scores
+are kept and d_i of the others is set to zero; up to the last allocation a component that trains back can be kept
 again. From there on the choice stands, and the pruned d_i are set to zero after every step. All of it happens in
 ``on_step``: a run needs no further call. Statistics and choice are saved, so a resumed run goes on to the bit.
 
@@ -97,43 +91,19 @@ class RankBudgetStrategy(LowRankStrategy):
         """Σ initial_rank · (in + out + 1): pruned components still have their places."""
         return sum(self.initial_rank * (sum(target_features(t)) + 1) for t in self.select(backbone).targets)
 
-    def phases(self, total_steps: int) -> tuple[int, int]:
-        """Last step of the warmup, and the step of the last allocation (which is before the last step of all)."""
-        final = max(1, round(self.final_fraction * total_steps))
-        return round(self.warmup_fraction * total_steps), max(0, total_steps - final)
-
+    @abstractmethod
     def budget(self, step: int, total_steps: int, places: int) -> int:
-        """Components that ``places`` targets may keep at ``step``."""
-        start, end = places * self.initial_rank, places * self.rank
-        warm, last = self.phases(total_steps)
-        if step >= last:
-            return end
-        if step <= warm:
-            return start
-        return int(end + (start - end) * (1 - (step - warm) / (last - warm)) ** 3)
-
-    def on_step(self, adapter: Adapter, step: int, total: int) -> None:
-        """Observe, and prune when it is time to; a first step of 0 or of 1 ends with the same budget."""
-        deltas = prunable(adapter)
-        warm, last = self.phases(total)
-        budget = self.budget(step, total, len(deltas))
-        if step < last:
-            for delta in deltas:
-                self.observe(delta)
-            if step > warm and step % self.interval == 0:
-                allocate(deltas, budget)
-        elif step == last or int(torch.cat([delta.kept for delta in deltas]).sum()) > budget:
-            allocate(deltas, budget)
-            for delta in deltas:
-                delta.forget()
-        else:
-            for delta in deltas:
-                delta.prune()
+        """Components that ``places`` targets may keep at ``step`` of ``total_steps``."""
 
 
 def prunable(adapter: Adapter) -> list[Prunable]:
     """The updates of ``adapter``, in the order of their targets."""
     return [delta for delta in adapter.deltas() if isinstance(delta, Prunable)]
+
+
+def components_kept(deltas: Sequence[Prunable]) -> int:
+    """Components that all ``deltas`` together keep."""
+    return int(torch.cat([delta.kept for delta in deltas]).sum())
 
 
 def ranks(adapter: Adapter) -> dict[str, int]:
@@ -170,10 +140,6 @@ class Prunable(LowRank):
     @abstractmethod
     def scores(self) -> Tensor:
         """How much each component matters (r,), comparable between updates."""
-
-    @abstractmethod
-    def forget(self) -> None:
-        """Set the statistics to zero: they are not needed any more."""
 
     @torch.no_grad()
     def prune(self, kept: Tensor | None = None) -> None:

@@ -78,6 +78,14 @@ def _puts_a_prefix_beside_images(config: Mapping[str, Any]) -> bool:
     return both and any(name in str(config["peft"]) for name in ("prefix_tuning", "p_tuning_v2"))
 
 
+def _trains(target: str, name: str, config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The fields of each method of a class (``target``, ``name``) that a plain config trains, in compositions too."""
+    peft = config["peft"]
+    for method in (peft, *(peft.get("methods") or ())):
+        if isinstance(method, Mapping) and (method.get("_target_") == target or method.get("name") == name):
+            yield method
+
+
 TAGS: tuple[Tag, ...] = (
     Tag(
         "embedding-product-1",
@@ -120,6 +128,12 @@ TAGS: tuple[Tag, ...] = (
         "text-prefix-1",
         _puts_a_prefix_beside_images,
         "in a model of text and images a prefix stands in the attention over text, and not in that over images",
+    ),
+    Tag(
+        "dynamic-dora-1",
+        lambda config: any(_trains("peftlab.peft.dynamic_dora.DynamicDoRA", "dynamic_dora", config)),
+        "dynamic-rank DoRA prunes late (b = r0 - (r0 - r)·p³), starts A and B from Kaiming's distribution and c from "
+        "zero, and punishes the variance of all components until the last allocation, as its authors' code does",
     ),
 )
 """All of them, oldest first.

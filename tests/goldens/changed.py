@@ -1,0 +1,23 @@
+"""What was changed on purpose since the goldens were made, and so is not compared with them any more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+TAGS = {"dynamic_dora": "dynamic-dora-1"}
+"""Method → the tag of :mod:`peftlab.records.identity_tags` since which it trains to other numbers."""
+
+DEFAULTS: dict[str, tuple[str, ...]] = {
+    "peft=dynamic_dora": ("peft.alpha=16", "peft.dropout=0", "peft.warmup_fraction=0.1", "peft.interval=10"),
+}
+"""Option of a group → what its YAML said then, where it says something else now."""
+
+
+def with_defaults_of_then(overrides: Sequence[str]) -> list[str]:
+    """The overrides that say today what these said when the goldens were made."""
+    said = {override.partition("=")[0] for override in overrides}
+    return [
+        one
+        for override in overrides
+        for one in (override, *(d for d in DEFAULTS.get(override, ()) if d.partition("=")[0] not in said))
+    ]
