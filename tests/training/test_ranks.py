@@ -47,9 +47,10 @@ BATCH = {
         (SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, Ranks()),
         (BATCH, Ranks()),
         ({"RANK": "1", "LOCAL_RANK": "1", "SLURM_PROCID": "1", "WORLD_SIZE": "2"}, Ranks()),
-        ({"LOCAL_RANK": "2", FOLLOWS: "0123456789ab"}, Ranks("peftlab", 2, 2)),
+        ({"LOCAL_RANK": "2", FOLLOWS: f"0123456789ab {os.getppid()}"}, Ranks("peftlab", 2, 2)),
+        ({"LOCAL_RANK": "2", FOLLOWS: f"0123456789ab {os.getpid()}"}, Ranks()),
     ],
-    ids=["alone", "torchrun", "srun", "a step of one", "a batch script", "left over", "started by rank 0"],
+    ids=["alone", "torchrun", "srun", "a step of one", "a batch script", "left over", "started by rank 0", "rank 0"],
 )
 def test_one_rule_for_who_starts_ranks(environment: dict[str, str], expected: Ranks) -> None:
     assert Ranks.here(environment) == expected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from peftlab.records.divergence import STATUS
 from peftlab.records.folder import RunFolder
 from peftlab.runs.finished import finished_record
 from peftlab.sweeps.processes import die_with_parent
-from peftlab.training.ranks import FOLLOWS, Ranks
+from peftlab.training.ranks import Ranks, lead, led_to
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
             if (record := finished_record(config, folder)) is not None:
                 ended.append(record)
                 return
-            os.environ[FOLLOWS] = folder.key
+            lead(folder.key)
         else:
             _require_same_run(folder)
         ended.append(_train(config, arguments, ranks))
@@ -95,7 +94,7 @@ def _require_same_run(folder: RunFolder) -> None:
         RunError: if this rank has composed another run than rank 0.
     """
     die_with_parent()
-    wanted = os.environ[FOLLOWS]
+    wanted = led_to()
     if folder.key != wanted:
         raise RunError(
             f"this rank has composed the run {folder.key}, and rank 0 trains {wanted}: the config files have changed "

@@ -18,7 +18,7 @@ from peftlab.errors import PeftlabError, RunError, RunInUse
 from peftlab.records.folder import RunFolder
 from peftlab.runs.train import train
 from peftlab.sweeps.job_spec import IN_USE, INTERRUPTED, JobSpec
-from peftlab.training.ranks import FOLLOWS
+from peftlab.training.ranks import lead
 
 
 def work(spec: JobSpec) -> int:
@@ -55,4 +55,4 @@ def _as_if_typed(spec: JobSpec) -> None:
     """
     sys.argv[:] = ["peftlab", *spec.arguments]
     sys.modules["__main__"] = importlib.import_module("peftlab.__main__")
-    os.environ[FOLLOWS] = os.path.basename(spec.folder)  # noqa: PTH119
+    lead(os.path.basename(spec.folder))  # noqa: PTH119

@@ -16,7 +16,8 @@ from peftlab.machine import visible_gpus
 from peftlab.training.config import TrainerConfig
 
 FOLLOWS = "PEFTLAB_RUN_KEY"
-"""Environment variable of the processes that peftlab has started itself: the key of the run that they must train."""
+"""Environment variable of the processes that peftlab starts itself: the key of the run that they must train, and the
+process that starts them."""
 
 Starter = Literal["torchrun", "srun", "peftlab"]
 
@@ -49,7 +50,8 @@ class Ranks:
         if tasks.isdigit() and int(tasks) > 1:
             nodes = int(environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", "1")))
             return cls("srun", int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"]), int(tasks), nodes)
-        local = int(environment.get("LOCAL_RANK", "0")) if FOLLOWS in environment else 0
+        _, _, leader = environment.get(FOLLOWS, "").partition(" ")
+        local = int(environment.get("LOCAL_RANK", "0")) if leader == str(os.getppid()) else 0
         return cls("peftlab", local, local)
 
     @property
@@ -94,6 +96,16 @@ class Ranks:
                 f"trainer.num_nodes={trainer.num_nodes}. Set trainer.devices={self.world_size // self.nodes} and "
                 f"trainer.num_nodes={self.nodes}, or start one process."
             )
+
+
+def lead(key: str) -> None:
+    """Let the processes that this one starts know that they train the run ``key`` with it."""
+    os.environ[FOLLOWS] = f"{key} {os.getpid()}"
+
+
+def led_to() -> str:
+    """The key of the run that this process has been started to train."""
+    return os.environ[FOLLOWS].partition(" ")[0]
 
 
 def world_size(trainer: TrainerConfig) -> int:
