@@ -382,3 +382,26 @@ def test_latex_compiles(scratch: Path, peftlab: Peftlab) -> None:
     assert done.returncode == 0, done.stdout[-1500:]
     assert "Overfull" not in done.stdout
     assert (scratch / "out" / "main.pdf").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("bare", [float("nan"), None])
+def test_finished_runs_of_earlier_versions_that_diverged_are_in_no_mean(bare: float | None, scratch: Path) -> None:
+    """They trained on without a number, and their test figure is chance; null stands for NaN since JSON has none."""
+    good = [record(value, key=f"k{seed}", seed=seed) for seed, value in enumerate([0.8, 0.82, 0.84])]
+    lost = [record(0.5, key=f"k{seed}", seed=seed, history=[{"epoch": 0, "train/loss": bare}]) for seed in (3, 4)]
+    folder = write(scratch / "t", [*good, *lost])
+    text = render_markdown(build(Request((str(folder),))))
+    assert "0.8200 ± 0.0200 (diverged 2 of 5)" in text
+    assert "3/5 seeds" in text
+    assert "Training diverged, its loss is no finite number" in text
+    assert "t (seed 3, 4). No mean has these runs in." in text
+
+
+def test_a_row_whose_runs_all_diverged_says_so(scratch: Path) -> None:
+    lost = [
+        record(0.5, key=f"f{seed}", seed=seed, method="full", history=[{"epoch": 0, "train/loss": None}])
+        for seed in range(2)
+    ]
+    folder = write(scratch / "t", [*(record(0.8, key=f"k{seed}", seed=seed) for seed in range(2)), *lost])
+    lines = render_markdown(build(Request((str(folder),)))).splitlines()
+    assert next(line for line in lines if line.startswith("| peft=full")).count("diverged 2 of 2") >= 1

@@ -13,6 +13,7 @@ from rich.text import Text
 from peftlab.errors import ConfigError
 from peftlab.records.folder import finished_run
 from peftlab.report.figures.spectra import Spectrum, draw_inspection
+from peftlab.report.owned import require_own_picture
 from peftlab.report.render.terminal import console, print_table
 from peftlab.report.table import Head, plain_table
 
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     picture = Path(given.to) if given.to else Path(given.run) / "inspect.png"
     if picture.suffix != ".png":
         raise ConfigError(f"--to={given.to}: the picture is a PNG, so its name must end in .png.")
+    if given.to:
+        require_own_picture(picture)
     for run in filter(None, (given.run, given.other)):
         finished_run(run)  # a wrong path costs no import of torch
     from peftlab.runs.inspection import chance, inspect_run, left_out, mean_similarity, similarities

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peftlab.errors import ConfigError, listed, nearest
-from peftlab.files import write_atomically
 from peftlab.process import uncollected
 from peftlab.report.build import Request, build, default_target
+from peftlab.report.owned import write_report
 from peftlab.report.render.data import render_groups_csv, render_json, render_runs_csv
 from peftlab.report.render.latex import render_latex
 from peftlab.report.render.markdown import render_markdown
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         )  # fmt: skip
         print_report(report)
         target = Path(given.to) if given.to else default_target(given.folders)
-        written = write(report, target, formats)
+        written = write(report, target, formats, chosen=given.to is not None)
     print(f"{target}/: {', '.join(written)}")
     if report.left_out:
         print(f"peftlab report: {len(report.left_out)} left out:", file=sys.stderr)
@@ -89,11 +89,17 @@ def _formats(given: str | None) -> tuple[str, ...]:
     return chosen or FORMATS
 
 
-def write(report: Report, target: Path, formats: Sequence[str]) -> list[str]:
+def write(report: Report, target: Path, formats: Sequence[str], *, chosen: bool = False) -> list[str]:
     """Write the report's files into ``target``; return their names.
 
+    Args:
+        report: what is written.
+        target: the folder.
+        formats: which of :data:`FORMATS`.
+        chosen: whether the folder was named by the user, whose files may be in it.
+
     Raises:
-        PeftlabError: if one cannot be written.
+        PeftlabError: if one cannot be written, or is somebody's own.
     """
     files: dict[str, str | bytes] = {}
     gallery = None
@@ -118,6 +124,5 @@ def write(report: Report, target: Path, formats: Sequence[str]) -> list[str]:
         from peftlab.report.render.page import render_page
 
         files["report.html"] = render_page(report, gallery, target, files="figures" in formats)
-    for name, content in files.items():
-        write_atomically(target / name, content)
+    write_report(target, files, chosen=chosen)
     return list(files)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from peftlab.errors import ConfigError
 from peftlab.files import write_atomically
 from peftlab.report.published import replace_table, require_markers
+from peftlab.report.render.markdown import escaped
 from peftlab.sweeps import pool
 from peftlab.sweeps.call import Call
 from peftlab.sweeps.jobs import Outcome
@@ -113,7 +114,7 @@ def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | Non
     table = render_markdown(sweep, records, choices, plan.diverged(outcome))
     print(f"\n{table}")  # before anything is written: the disk may be full
     write_manifest(plan, outcome, file)
-    write_atomically(folder / "table.md", f"# {sweep.title}\n\n{table}")
+    write_atomically(folder / "table.md", f"# {escaped(sweep.title)}\n\n{table}")
     write_atomically(folder / "table.csv", render_csv(sweep, records, choices))
     pictures = _pictures(plan)
     for picture in pictures:

@@ -17,7 +17,7 @@ Earlier versions trained on and called such a run finished: its training loss is
 
 def diverged(record: Mapping[str, Any]) -> bool:
     """Whether the training of a run, which has ended, diverged."""
-    losses = (row[TRAIN_LOSS.in_history] for row in record.get("history", ()))
+    losses = (row[TRAIN_LOSS.in_history] for row in record.get("history", ()) if TRAIN_LOSS.in_history in row)
     return record.get("status") == STATUS or not all(map(finite, losses))
 
 

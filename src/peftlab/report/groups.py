@@ -45,6 +45,11 @@ class Group:
         return len(self.runs) + len(self.missing)
 
     @property
+    def diverged(self) -> list[str]:
+        """Seeds without a result whose training diverged."""
+        return [str(run.seed) for run in self.failed if run.diverged and str(run.seed) in self.missing]
+
+    @property
     def unit(self) -> str:
         """What its runs are counted as: seeds, unless a seed stands twice, as in groups by less than the config."""
         return "runs" if len({run.seed for run in self.runs}) < len(self.runs) else "seeds"

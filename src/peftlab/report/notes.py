@@ -166,14 +166,12 @@ def _about_single_seeds(analysis: Analysis) -> list[str]:
 
 
 def _about_divergence(rows: Sequence[Group]) -> list[str]:
-    lost = {group.label: [str(run.seed) for run in group.runs if run.diverged] for group in rows}
-    shown = [f"{label} (seed {', '.join(seeds)})" for label, seeds in lost.items() if seeds]
+    shown = [f"{group.label} (seed {', '.join(group.diverged)})" for group in rows if group.diverged]
     if not shown:
         return []
     more = f" and {len(shown) - SHOWN_NAMES} more rows" if len(shown) > SHOWN_NAMES else ""
     return [
-        f"Training diverged, its loss is not finite: {'; '.join(shown[:SHOWN_NAMES])}{more}. "
-        "These runs are in the means."
+        f"Training diverged, its loss is no finite number: {'; '.join(shown[:SHOWN_NAMES])}{more}. No mean has these runs in."
     ]
 
 

@@ -11,16 +11,16 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from peftlab.class_names import stable_name
 from peftlab.errors import PeftlabError, RunError
-from peftlab.metric_names import TRAIN_LOSS, record_part
+from peftlab.metric_names import record_part
 from peftlab.objectives.recorded import BEFORE, objective_facts
 from peftlab.reading import read_json
-from peftlab.records.divergence import STATUS
+from peftlab.records.divergence import STATUS, in_words
+from peftlab.records.divergence import diverged as trained_to_no_number
 from peftlab.records.folder import SCHEMA_VERSION, RunFolder
 from peftlab.records.identity import Rules
 from peftlab.records.identity_recorded import recorded_rules
@@ -85,9 +85,8 @@ class Run:
 
     @property
     def diverged(self) -> bool:
-        """Whether its training loss became infinite or no number."""
-        lost = not all(isfinite(loss) for loss in self.curve.get(TRAIN_LOSS.in_history, ()))
-        return lost or self.status == STATUS
+        """Whether its training loss became infinite or no number; it has no results then."""
+        return self.status == STATUS
 
 
 def read_runs(found: Found, paths: Iterable[str], curves: Sequence[str]) -> list[Run]:
@@ -211,6 +210,9 @@ def _run(
         raise ValueError(f"unknown status {status!r}")
     if status == "finished" and not isinstance(record["metrics"]["test"], dict):
         raise ValueError(f"{record_part('test')} is no mapping")
+    error = str(record.get("error", ""))
+    if status == "finished" and trained_to_no_number(record):  # earlier versions trained on, and called it finished
+        status, error = STATUS, error or in_words(record)
     facts, rules = facts_of(record), recorded_rules(record)
     return Run(
         folder=folder,
@@ -232,7 +234,7 @@ def _run(
         },
         facts=shared.setdefault(tuple(facts.values()), facts),
         standing=standing(record),
-        error=str(record.get("error", "")),
+        error=error,
         files=files,
         logged=False,
     )

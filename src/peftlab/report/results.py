@@ -73,16 +73,19 @@ def _row(analysis: Analysis, group: Group, keys: Sequence[str]) -> Row:
 
 
 def _cell(group: Group, column: Column, mark: Mark) -> Cell:
+    lost = len(group.diverged)
+    told = f"diverged {lost} of {group.expected}" if lost else ""
     if not group.runs:
-        return Cell("not run")
+        return Cell(told or "not run")
     if column.format == "text":
         return cell_of_texts([run.values.get(column.value) for run in group.runs])
     # What is the same for all seeds, or a cost, says so only where it lacks more than the column n says.
-    complete = group.expected if column.format in ("score", "difference") else len(group.runs)
+    tells = column.format in ("score", "difference")
+    complete = group.expected - lost if tells else len(group.runs)
     made = cell_of(
         group.values(column.value), column.format, complete=complete, expected=group.expected, unit=group.unit
     )
-    return Cell(made.text, made.value, mark)
+    return Cell(f"{made.text} ({told})" if told and tells else made.text, made.value, mark)
 
 
 def _count_of_runs(group: Group) -> Cell:

@@ -78,9 +78,20 @@ def plain_table(heads: Sequence[Head], lines: Iterable[Sequence[str]], *, title:
 
 
 def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """Lines of values, with full precision; None is an empty cell."""
+    """Lines of values, with full precision; None is an empty cell, and a text never a formula of a spreadsheet."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(lines)
+    writer.writerow(map(_no_formula, head))
+    writer.writerows(map(_no_formula, line) for line in lines)
     return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """``value``; a text that a spreadsheet would run, with the apostrophe in front that makes it a text there."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("=", "+", "-", "@")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value

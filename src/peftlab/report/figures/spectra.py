@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.files import write_atomically
+from peftlab.report.owned import PNG_MARK
 
 # Paul Tol's "bright": told apart by the colour-blind.
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#222222")
@@ -85,7 +86,7 @@ def draw_inspection(
         _draw_similarity(figure, axes[2], phi, chance, runs, phi_title)
     figure.suptitle(title, fontsize=10)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=130, metadata=PNG_MARK)
     write_atomically(path, buffer.getvalue())
 
 
