@@ -169,10 +169,9 @@ def _about_divergence(rows: Sequence[Group]) -> list[str]:
     shown = [f"{group.label} (seed {', '.join(group.diverged)})" for group in rows if group.diverged]
     if not shown:
         return []
-    more = f" and {len(shown) - SHOWN_NAMES} more rows" if len(shown) > SHOWN_NAMES else ""
-    return [
-        f"Training diverged, its loss is no finite number: {'; '.join(shown[:SHOWN_NAMES])}{more}. No mean has these runs in."
-    ]
+    which = "; ".join(shown[:SHOWN_NAMES])
+    which += f" and {len(shown) - SHOWN_NAMES} more rows" if len(shown) > SHOWN_NAMES else ""
+    return [f"Training diverged, its loss is no finite number: {which}. No mean has these runs in."]
 
 
 def _about_values(analysis: Analysis) -> list[str]:

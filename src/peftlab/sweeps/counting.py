@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from peftlab.config import RunConfig, from_plain
+from peftlab.config import RunConfig, from_plain, plain
 from peftlab.errors import PeftlabError, RunError, first_line
 
 
@@ -32,14 +32,16 @@ class Count:
 
 
 def count_all(configs: Sequence[RunConfig]) -> list[Count]:
-    """Count each config's model.
+    """Count each config's model; those that differ in nothing that decides a shape are counted once.
 
     Raises:
         RunError: if the counting process dies.
     """
+    shapes = [shape(config) for config in configs]
+    alike = dict(zip(reversed(shapes), reversed(configs), strict=True))  # of each shape its first config
     done = subprocess.run(
         [sys.executable, "-P", "-m", "peftlab.sweeps.counting"],
-        input=json.dumps([config.plain() for config in configs]),
+        input=json.dumps([config.plain() for config in alike.values()]),
         capture_output=True,
         text=True,
         check=False,
@@ -48,16 +50,27 @@ def count_all(configs: Sequence[RunConfig]) -> list[Count]:
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RunError(f"counting parameters failed (exit status {done.returncode}): {last}")
-    return [Count(*one) for one in json.loads(done.stdout.splitlines()[-1])]
+    counts = dict(zip(alike, (Count(*one) for one in json.loads(done.stdout.splitlines()[-1])), strict=True))
+    return [counts[one] for one in shapes]
 
 
-def _count(plain: dict[str, Any]) -> Count:
+def shape(config: RunConfig) -> str:
+    """What decides how many parameters train: the backbone but for dropout, the method, and whether the head does."""
+    backbone = {
+        name: value
+        for name, value in plain("backbone", config.backbone).items()
+        if name not in ("dropout", "attention_dropout", "from_run")
+    }
+    return json.dumps([backbone, plain("peft", config.peft), config.trains_head], sort_keys=True)
+
+
+def _count(given: dict[str, Any]) -> Count:
     from peftlab.peft.base import attach
 
-    plain["backbone"]["from_run"] = None  # the earlier run's weights have the same shapes
-    plain["measure_forgetting"] = False
+    given["backbone"]["from_run"] = None  # the earlier run's weights have the same shapes
+    given["measure_forgetting"] = False
     try:
-        config = from_plain(plain)
+        config = from_plain(given)
         backbone = config.backbone.build(2, seed=0, device="meta")  # the classes count in the head alone
     except Exception as error:  # a model that cannot be built here is no mistake of the sweep
         return Count(None, first_line(error))
@@ -71,4 +84,4 @@ def _count(plain: dict[str, Any]) -> Count:
 
 
 if __name__ == "__main__":
-    print(json.dumps([astuple(_count(plain)) for plain in json.load(sys.stdin)]))
+    print(json.dumps([astuple(_count(given)) for given in json.load(sys.stdin)]))
