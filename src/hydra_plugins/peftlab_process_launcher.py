@@ -37,9 +37,10 @@ class ProcessLauncher(Launcher):
         threads_per_job: int | None = None,
         on_error: str = "continue",
         retries: int = 0,
+        minutes_per_job: float | None = None,
     ) -> None:
         # Checked in setup: Hydra would wrap an error raised here in words of its own.
-        self._given = (n_parallel, devices_per_job, threads_per_job, on_error, retries)
+        self._given = (n_parallel, devices_per_job, threads_per_job, on_error, retries, minutes_per_job)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Remember what Hydra composed for the sweep as a whole, and check the options."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from rich.console import Console
 from peftlab.errors import ConfigError
 from peftlab.machine import visible_gpus
 from peftlab.records.folder import RunFolder
-from peftlab.sweeps import pool
+from peftlab.sweeps import pool, processes
 from peftlab.sweeps.cache import ConfigCache
+from peftlab.sweeps.job_spec import JobSpec
 from peftlab.sweeps.jobs import FixedPlan, Job
 from peftlab.sweeps.pool import PoolOptions
 from peftlab.sweeps.progress import Progress
@@ -313,3 +315,31 @@ def test_a_worker_killed_from_outside(reviews: Path) -> None:
     thread.join()
     assert list(outcome.records) == ["job1"]
     assert COMMON[0] in outcome.records["job1"]["argv"]
+
+
+def test_a_stopped_job_is_killed_when_its_time_is_over(reviews: Path) -> None:
+    """Somebody stops it (SIGSTOP), and its slot would be held for ever."""
+
+    def stop() -> None:
+        until(lambda: len(events()) == 1, "the job runs", seconds=60)
+        os.kill(int(events()[0]["pid"]), signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    outcome = pool.run(FixedPlan([job(1, "data.act=wait")]), PoolOptions(minutes_per_job=0.15))
+    thread.join()
+    assert outcome.failures["job1"].reason == "killed after minutes_per_job=0.15"
+
+
+def test_a_server_that_was_killed_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first connection after its death can fail; another one starts a new server."""
+    started: list[int] = []
+
+    def start(self: object) -> None:
+        started.append(1)
+        if len(started) == 1:
+            raise ConnectionRefusedError
+
+    monkeypatch.setattr(ForkServerProcess, "start", start)
+    processes.start(JobSpec(values={}, folder="x", arguments=(), threads=1, environment={}, log="x"))
+    assert len(started) == 2

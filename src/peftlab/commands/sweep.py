@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         threads_per_job=given.threads_per_job,
         on_error=given.on_error,
         retries=given.retries,
+        minutes_per_job=given.minutes_per_job,
     )
     call = Call(Path(given.file), given.overrides)
     publish = None if given.publish is None else Path(given.publish)
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads-per-job", type=int, metavar="N", help="CPU threads of a run (default: CPUs / jobs)")
     parser.add_argument("--on-error", default="continue", metavar="continue|stop", help="after a run has failed")
     parser.add_argument("--retries", type=int, default=0, metavar="N", help="of a run that crashed (default: 0)")
+    parser.add_argument("--minutes-per-job", type=float, metavar="N", help="then a run is killed (default: never)")
     parser.add_argument("--dry-run", action="store_true", help="check and list the jobs, run nothing")
     parser.add_argument("--report-only", action="store_true", help="make the table from what is there, run nothing")
     parser.add_argument(

@@ -37,7 +37,7 @@ class Call:
             if key.partition(".")[0] == "hydra":
                 raise ConfigError(
                     f"{entry} is for -m; of a declared sweep, options say how jobs run: --jobs, --devices-per-job, "
-                    "--threads-per-job, --on-error, --retries."
+                    "--threads-per-job, --on-error, --retries, --minutes-per-job."
                 )
             if key in ("seeds", *declared.settings) and keys.count(key) > 1:
                 raise ConfigError(f"{key} is given {keys.count(key)} times: give it once.")

@@ -141,6 +141,7 @@ class _Pool:
             for sentinel in self.interrupts.wait([p.sentinel for p in self.running], self._patience()):
                 self._ended(next(p for p in self.running if p.sentinel == sentinel))
             self._stop_early()
+            self._end_overdue()
         elif self.elsewhere and not self.queue:
             self.interrupts.wait([], POLL_SECONDS)
         self._hand_out()
@@ -215,6 +216,7 @@ class _Pool:
                 log.write(f"\n--- attempt {task.attempts} of {self.options.retries + 1} ---\n")
         self.progress.start(str(task.folder.path), task.title, slot.title)
         process = processes.start(self._spec(task, slot))
+        task.since, task.overdue = time.monotonic(), False
         self.free.pop()
         task.slot = slot
         self.running[process] = task
@@ -264,7 +266,8 @@ class _Pool:
             task.attempts -= 1
             self._leave_elsewhere(task, holder or "?")
             return
-        reason = reason_of(status)
+        minutes = self.options.minutes_per_job
+        reason = f"killed after minutes_per_job={minutes:g}" if task.overdue else reason_of(status)
         may_pass = status < 0 or status in (1, processes.SERVER_LOST)
         if may_pass and task.attempts <= self.options.retries and not self.stopping:
             attempts = self.options.retries + 1
@@ -277,7 +280,18 @@ class _Pool:
         """How long to wait for a job to end before looking at something else."""
         if self.elsewhere:
             return POLL_SECONDS
-        return ASK_SECONDS if hasattr(self.plan, "stop_early") else None
+        asks = hasattr(self.plan, "stop_early") or self.options.minutes_per_job is not None
+        return ASK_SECONDS if asks else None
+
+    def _end_overdue(self) -> None:
+        """Kill jobs whose time is over; one that somebody has stopped (SIGSTOP) would hold its slot for ever."""
+        if self.options.minutes_per_job is None:
+            return
+        latest = time.monotonic() - 60 * self.options.minutes_per_job
+        for process, task in self.running.items():
+            if task.since < latest and not task.overdue:
+                task.overdue = True
+                processes.signal_job(process, signal.SIGKILL)
 
     def _stop_early(self) -> None:
         """End running jobs that the plan does not want any more. A run that another job needs too goes on."""

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -34,11 +35,15 @@ def start(spec: JobSpec) -> ForkServerProcess:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_main, args=(spec,), name=f"peftlab {Path(spec.folder).name}")
-    try:
-        process.start()
-    except (OSError, EOFError) as error:
-        raise RunError(f"no process could be started for the job: {error or 'its server ended'}.") from error
+    for left in range(2, -1, -1):
+        process = context.Process(target=_main, args=(spec,), name=f"peftlab {Path(spec.folder).name}")
+        try:
+            process.start()
+            break
+        except (OSError, EOFError) as error:  # a server that was killed may still look alive; then there is a new one
+            if not left:
+                raise RunError(f"no process could be started for the job: {error or 'its server ended'}.") from error
+            time.sleep(0.2)
     return process
 
 

@@ -35,6 +35,10 @@ class QueuedRun:
     """Why the plan has stopped it early."""
     kill_at: float = 0.0
     """When a stopped job that has not ended by itself is killed."""
+    since: float = 0.0
+    """When this attempt began, on the monotonic clock."""
+    overdue: bool = False
+    """Whether this attempt was killed because its time was over."""
 
     @property
     def title(self) -> str:

@@ -5,6 +5,7 @@ Imports no torch: accelerators are counted through the environment and the drive
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,16 @@ class PoolOptions:
     retries: int = 0
     """How often a job that crashed or was killed is started again. A config that cannot work is not."""
 
+    minutes_per_job: float | None = None
+    """How long an attempt may take until it is killed, and has failed; None: without end."""
+
     def __post_init__(self) -> None:
+        if self.minutes_per_job is not None and not (
+            isinstance(self.minutes_per_job, int | float) and 0 < self.minutes_per_job < math.inf
+        ):
+            raise ConfigError(
+                f"minutes_per_job={self.minutes_per_job!r} is not allowed: it must be a number greater than 0, or null."
+            )
         _require_whole("n_parallel", self.n_parallel, least=1, none=True)
         _require_whole("devices_per_job", self.devices_per_job, least=1)
         _require_whole("threads_per_job", self.threads_per_job, least=1, none=True)
