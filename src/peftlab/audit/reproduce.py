@@ -28,6 +28,7 @@ from peftlab.records.find import look_beside
 from peftlab.records.folder import RunFolder, parsed_record
 from peftlab.records.identity import KEY_LENGTH, run_key, run_tags
 from peftlab.records.integrity import broken_integrity
+from peftlab.training.ranks import of_its_own
 
 _OWN = ("name", "output_dir", "force", "logger")
 """What reproducing decides itself: the run must not be mixed with the one it is compared with."""
@@ -282,5 +283,4 @@ def write_config_file(reproduction: Reproduction) -> None:
 
 def environment() -> dict[str, str]:
     """For the process that runs again: this one's, without what would make it a rank of another run."""
-    own = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "NODE_RANK", "RANK")}
-    return own | {"PYTHONSAFEPATH": "1"}  # nor is anything imported from the folder it runs in
+    return of_its_own(os.environ) | {"PYTHONSAFEPATH": "1"}  # nor is anything imported from the folder it runs in
