@@ -76,7 +76,7 @@ def finish(jobs: int, name: str) -> None:
     from peftlab.composition import checked
     from peftlab.records.folder import RunFolder
 
-    timed(["train", *RUN, f"name={name}", "seed=0"])
+    timed(["train", *RUN, f"name={name}", "seed=0", "force=true"])
     config = checked([*RUN, f"name={name}", "seed=0"])
     record = RunFolder.of(config).read_record()
     assert record is not None

@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def start(folder: str, name: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "peftlab", "train", *RUN, f"output_dir={folder}", f"name={name}"]
+    command = [sys.executable, "-m", "peftlab", "train", *RUN, f"output_dir={folder}/{name}", "name=t"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
@@ -66,7 +66,7 @@ def killed_until_finished(folder: str, name: str, moments: random.Random, second
 
 
 def outcome(folder: str, name: str) -> tuple[bytes, object]:
-    (record,) = Path(folder).glob(f"{name}/*/record.json")
+    (record,) = Path(folder).glob(f"{name}/t/*/record.json")
     facts = json.loads(record.read_text())
     history = [{k: v for k, v in row.items() if k != "train_seconds"} for row in facts["history"]]
     return (record.parent / "adapter.safetensors").read_bytes(), (facts["metrics"], history)

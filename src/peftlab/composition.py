@@ -23,6 +23,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from peftlab import interpolations
 from peftlab.config import GROUPS, RunConfig, check
 from peftlab.errors import ConfigError, first_line, listed, nearest
 from peftlab.hydra_changes import exchange
@@ -33,6 +34,9 @@ exchange()
 
 SELECTORS = ("experiment", "debug")
 """Groups that choose a recipe over the others and are not part of a run themselves."""
+
+
+interpolations.register()
 
 
 def run_as_hydra_application(arguments: Sequence[str], task: Callable[[DictConfig], None]) -> None:

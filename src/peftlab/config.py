@@ -16,7 +16,7 @@ from typing import Annotated, Any, cast
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import Field
 
 from peftlab.backbones.config import BackboneConfig
@@ -42,6 +42,12 @@ GROUPS: dict[str, type] = {
 
 NO_PART_OF_A_RUN = ("hydra", "experiment", "debug")
 """Top-level keys of what Hydra composes that are its own, or only select files."""
+
+WITHOUT_DEFAULT = {
+    "backbone.name_or_path": "hub id, such as FacebookAI/roberta-base, or a folder",
+    "data.id": "hub id, such as stanfordnlp/imdb, or a folder that save_to_disk has written",
+}
+"""Keys that a file of ``conf/`` leaves open, and what they take."""
 
 
 @dataclass(kw_only=True)
@@ -221,6 +227,9 @@ def resolved(composed: DictConfig) -> dict[str, Any]:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = str(error.full_key or "")
+        if isinstance(error, MissingMandatoryValue):
+            wanted = WITHOUT_DEFAULT.get(key, "a value")
+            raise ConfigError(f"{key} has no default: type {key}=<{wanted}>{_where(key)}") from error
         raise ConfigError(f"{key or 'config'}: {first_line(error)}{_where(key)}") from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}

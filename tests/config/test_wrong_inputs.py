@@ -52,6 +52,7 @@ WRONG: list[tuple[list[str], list[str]]] = [
         ["backbone=tiny", "+backbone.architecture.hidden_dropout_prob=nan"],
         ["backbone.architecture.hidden_dropout_prob=nan", "finite", "command line"],
     ),
+    (["backbone=hf"], ["backbone.name_or_path has no default: type backbone.name_or_path=<hub id", "hf.yaml"]),
     (["backbone.quantize=int4"], ["backbone.quantize='int4'", "nf4"]),
     (["backbone.name_or_path=x"], ["exactly one of", "backbone.name_or_path"]),
     (["schedule._target_=foo.Bar"], ["schedule._target_=foo.Bar", "PEFTLAB_ALLOW=foo"]),

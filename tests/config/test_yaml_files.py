@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from peftlab.backbones.transformer import TransformerConfig
 from peftlab.composition import checked
 from peftlab.config import GROUPS
 from peftlab.schema import import_class
@@ -16,7 +17,11 @@ from peftlab.training.config import TrainerConfig
 from tests.conftest import Peftlab
 
 FILES = sorted(path.relative_to(config_folder()) for path in config_folder().glob("*/*.yaml"))
-REQUIRED = {"text_files": ["data.path=reviews.jsonl"], "llama": ["backbone.name_or_path=some/llama"]}
+REQUIRED = {
+    "text_files": ["data.path=reviews.jsonl"],
+    "llama": ["backbone.name_or_path=some/llama"],
+    "hf": ["backbone.name_or_path=some/bert"],
+}
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -67,3 +72,32 @@ def test_check_prints_key_and_folder(peftlab: Peftlab) -> None:
     assert "outputs/imdb_packaged-minilm-lora/" in result.out
     sweep = peftlab("check", "-m", "peft.rank=1,2", "seed=0,1,1")
     assert sweep.out.splitlines()[-1] == "6 jobs, 4 different runs, 2 duplicates"
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        (["backbone=hf", "backbone.name_or_path=meta-llama/Llama-3.2-1B"], "imdb_packaged-Llama-3.2-1B-lora"),
+        (["backbone=hf", "backbone.name_or_path='my models/ein Modell (3)/'"], "imdb_packaged-ein-Modell-3-lora"),
+        (["backbone=hf", "backbone.name_or_path=..."], "imdb_packaged-hf-lora"),
+        (["backbone=bert_base", "backbone.name_or_path=some/bert"], "imdb_packaged-bert_base-lora"),
+        (["backbone=hf", "backbone.name_or_path=some/bert", "name=mine"], "mine"),
+    ],
+)
+def test_any_model_files_its_runs_under_its_own_name(typed: list[str], name: str) -> None:
+    assert checked(typed).name == name
+
+
+def test_a_preset_keeps_nothing_that_is_not_its_models() -> None:
+    """MiniLM trains without attention dropout; another model in its place as its own config says."""
+    other = ["backbone.package=null", "backbone.package_folder=null", "backbone.sha256=null"]
+    assert _attention_dropout() == 0.0
+    assert _attention_dropout(*other, "backbone.name_or_path=sentence-transformers/all-MiniLM-L6-v2") == 0.0
+    assert _attention_dropout(*other, "backbone.name_or_path=mine") is None
+    assert _attention_dropout(*other, "backbone.name_or_path=mine", "backbone.attention_dropout=0.2") == 0.2
+
+
+def _attention_dropout(*typed: str) -> float | None:
+    backbone = checked(typed).backbone
+    assert isinstance(backbone, TransformerConfig)
+    return backbone.attention_dropout

@@ -55,12 +55,15 @@ def test_a_run_is_the_run_of_the_command_line(peftlab: Peftlab, reviews: Path) -
     assert run.folder == run_folder("t")
     skipped = peftlab("train", *ON_FILE, "peft.rank=2", "name=t", "seed=3")
     assert "is finished already" in skipped.out
-    typed = peftlab("train", *ON_FILE, "peft.rank=2", "name=u", "seed=3")
+    renamed = peftlab("train", *ON_FILE, "peft.rank=2", "name=u", "seed=3")
+    assert f"{run.folder} is finished already" in renamed.out
+    assert fit(*ON_FILE, "peft.rank=2", name="u", seed=3).folder == run.folder
+    typed = peftlab("train", *ON_FILE, "peft.rank=2", "name=u", "seed=3", "force=true")
     assert typed.status == 0, typed.err
     other = load_run(run_folder("u"))
     assert other.key == run.key
     assert other.record["metrics"] == run.record["metrics"]
-    assert replace(other.config, name="t") == load_run(run.folder).config
+    assert replace(other.config, name="t", force=False) == load_run(run.folder).config
     assert run.record["argv"] == ["peftlab", "train", *ON_FILE, "peft.rank=2", 'name="t"', "seed=3"]
 
 

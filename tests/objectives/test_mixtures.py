@@ -251,8 +251,8 @@ def test_prompts_of_each_task_and_a_task_alone_for_hf_peft(peftlab: Peftlab, fil
 
 def test_a_killed_run_resumes_to_the_same_bits(peftlab: Peftlab, files: list[str]) -> None:
     more = ["peft=lora", "trainer.max_epochs=5", "data.mixing=uniform", "data.epoch_rows=64", "backbone.dropout=0.1"]
-    assert peftlab("train", *files, *more, "name=undisturbed").status == 0
-    undisturbed = only("undisturbed")
+    assert peftlab("train", *files, *more, "output_dir=outputs/undisturbed", "name=t").status == 0
+    undisturbed = only("undisturbed/t")
     command = [sys.executable, "-m", "peftlab", "train", *files, *more, "name=killed"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     assert process.stdout is not None

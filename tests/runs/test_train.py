@@ -143,7 +143,10 @@ def test_identity_ignores_bookkeeping_and_follows_content(peftlab: Peftlab, revi
 
 def test_a_killed_run_resumes_to_the_same_bits(peftlab: Peftlab, reviews: Path) -> None:
     more = ("peft.dropout=0.1", "trainer.max_epochs=6", "schedule=cosine")
-    undisturbed = train(peftlab, reviews, *more, name="undisturbed")
+    assert (
+        peftlab("train", *TINY, f"data.path={reviews}", *more, "output_dir=outputs/undisturbed", "name=t").status == 0
+    )
+    undisturbed = run_folder("undisturbed/t")
     command = [sys.executable, "-m", "peftlab", "train", *TINY, f"data.path={reviews}", *more, "name=killed"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     assert process.stdout is not None

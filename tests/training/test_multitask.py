@@ -234,8 +234,8 @@ def test_a_killed_run_resumes_to_the_same_bits(peftlab: Peftlab, common: list[st
         "peft=multitask_prompt", "peft.length=4", "trainer.max_epochs=6", "data.mixing=square_root",
         "data.epoch_rows=64", "backbone.dropout=0.1",
     ]  # fmt: skip
-    assert peftlab("train", *common, *more, "name=undisturbed").status == 0
-    undisturbed = only("undisturbed")
+    assert peftlab("train", *common, *more, "output_dir=outputs/undisturbed", "name=t").status == 0
+    undisturbed = only("undisturbed/t")
     command = [sys.executable, "-m", "peftlab", "train", *common, *more, "name=killed"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     assert process.stdout is not None

@@ -109,7 +109,7 @@ def test_a_killed_run_resumes_to_the_same_bits(peftlab: Peftlab, reviews: Path) 
         "trainer.max_epochs=4",
         "optim.lr=1e-3",
     ]
-    assert peftlab("train", *arguments, "name=undisturbed").status == 0
+    assert peftlab("train", *arguments, "output_dir=outputs/undisturbed", "name=t").status == 0
     command = [sys.executable, "-m", "peftlab", "train", *arguments, "name=killed"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     assert process.stdout is not None
@@ -122,7 +122,7 @@ def test_a_killed_run_resumes_to_the_same_bits(peftlab: Peftlab, reviews: Path) 
     assert again.status == 0, again.err
     assert "resuming from" in again.out
     assert (run_folder("killed") / "adapter.safetensors").read_bytes() == (
-        run_folder("undisturbed") / "adapter.safetensors"
+        run_folder("undisturbed/t") / "adapter.safetensors"
     ).read_bytes()
 
 

@@ -13,6 +13,7 @@ import yaml
 from peftlab.composition import composed, jobs_of, parse
 from peftlab.config import check
 from peftlab.errors import ConfigError, listed
+from peftlab.records.find import known_folder
 from peftlab.records.folder import RunFolder
 from peftlab.records.identity import run_tags
 from peftlab.training.ranks import Ranks
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         return _check_sweep(given)
     config = check(composed(given.overrides, config_dir=given.config_dir, config_name=given.config_name))
     config.trainer = Ranks.here().settle(config.trainer)
-    folder = RunFolder.of(config)
+    folder = known_folder(config)
     print(yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True), end="")
     print(f"# key {folder.key}, folder {folder.path}: {_state(folder)}")
     if tags := run_tags(config):
@@ -80,7 +81,7 @@ def _check_sweep(given: argparse.Namespace) -> int:
             config = check(composed(overrides, config_dir=given.config_dir, config_name=given.config_name))
         except ConfigError as error:
             raise ConfigError(f"job {number} ({' '.join(overrides)}): {error}") from error
-        folder = RunFolder.of(config)
+        folder = known_folder(config)
         keys.append(str(folder.path))
         print(f"{number:4d}  {folder.key}  {_state(folder):12s}  {' '.join(overrides)}")
     duplicates = sum(count - 1 for count in Counter(keys).values())

@@ -13,6 +13,7 @@ from peftlab.config import RunConfig, check
 from peftlab.errors import PeftlabError, RunError, SweepFailed
 from peftlab.process import uncollected
 from peftlab.records.divergence import STATUS
+from peftlab.records.find import known_folder
 from peftlab.records.folder import RunFolder
 from peftlab.runs.finished import finished_record
 from peftlab.sweeps.processes import die_with_parent
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         config = check(composed)  # a mistake costs an import of torch, and of nothing heavier
         config.trainer = ranks.settle(config.trainer)
         ranks.require(config.trainer)
-        folder = RunFolder.of(config)
+        folder = known_folder(config)
         if ranks.met:
             ended.append(_train_together(config, folder, arguments, ranks))
             return

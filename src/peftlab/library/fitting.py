@@ -21,6 +21,7 @@ from peftlab.errors import ConfigError, Diverged, listed, nearest
 from peftlab.library.run import Run
 from peftlab.peft.base import PEFTStrategy
 from peftlab.records.divergence import STATUS, in_words
+from peftlab.records.find import known_folder
 from peftlab.records.folder import RunFolder
 
 _COMPOSING = threading.Lock()
@@ -56,11 +57,13 @@ def fit(*overrides: str, data: Any = None, peft: Any = None, **keys: Any) -> Run
     words, method = [*_strings(overrides), *_from_keys(keys)], _method(peft)
     config, rows = _config(words, data, method)
     _require_one_device(config)
+    from peftlab.runs.finished import finished_record
     from peftlab.runs.train import train
 
     with _signals_as_they_were():
-        record = train(config, argv=_argv(words, rows, method), began=began)
-    folder = RunFolder.of(config)
+        if (record := finished_record(config, folder := known_folder(config))) is None:
+            folder = RunFolder.of(config)
+            record = train(config, argv=_argv(words, rows, method), began=began)
     if record["status"] == STATUS:
         raise Diverged(record[STATUS], f"{folder.path}: {in_words(record)}.")
     run = Run(folder, config, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -10,8 +11,11 @@ from typing import Any
 
 from peftlab.config import RunConfig
 from peftlab.errors import RunError
+from peftlab.records.divergence import STATUS
 from peftlab.records.folder import RunFolder
 
+ENDED = ("finished", STATUS)
+"""What a record says of a run that is not to be run again."""
 _MARKS = {"record.json", "adapter.safetensors", "metrics.csv", "checkpoints"}
 """What only a run leaves; config.yaml alone may be anybody's."""
 
@@ -44,6 +48,24 @@ def run_folders(given: Sequence[str]) -> list[RunFolder]:
         for run in runs:
             found.setdefault(os.path.abspath(run), RunFolder(run))  # noqa: PTH100  keeps links, takes '..' out
     return list(found.values())
+
+
+def known_folder(config: RunConfig) -> RunFolder:
+    """The folder of the run ``config``: its own, or where the same run is finished already under another name.
+
+    A name is no part of what a run is. One that is unfinished elsewhere stays there: whoever began it may be at it.
+    With ``force=true`` the run is made under its own name.
+    """
+    own = RunFolder.of(config)
+    if config.force or own.record.exists() or own.checkpoints.exists():
+        return own
+    for path in sorted(Path(config.output_dir).glob(f"*/{own.key}/record.json")):
+        folder = RunFolder(path.parent)
+        with contextlib.suppress(RunError):  # damaged: as if it were not there
+            record = folder.read_record()
+            if record is not None and record["status"] in ENDED and record.get("key") == own.key:
+                return folder
+    return own
 
 
 def _below(path: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from peftlab import class_names
+from peftlab import class_names, interpolations
 from peftlab.composition import composed
 from peftlab.config import RunConfig, check, from_plain, resolved
 from peftlab.errors import PeftlabError
@@ -41,8 +41,16 @@ SOURCES = Path(__file__).parents[1]
 LIMIT = 20_000
 """Jobs remembered for one folder and primary config."""
 
-_PURE = ("oc.select", "oc.decode", "oc.create", "oc.dict.keys", "oc.dict.values", "oc.deprecated")
-"""OmegaConf's resolvers whose value follows from the config alone."""
+_PURE = (
+    "oc.select",
+    "oc.decode",
+    "oc.create",
+    "oc.dict.keys",
+    "oc.dict.values",
+    "oc.deprecated",
+    *interpolations.NAMES,
+)
+"""Resolvers whose value follows from the config and the chosen files alone."""
 
 
 class ConfigCache:

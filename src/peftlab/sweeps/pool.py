@@ -20,8 +20,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, PeftlabError
 from peftlab.records.divergence import STATUS, in_words
+from peftlab.records.find import ENDED, known_folder
 from peftlab.records.folder import RunFolder
 from peftlab.sweeps import job_spec, processes
 from peftlab.sweeps.cache import ConfigCache
@@ -29,7 +31,7 @@ from peftlab.sweeps.interrupts import Interrupts
 from peftlab.sweeps.job_spec import JobSpec
 from peftlab.sweeps.jobs import Failure, Job, Outcome, Plan
 from peftlab.sweeps.progress import Progress
-from peftlab.sweeps.queued_run import ENDED, QueuedRun, reason_of, tail_of
+from peftlab.sweeps.queued_run import QueuedRun, reason_of, tail_of
 from peftlab.sweeps.slots import Machine, PoolOptions, Slot
 from peftlab.training.ranks import of_its_own, world_size
 from peftlab.training.wandb_runs import CELL
@@ -70,12 +72,17 @@ def finished(plan: Plan, *, to_run: bool = False) -> Outcome:
             for job in jobs:
                 try:
                     config = cache.config(job)
-                    folder = RunFolder.of(config)
+                    folder = _folder_of(job, config)
                     if not (to_run and config.force):
                         _take(outcome, job, folder, folder.read_record(), before=True)
                 except PeftlabError:  # the run it starts from is gone, a damaged record: not finished
                     continue
     return outcome
+
+
+def _folder_of(job: Job, config: RunConfig) -> RunFolder:
+    """Where the job's run is: a declared sweep keeps all of its own together, others are known under any name."""
+    return known_folder(config) if job.arm is None else RunFolder.of(config)
 
 
 def _take(outcome: Outcome, job: Job, folder: RunFolder, record: dict[str, Any] | None, *, before: bool) -> bool:
@@ -159,6 +166,7 @@ class _Pool:
     def _receive(self, job: Job) -> None:
         try:
             config = self.cache.config(job)
+from peftlab.config import RunConfig
             self._require_a_number(config.trainer.devices)
             folder = RunFolder.of(config)
             task = self.tasks.get(folder.path)

@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.config import RunConfig
-from peftlab.records.divergence import STATUS
+from peftlab.records.find import ENDED
 from peftlab.records.folder import RunFolder
 from peftlab.sweeps import processes
 from peftlab.sweeps.jobs import Job
 from peftlab.sweeps.slots import Slot
-
-ENDED = ("finished", STATUS)
-"""What a record says of a run that is not to be run again."""
 
 
 @dataclass
