@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,10 @@ class RawRows:
     seconds: list[object] | None = None
     """The second text of each row, where a row has two."""
     second_column: str = ""
+    faults: dict[int, str] = field(default_factory=dict)
+    """Rows that could not be taken apart, and why, place included; their cells are None."""
+    editable: bool = True
+    """Whether who reads the rows can mend them; nobody can those of the hub."""
 
     def place(self, row: int) -> str:
         """``reviews.csv, row 3 (line 4)`` for the zero-based ``row``."""

@@ -62,8 +62,8 @@ class TransformerConfig(BackboneConfig):
         if len(given) != 1:
             raise BackboneError(
                 "give exactly one of backbone.name_or_path, backbone.package and backbone.architecture, got "
-                f"{' and '.join(given) or 'none of them'}. Set the others to null; any model by its hub id or folder is "
-                "backbone=hf backbone.name_or_path=<id or folder>."
+                f"{' and '.join(given) or 'none of them'}. Set the others to null; any model by its hub id or folder "
+                "is backbone=hf backbone.name_or_path=<id or folder>."
             )
         for name, needed in (
             ("revision", "name_or_path"),

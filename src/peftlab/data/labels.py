@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 from peftlab.data.base import Texts
 from peftlab.errors import DataError
 from peftlab.objectives.base import Label, LabelReader
@@ -9,27 +12,90 @@ from peftlab.pairs import is_pair, paired
 from peftlab.raw_rows import RawRows
 from peftlab.terminal import half_character
 
+SHOWN = 20
+"""Rows that cannot be used and are named in one message; of more the number is given."""
+NO_TEXT, NO_LABEL = "without text", "without label"
+"""Why rows that nobody can edit are left out."""
+
 
 def to_texts(table: RawRows, labels: LabelReader) -> Texts:
     """The rows of ``table`` with checked texts and labels.
 
     Raises:
-        DataError: naming file and row of the first cell that cannot be used.
+        DataError: naming file and row of every cell that cannot be used.
+    """
+    return read_rows(table, labels)[0]
+
+
+def read_rows(table: RawRows, labels: LabelReader) -> tuple[Texts, dict[str, int]]:
+    """The same, and how many rows were left out, by why: of rows that nobody can edit those without text or label.
+
+    Raises:
+        DataError: naming file and row of every other cell that cannot be used, all in one message.
     """
     texts: list[str] = []
     found: list[Label] = []
-    for row, text in enumerate(table.texts):
-        _require_whole(table, row, table.labels[row], f"the label (column '{table.label_column}')")
-        checked = _checked_text(table, row, text, table.text_column)
-        if table.seconds is not None:
-            checked = paired(checked, _checked_text(table, row, table.seconds[row], table.second_column))
-        texts.append(checked)
-        found.append(labels.read(table, row))
-    return Texts(texts, found)
+    faults: dict[int, str] = {}
+    left_out: Counter[str] = Counter()
+    for row in range(len(table.texts)):
+        if not table.editable and (why := _lacks(table, row)):
+            left_out[why] += 1
+            continue
+        try:
+            _require_whole(table, row, table.labels[row], f"the label (column '{table.label_column}')")
+            text, label = _text(table, row), labels.read(table, row)
+        except DataError as error:
+            faults[row] = str(error)
+            continue
+        texts.append(text)
+        found.append(label)
+    if faults:
+        raise _refusal(table, faults)
+    return Texts(texts, found), dict(left_out)
+
+
+def said_of(left_out: Mapping[str, int]) -> str:
+    """``2 rows without text left out``; empty if there are none."""
+    return ", ".join(f"{count:,} row{'s' if count > 1 else ''} {why} left out" for why, count in left_out.items())
+
+
+def is_missing(cell: object) -> bool:
+    """Whether a cell of a table holds nothing."""
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
+
+
+def _lacks(table: RawRows, row: int) -> str:
+    if is_missing(table.texts[row]) or (table.seconds is not None and is_missing(table.seconds[row])):
+        return NO_TEXT
+    return NO_LABEL if is_missing(table.labels[row]) else ""
+
+
+def _refusal(table: RawRows, faults: dict[int, str]) -> DataError:
+    """Every fault of the table, rows with the same one together."""
+    if len(faults) == 1:
+        return DataError(next(iter(faults.values())))
+    alike: dict[str, list[str]] = {}
+    for row, fault in list(faults.items())[:SHOWN]:
+        place = table.place(row)
+        alike.setdefault(fault.removeprefix(place), []).append(place.removeprefix(f"{table.name}, "))
+    lines = [f"{table.name}: {len(faults):,} of {len(table.texts):,} rows cannot be used:"]
+    lines += [f"  {', '.join(places)}{fault}" for fault, places in alike.items()]
+    if len(faults) > SHOWN:
+        lines.append(f"  … and {len(faults) - SHOWN:,} more")
+    return DataError("\n".join(lines))
+
+
+def _text(table: RawRows, row: int) -> str:
+    if row in table.faults:
+        raise DataError(table.faults[row])
+    checked = _checked_text(table, row, table.texts[row], table.text_column)
+    if table.seconds is None:
+        return checked
+    return paired(checked, _checked_text(table, row, table.seconds[row], table.second_column))
 
 
 def _checked_text(table: RawRows, row: int, text: object, column: str) -> str:
-    if text is None or text != text or (isinstance(text, str) and not text.strip()):
+    if is_missing(text):
         raise DataError(
             f"{table.place(row)}: the text (column '{column}') is empty. Remove the row or fill in its text."
         )

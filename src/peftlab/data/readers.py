@@ -47,7 +47,7 @@ def read_table(file: Path, text_column: str = "text", label_column: str = "label
 def read_pairs(file: Path, text_column: str, second_column: str, label_column: str = "label") -> RawRows:
     """Like :func:`read_table`, of two texts a row."""
     first, second = (read_table(file, column, label_column) for column in (text_column, second_column))
-    return replace(first, seconds=second.texts, second_column=second_column)
+    return replace(first, seconds=second.texts, second_column=second_column, faults=second.faults | first.faults)
 
 
 def _beside(file: Path) -> str:
@@ -113,6 +113,7 @@ def _read_csv(file: Path, content: str, text_column: str, label_column: str) -> 
     texts: list[object] = []
     labels: list[object] = []
     lines: list[int] = []
+    faults: dict[int, str] = {}
     header: list[str] | None = None
     with _any_field_size():
         for line, fields in _csv_records(file, content, delimiter, label_column):
@@ -120,18 +121,19 @@ def _read_csv(file: Path, content: str, text_column: str, label_column: str) -> 
                 header = [name.strip() for name in fields]
                 _check_columns(str(file), header, text_column, label_column)
                 continue
-            if len(fields) != len(header):
-                raise DataError(
+            whole = len(fields) == len(header)
+            if not whole:
+                faults[len(lines)] = (
                     f"{file}, row {len(lines) + 1} (line {line}): {len(fields)} fields, but the header has "
                     f"{len(header)} ({', '.join(header)}). A text that contains a {_name(delimiter)}, "
                     'a quote or a line break needs "quotes" around it.'
                 )
-            texts.append(fields[header.index(text_column)])
-            labels.append(fields[header.index(label_column)])
+            texts.append(fields[header.index(text_column)] if whole else None)
+            labels.append(fields[header.index(label_column)] if whole else None)
             lines.append(line)
     if not lines:
         raise DataError(f"{file}: no rows below the header. Give at least one labelled text.")
-    return RawRows(str(file), texts, labels, lines, text_column, label_column)
+    return RawRows(str(file), texts, labels, lines, text_column, label_column, faults=faults)
 
 
 def _name(delimiter: str) -> str:
@@ -210,19 +212,26 @@ def _read_jsonl(file: Path, content: str, text_column: str, label_column: str) -
     texts: list[object] = []
     labels: list[object] = []
     lines: list[int] = []
+    faults: dict[int, str] = {}
     # Not splitlines(): that also breaks at U+2028 and its like, which JSON strings may contain.
     for line, text in enumerate(content.split("\n"), start=1):
         if not text.strip():
             continue
         place = f"{file}, row {len(lines) + 1} (line {line})"
-        entry = _json_object(place, text)
-        _check_columns(place, list(entry), text_column, label_column)
-        texts.append(entry[text_column])
-        labels.append(entry[label_column])
+        entry: dict[str, object] = {}
+        try:
+            entry = _json_object(place, text)
+            _check_columns(place, list(entry), text_column, label_column)
+        except DataError as error:
+            faults[len(lines)] = str(error)
+        texts.append(entry.get(text_column))
+        labels.append(entry.get(label_column))
         lines.append(line)
     if not lines:
         raise DataError(f"{file}: only blank lines. Give at least one labelled text.")
-    return RawRows(str(file), texts, labels, lines, text_column, label_column)
+    if len(faults) == len(lines):  # no row's fault, but the file's or the column's
+        raise DataError(faults[0])
+    return RawRows(str(file), texts, labels, lines, text_column, label_column, faults=faults)
 
 
 def _json_object(place: str, text: str) -> dict[str, object]:

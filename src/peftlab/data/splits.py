@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from peftlab.data.base import DataSet, Splits, Texts
-from peftlab.errors import DataError
+from peftlab.errors import DataError, listed
 from peftlab.objectives.base import Objective
 from peftlab.seeding import derive_seed
 
@@ -78,6 +78,15 @@ def drop_duplicates(texts: Texts) -> tuple[Texts, int]:
     return texts.take([row for row in range(len(texts)) if row not in repeated]), len(repeated)
 
 
+def require_all_learned(objective: Objective, train: Texts, names: Sequence[str], place: object) -> None:
+    """Raise DataError, naming ``place``, if no row of ``train`` has one of the labels ``names``."""
+    if absent := objective.not_learned(train.labels, names):
+        raise DataError(
+            f"{place}: no row left for training has the label {listed(absent)}. "
+            "Add such rows, or leave the label out of data.labels."
+        )
+
+
 def hold_out(texts: Texts, fraction: float, seed: int, *, key: str, objective: Objective) -> tuple[Texts, Texts]:
     """``texts`` without the held-out rows, and the held-out rows.
 
@@ -122,6 +131,12 @@ def assemble(
     validation = _limited(validation, config.limit_val, "limit_val", config.split_seed, objective)
     test = _limited(test, config.limit_test, "limit_test", config.split_seed, objective)
     splits = {"train": train, "validation": validation, "test": test}
+    if lost := objective.not_learned(train.labels, label_names):
+        logger.warning(
+            "No training row is left with the label %s: the model cannot learn it. Give more rows, or hold fewer out.",
+            listed(lost),
+        )
+        provenance = provenance | {"labels_without_training_rows": lost}
     for name, texts in splits.items():
         if not len(texts):
             raise DataError(f"The {name} split has no rows. Give a file with at least one labelled text.")

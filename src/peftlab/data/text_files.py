@@ -9,7 +9,7 @@ from peftlab.data.base import DataSet, Splits
 from peftlab.data.labels import to_texts
 from peftlab.data.published import split_file
 from peftlab.data.readers import SUFFIXES, read_pairs, read_table
-from peftlab.data.splits import assemble, hold_out
+from peftlab.data.splits import assemble, hold_out, require_all_learned
 from peftlab.errors import DataError, listed
 from peftlab.fields import Fraction, added, bookkeeping
 from peftlab.raw_rows import RawRows
@@ -65,7 +65,7 @@ class TextFiles(DataSet):
             seed = derive_seed(self.split_seed, "hold-out")
             train, test = hold_out(train, self.holdout_fraction, seed, key="data.holdout_fraction", objective=objective)
             test_kind = f"hold-out of {files['train'].name}"
-        objective.check_training_labels(train.labels, reader.names, files["train"])
+        require_all_learned(objective, train, reader.names, files["train"])
         return assemble(
             self,
             train=train,

@@ -202,8 +202,9 @@ class Objective(Learned):
             DataError: if the labels are none of this objective, or the declaration does not fit.
         """
 
-    def check_training_labels(self, labels: Sequence[Label], names: Sequence[str], place: object) -> None:
-        """Raise DataError, naming ``place``, if nothing can be learned from the ``labels`` left for training."""
+    def not_learned(self, labels: Sequence[Label], names: Sequence[str]) -> list[str]:
+        """Of the ``names`` those that nothing can be learned of from the ``labels`` of the training rows."""
+        return []
 
     def strata(self, labels: Sequence[Label]) -> Sequence[int]:
         """What each row is drawn by where rows are held out or left out: every stratum keeps its share; here one."""

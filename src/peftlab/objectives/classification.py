@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.errors import DataError, listed
 from peftlab.objectives.base import Contradiction, Figure, Objective
 from peftlab.objectives.parts.class_checks import contradictions
-from peftlab.objectives.parts.class_labels import LabelSet, canonical, discover_labels
+from peftlab.objectives.parts.class_labels import LabelSet, canonical, discover_labels, require_visible_differences
 from peftlab.objectives.parts.confusion import from_confusion
 
 if TYPE_CHECKING:
@@ -47,19 +47,16 @@ class Classification(Objective, name="classification"):
         repeated = [name for name, count in Counter(map(canonical, found)).items() if count > 1]
         if repeated or None in map(canonical, found):
             raise DataError(f"data.labels={list(found)}: names must be distinct and not empty.")
+        source = "data.labels" if names is not None else f"{train[0].name}, column {train[0].label_column}"
+        require_visible_differences(found, source)
         if len(found) < 2:
-            source = "data.labels" if names is not None else f"{train[0].name}, column {train[0].label_column}"
             raise DataError(f"{source}: only {len(found)} label ({listed(found)}); at least 2 are needed.")
-        return LabelSet(found, aliases)
+        return LabelSet(found, aliases, declared=names is not None)
 
-    def check_training_labels(self, labels: Sequence[int], names: Sequence[str], place: object) -> None:
-        """Every class must be there."""
-        absent = [name for index, name in enumerate(names) if index not in set(labels)]
-        if absent:
-            raise DataError(
-                f"{place}: no row left for training has the label {listed(absent)}. "
-                "Add such rows, or leave the label out of data.labels."
-            )
+    def not_learned(self, labels: Sequence[int], names: Sequence[str]) -> list[str]:
+        """Classes that no row has."""
+        there = set(labels)
+        return [name for index, name in enumerate(names) if index not in there]
 
     def strata(self, labels: Sequence[int]) -> Sequence[int]:
         """Each class keeps its share."""

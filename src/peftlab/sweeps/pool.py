@@ -166,9 +166,8 @@ class _Pool:
     def _receive(self, job: Job) -> None:
         try:
             config = self.cache.config(job)
-from peftlab.config import RunConfig
             self._require_a_number(config.trainer.devices)
-            folder = RunFolder.of(config)
+            folder = _folder_of(job, config)
             task = self.tasks.get(folder.path)
             if task is None:
                 task = self.tasks[folder.path] = QueuedRun([job], config, folder)

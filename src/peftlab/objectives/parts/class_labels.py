@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -31,16 +32,19 @@ def canonical(value: object) -> str | None:
 class LabelSet:
     """The classes of a data set, in order, and how a cell names one of them.
 
-    A cell may hold a class name, one of ``aliases``, or, unless the names are integers themselves,
-    the index of the class.
+    A cell may hold a class name, one of ``aliases``, or, where the names are declared and no integers themselves,
+    the index of the class. Which number stands for which of the names that were found in a file nobody has said.
     """
 
-    def __init__(self, names: Sequence[str], aliases: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, names: Sequence[str], aliases: Mapping[str, int] | None = None, *, declared: bool = True
+    ) -> None:
         self.names = tuple(names)
+        self.declared = declared
         self._index = {_required(name): i for i, name in enumerate(self.names)}
         self._index |= dict(aliases or {})
         names_are_integers = any(_INTEGER_LIKE.fullmatch(name) for name in self.names)
-        self.allows_index = not names_are_integers
+        self.allows_index = declared and not names_are_integers
         if self.allows_index:
             self._index |= {str(i): i for i in range(len(self.names))}
             if len(self.names) == 2 and not {"true", "false"} & set(self._index):
@@ -81,34 +85,88 @@ def _label_error(table: RawRows, row: int, value: object, labels: LabelSet) -> D
         return DataError(
             f"{table.place(row)}: the label (column '{table.label_column}') is missing. Allowed: {labels.describe()}."
         )
-    return DataError(
-        f"{table.place(row)}: unknown label {value!r} (column '{table.label_column}'). "
-        f"Allowed: {labels.describe()}.{nearest(text, labels.names)}"
+    said = f"{table.place(row)}: unknown label {value!r} (column '{table.label_column}'). Allowed: {labels.describe()}."
+    looks = next((name for name in labels.names if visible(name) == visible(text)), None)
+    if looks is not None:
+        return DataError(f"{said} It looks like {looks!a}, but is {text!a}: they differ in what cannot be seen.")
+    if not labels.declared and (_INTEGER_LIKE.fullmatch(text) or text in ("true", "false")):
+        return DataError(
+            f"{said} The training labels are names; say which number is which: data.labels=[{', '.join(labels.names)}] "
+            "in the order of the numbers."
+        )
+    if not labels.declared and _is_fraction(value):
+        return DataError(f"{said} {_FRACTION_HINT}")
+    return DataError(f"{said}{nearest(text, labels.names)}")
+
+
+_FRACTION_HINT = (
+    "If labels are scores, train a regression: data.objective=regression; if it is the name of a class, list the "
+    "classes in data.labels."
+)
+
+
+def _is_fraction(value: object) -> bool:
+    return not isinstance(value, str | int | float) or _FRACTION.fullmatch(str(canonical(value))) is not None
+
+
+def visible(name: str) -> str:
+    """What can be seen of ``name``: composed characters, single spaces, nothing that shows nothing."""
+    shown = "".join(c for c in unicodedata.normalize("NFC", name) if c.isspace() or not _shows_nothing(c))
+    if (without := shown.translate(_JOINERS)).isascii():  # they shape scripts and emojis, and nothing else
+        shown = without
+    return " ".join(shown.split())
+
+
+_JOINERS = {0x200C: None, 0x200D: None}
+_VARIATION_SELECTORS = range(0xFE00, 0xFE10)
+
+
+def _shows_nothing(character: str) -> bool:
+    number = ord(character)
+    return number in _VARIATION_SELECTORS or (
+        unicodedata.category(character) in ("Cc", "Cf") and number not in _JOINERS
     )
+
+
+def require_visible_differences(names: Sequence[str], place: str) -> None:
+    """Refuse names that people cannot tell apart.
+
+    Raises:
+        DataError: naming ``place`` and showing the first two with what hides in them.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(visible(name), name)
+        if other != name:
+            raise DataError(
+                f"{place}: the labels {other!a} and {name!a} look alike: they differ in what cannot be seen (spaces, how "
+                "an accent is written, hidden characters), and would be two classes. Write them alike."
+            )
 
 
 def discover_labels(tables: Iterable[RawRows]) -> tuple[str, ...]:
     """The distinct labels of ``tables``, sorted: as numbers if all are integers, else as text.
 
+    Rows without a label, or with one that is a fraction, have none; who reads the rows names all of them.
+
     Raises:
-        DataError: for a missing label or one that is a fraction, naming file and row.
+        DataError: if fractions are all there is beside less than two labels, naming file and row of the first.
     """
     found: set[str] = set()
+    fraction: tuple[RawRows, int] | None = None
     for table in tables:
         for row, value in enumerate(table.labels):
-            text = canonical(value)
-            if text is None:
-                raise DataError(
-                    f"{table.place(row)}: the label (column '{table.label_column}') is missing. "
-                    "Remove the row or fill in its label."
-                )
-            if _FRACTION.fullmatch(text) or not isinstance(value, str | int | float):
-                raise DataError(
-                    f"{table.place(row)}: the label {value!r} is not a class name or an integer. If labels are "
-                    "scores, train a regression: data.objective=regression; if it is the name of a class, list the "
-                    "classes in data.labels."
-                )
-            found.add(text)
+            if (text := canonical(value)) is None:
+                continue
+            if _is_fraction(value):
+                fraction = fraction or (table, row)
+            else:
+                found.add(text)
+    if fraction is not None and len(found) < 2:
+        table, row = fraction
+        raise DataError(
+            f"{table.place(row)}: the label {table.labels[row]!r} is not a class name or an integer. {_FRACTION_HINT}"
+        )
     if all(_INTEGER_LIKE.fullmatch(name) for name in found):
         return tuple(sorted(found, key=int))
     return tuple(sorted(found))
