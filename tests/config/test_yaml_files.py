@@ -20,6 +20,7 @@ FILES = sorted(path.relative_to(config_folder()) for path in config_folder().glo
 REQUIRED = {
     "text_files": ["data.path=reviews.jsonl"],
     "llama": ["backbone.name_or_path=some/llama"],
+    "hub": ["data.id=some/reviews"],
     "hf": ["backbone.name_or_path=some/bert"],
 }
 

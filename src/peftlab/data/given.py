@@ -14,6 +14,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from peftlab.data.base import Splits
+from peftlab.data.labels import by_name
 from peftlab.data.text_files import TextFiles
 from peftlab.errors import DataError, listed, nearest
 from peftlab.fields import bookkeeping
@@ -125,6 +126,9 @@ def given_rows(
         for cells in zip(table.texts, table.labels, *([table.seconds] if table.seconds else []), strict=True):
             digest.update("".join(f"{len(repr(cell))}\0{cell!r}" for cell in cells).encode("utf-8", "surrogatepass"))
     digest.update(repr(labels).encode())
+    for name, table in tables.items():  # by name: the classes of another split may have another order
+        of_split = data[name] if isinstance(data, Mapping) else data
+        tables[name] = replace(table, labels=by_name(table.labels, _class_names(of_split, label_column)))
     rows = GivenRows(tables, labels, kind, digest.hexdigest())
     return _HELD.setdefault(rows.content, rows)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from peftlab.data.base import Texts
 from peftlab.errors import DataError
@@ -11,6 +13,8 @@ from peftlab.objectives.base import Label, LabelReader
 from peftlab.pairs import is_pair, paired
 from peftlab.raw_rows import RawRows
 from peftlab.terminal import half_character
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 20
 """Rows that cannot be used and are named in one message; of more the number is given."""
@@ -54,9 +58,35 @@ def read_rows(table: RawRows, labels: LabelReader) -> tuple[Texts, dict[str, int
     return Texts(texts, found), dict(left_out)
 
 
+def read_tables(tables: Sequence[RawRows], labels: LabelReader) -> tuple[list[Texts], list[dict[str, int]]]:
+    """The texts of each table, and what was left out of it."""
+    read = [read_rows(table, labels) for table in tables]
+    return [texts for texts, _ in read], [left_out for _, left_out in read]
+
+
+def left_out_facts(tables: Sequence[RawRows], left_out: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+    """What a record says of rows that were left out by rule, said aloud too; nothing if there are none."""
+    found = {table.name: dict(one) for table, one in zip(tables, left_out, strict=True) if one}
+    for name, one in found.items():
+        logger.warning("%s: %s; nobody can mend them here.", name, said_of(one))
+    return {"rows_left_out": found} if found else {}
+
+
+def by_name(cells: Sequence[object], names: Sequence[str] | None) -> list[object]:
+    """The labels of a ``datasets.ClassLabel`` column by their ``names``; -1 and None are no label.
+
+    What has no names, and numbers that have none, stay as they are.
+    """
+    if names is None:
+        return list(cells)
+    known: dict[object, object] = {number: str(name) for number, name in enumerate(names)} | {-1: None}
+    return [known.get(cell, cell) for cell in cells]
+
+
 def said_of(left_out: Mapping[str, int]) -> str:
     """``2 rows without text left out``; empty if there are none."""
-    return ", ".join(f"{count:,} row{'s' if count > 1 else ''} {why} left out" for why, count in left_out.items())
+    said = ", ".join(f"{count:,} row{'s' if count > 1 else ''} {why}" for why, count in left_out.items())
+    return f"{said} left out" if said else ""
 
 
 def is_missing(cell: object) -> bool:
@@ -71,15 +101,17 @@ def _lacks(table: RawRows, row: int) -> str:
 
 
 def _refusal(table: RawRows, faults: dict[int, str]) -> DataError:
-    """Every fault of the table, rows with the same one together."""
-    if len(faults) == 1:
-        return DataError(next(iter(faults.values())))
+    """Every fault of the table: the first in full, then the others, those of one kind together."""
+    (_, first), *others = faults.items()
+    if not others:
+        return DataError(first)
     alike: dict[str, list[str]] = {}
-    for row, fault in list(faults.items())[:SHOWN]:
+    for row, fault in others[: SHOWN - 1]:
         place = table.place(row)
         alike.setdefault(fault.removeprefix(place), []).append(place.removeprefix(f"{table.name}, "))
-    lines = [f"{table.name}: {len(faults):,} of {len(table.texts):,} rows cannot be used:"]
-    lines += [f"  {', '.join(places)}{fault}" for fault, places in alike.items()]
+    lines = [first, f"{len(faults):,} of {len(table.texts):,} rows cannot be used; the others:"]
+    for fault, places in alike.items():
+        lines.append(f"  {', '.join(places)}{': the same' if first.endswith(fault) else fault}")
     if len(faults) > SHOWN:
         lines.append(f"  … and {len(faults) - SHOWN:,} more")
     return DataError("\n".join(lines))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from peftlab.data.base import DataSet, Splits, Texts, require_objective
 from peftlab.data.hub import PLAIN, Layout, read_hub
-from peftlab.data.labels import to_texts
+from peftlab.data.labels import left_out_facts, read_tables, said_of
 from peftlab.data.readers import SUFFIXES, read_pairs, read_review_tree, read_table, review_files
 from peftlab.data.splits import assemble, repeated_rows
 from peftlab.errors import DataError, listed
@@ -71,22 +73,27 @@ class PublishedDataSet(DataSet, ABC):
     def load(self) -> Splits:
         """Read both official splits and hold validation out of train."""
         official = self.official()
-        (train_table, *test_tables), provenance = self._tables()
+        tables, provenance = self._tables()
+        train_table = tables[0]
         labels = self.objective_of().reader(
             [train_table],
             official.label_names or None,
             {name: i for i, name in enumerate(official.hub_label_names)},
         )
-        train, test = to_texts(train_table, labels), Texts.joined([to_texts(table, labels) for table in test_tables])
+        (train, *tests), left_out = read_tables(tables, labels)
+        test = Texts.joined(tests)
         return assemble(
             self,
             train=train,
             validation=None,
             test=test,
             label_names=labels.names,
-            train_kind=self._train_kind(train_table, len(train)),
-            test_kind=self._test_kind(len(test)),
-            provenance={"data_set": official.title} | provenance | _repetitions(train, test),
+            train_kind=self._train_kind(train_table, train, left_out[:1]),
+            test_kind=self._test_kind(test, left_out[1:]),
+            provenance={"data_set": official.title}
+            | provenance
+            | _repetitions(train, test)
+            | left_out_facts(tables, left_out),
         )
 
     def _tables(self) -> tuple[list[RawRows], dict[str, Any]]:
@@ -104,19 +111,21 @@ class PublishedDataSet(DataSet, ABC):
             layout=official.layout,
         )
 
-    def _train_kind(self, table: RawRows, rows: int) -> str:
+    def _train_kind(self, table: RawRows, train: Texts, left_out: Sequence[Mapping[str, int]]) -> str:
         """What the rows are; "official" only when the count is the official one."""
+        rows, without = _counted(train, left_out)
         if rows == self.official().train_rows:
-            return "official train"
+            return f"official train{without}"
         name = Path(table.name).name if self.source == "local" else table.name
-        return f"subset of train ({name}, {rows:,} rows)"
+        return f"subset of train ({name}, {rows:,} rows){without}"
 
-    def _test_kind(self, rows: int) -> str:
-        official = self.official()
+    def _test_kind(self, test: Texts, left_out: Sequence[Mapping[str, int]]) -> str:
+        official, (rows, without) = self.official(), _counted(test, left_out)
         split = " + ".join(official.layout.test_splits)
         if rows != official.test_rows:
-            return f"{split} file ({rows:,} rows)" if split == "test" else f"{split} file used as test ({rows:,} rows)"
-        return "official test" if split == "test" else f"official {split} split used as test"
+            kind = f"{split} file ({rows:,} rows)" if split == "test" else f"{split} file used as test ({rows:,} rows)"
+            return f"{kind}{without}"
+        return f"{'official test' if split == 'test' else f'official {split} split used as test'}{without}"
 
     def _local_splits(self) -> list[Path]:
         """Train and what is the test: files, or the two folders of the aclImdb tree; empty for the hub."""
@@ -183,6 +192,15 @@ def _read(place: Path, *, paired: bool) -> RawRows:
     if place.is_dir():
         return read_review_tree(place)
     return read_pairs(place, "text", LOCAL_SECOND_COLUMN) if paired else read_table(place)
+
+
+def _counted(texts: Texts, left_out: Sequence[Mapping[str, int]]) -> tuple[int, str]:
+    """How many rows were published, and in words which of them are not used."""
+    total: Counter[str] = Counter()
+    for one in left_out:
+        total.update(one)
+    said = said_of(total)
+    return len(texts) + total.total(), f", {said}" if said else ""
 
 
 def _repetitions(train: Texts, test: Texts) -> dict[str, Any]:

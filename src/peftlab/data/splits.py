@@ -106,6 +106,24 @@ def hold_out(texts: Texts, fraction: float, seed: int, *, key: str, objective: O
     return texts.take(kept), texts.take(held_out)
 
 
+def test_or_hold_out(
+    config: DataSet, fraction: float, texts: Mapping[str, Texts], named: str
+) -> tuple[Texts, Texts, str]:
+    """Train and test, and what the test is where there is none: then it is held out of train.
+
+    Args:
+        config: says seed and objective.
+        fraction: its ``holdout_fraction``.
+        texts: ``train``, and perhaps ``test``.
+        named: what train is called.
+    """
+    if "test" in texts:
+        return texts["train"], texts["test"], ""
+    seed, key = derive_seed(config.split_seed, "hold-out"), "data.holdout_fraction"
+    train, test = hold_out(texts["train"], fraction, seed, key=key, objective=config.objective_of())
+    return train, test, f"hold-out of {named}"
+
+
 def assemble(
     config: DataSet,
     *,

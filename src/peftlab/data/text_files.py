@@ -9,11 +9,10 @@ from peftlab.data.base import DataSet, Splits
 from peftlab.data.labels import to_texts
 from peftlab.data.published import split_file
 from peftlab.data.readers import SUFFIXES, read_pairs, read_table
-from peftlab.data.splits import assemble, hold_out, require_all_learned
+from peftlab.data.splits import assemble, require_all_learned, test_or_hold_out
 from peftlab.errors import DataError, listed
 from peftlab.fields import Fraction, added, bookkeeping
 from peftlab.raw_rows import RawRows
-from peftlab.seeding import derive_seed
 
 
 @dataclass(kw_only=True)
@@ -59,12 +58,7 @@ class TextFiles(DataSet):
         objective = self.objective_of()
         reader = objective.reader([tables["train"]], self.labels)
         texts = {split: to_texts(table, reader) for split, table in tables.items()}
-        train, test = texts["train"], texts.get("test")
-        test_kind = "" if test is None else f"test file ({len(test):,} rows)"
-        if test is None:
-            seed = derive_seed(self.split_seed, "hold-out")
-            train, test = hold_out(train, self.holdout_fraction, seed, key="data.holdout_fraction", objective=objective)
-            test_kind = f"hold-out of {files['train'].name}"
+        train, test, held_out = test_or_hold_out(self, self.holdout_fraction, texts, files["train"].name)
         require_all_learned(objective, train, reader.names, files["train"])
         return assemble(
             self,
@@ -73,7 +67,7 @@ class TextFiles(DataSet):
             test=test,
             label_names=reader.names,
             train_kind=f"train file ({files['train'].name}, {len(texts['train']):,} rows)",
-            test_kind=test_kind,
+            test_kind=held_out or f"test file ({len(test):,} rows)",
             provenance={
                 "source": "text files",
                 "files": {split: file.name for split, file in files.items()},

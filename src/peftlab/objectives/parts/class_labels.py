@@ -91,8 +91,8 @@ def _label_error(table: RawRows, row: int, value: object, labels: LabelSet) -> D
         return DataError(f"{said} It looks like {looks!a}, but is {text!a}: they differ in what cannot be seen.")
     if not labels.declared and (_INTEGER_LIKE.fullmatch(text) or text in ("true", "false")):
         return DataError(
-            f"{said} The training labels are names; say which number is which: data.labels=[{', '.join(labels.names)}] "
-            "in the order of the numbers."
+            f"{said} The training labels are names, and which number is which nobody has said: give "
+            "data.labels=[<name of 0>, <name of 1>, …]."
         )
     if not labels.declared and _is_fraction(value):
         return DataError(f"{said} {_FRACTION_HINT}")
@@ -139,8 +139,8 @@ def require_visible_differences(names: Sequence[str], place: str) -> None:
         other = seen.setdefault(visible(name), name)
         if other != name:
             raise DataError(
-                f"{place}: the labels {other!a} and {name!a} look alike: they differ in what cannot be seen (spaces, how "
-                "an accent is written, hidden characters), and would be two classes. Write them alike."
+                f"{place}: the labels {other!a} and {name!a} look alike: they differ in what cannot be seen (spaces, "
+                "how an accent is written, hidden characters), and would be two classes. Write them alike."
             )
 
 
