@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from peftlab.records.folder import RunFolder
+from peftlab.records.predictions import read_predictions
 from tests.conftest import TINY, Peftlab, run_folder, write_reviews
 
 
@@ -35,8 +37,15 @@ def test_two_processes(peftlab: Peftlab, reviews: Path) -> None:
     one = json.loads((run_folder("one") / "record.json").read_text())
     assert [row["step"] for row in one["history"]] == [11, 22]
     assert abs(one["history"][1]["train/loss"] - facts["history"][1]["train/loss"]) < 0.02
-    # And evaluating the trained adapter in one process gives the figures the two processes gave.
-    again = json.loads(peftlab("evaluate", run_folder("ddp"), "--json").out)
+    # And evaluating the trained adapter in one process gives the figures the two processes gave, row by row.
+    again = json.loads(peftlab("evaluate", run_folder("ddp"), "--predictions", "one.jsonl", "--json").out)
+    alone = [json.loads(line) for line in Path("one.jsonl").read_text().splitlines()]
+    together = read_predictions(RunFolder(run_folder("ddp"))).to_pylist()
+    assert [row["row"] for row in together] == list(range(24))
+    for one_row, row in zip(alone, together, strict=True):
+        assert {name: one_row[name] for name in ("hash", "gold", "predicted")} == {
+            name: row[name] for name in ("hash", "gold", "predicted")
+        }
     assert again["metrics"]["accuracy"] == facts["metrics"]["test"]["accuracy"]
     assert abs(again["metrics"]["loss"] - facts["metrics"]["test"]["loss"]) < 1e-6
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftlab.class_names import stable_name
+from peftlab.commands.prediction_files import require_writable, write_rows
 from peftlab.composition import composed, override_values, parse
 from peftlab.config import RunConfig, check, validate_group
-from peftlab.data.base import DataSet
+from peftlab.data.base import DataSet, Texts
 from peftlab.errors import ConfigError
 from peftlab.objectives.base import Learned, shown
+from peftlab.pairs import SEPARATOR
 from peftlab.records.folder import finished_run
+from peftlab.records.predictions import class_names
 from peftlab.training.config import TrainerConfig
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,17 +33,35 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--split", choices=("test", "validation", "train"), default="test")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--predictions", metavar="FILE", help="also write a row a text: csv, tsv, jsonl or parquet")
     given = parser.parse_intermixed_args(list(arguments))
+    path = None if given.predictions is None else require_writable(given.predictions, "--predictions")
     folder, config, record = finished_run(given.run)
     apply_overrides(config, given.overrides)
     from peftlab.runs.evaluate import evaluate
 
-    result = evaluate(folder, config, split=given.split)
+    def keep(rows: Texts, table: pyarrow.Table) -> None:
+        if path is not None:
+            write_rows(path, _rows(rows, table))
+
+    result = evaluate(folder, config, split=given.split, keep=keep)
     if given.json:
         print(json.dumps(result, ensure_ascii=False))
     else:
         _print(result, record, config.data.what_is_learned(), unchanged=not given.overrides and given.split == "test")
     return 0
+
+
+def _rows(rows: Texts, table: pyarrow.Table) -> Iterator[dict[str, Any]]:
+    """The predictions, each with its text, and probabilities by the names of the classes."""
+    names = class_names(table)
+    for text, row in zip(rows.texts, table.to_pylist(), strict=True):
+        found = {"row": row.pop("row"), "text": text.replace(SEPARATOR, "\t"), **row}
+        if (shares := found.get("probabilities")) is not None:
+            task = f"{row['task']}/" if "task" in row else ""
+            own = [name.removeprefix(task) for name in names if name.startswith(task)]
+            found["probabilities"] = dict(zip(own, shares, strict=True))
+        yield found
 
 
 CHANGEABLE = ("trainer.accelerator", "trainer.precision", "trainer.threads", "trainer.progress_bar")

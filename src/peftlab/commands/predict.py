@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from peftlab.commands.prediction_files import Rows, is_table, read_rows, require_writable, write_rows
 from peftlab.commands.task_option import require_task
-from peftlab.errors import DataError
-from peftlab.library.run import load_run
+from peftlab.data.readers import SUFFIXES
+from peftlab.errors import ConfigError, DataError
+from peftlab.library.run import Run, load_run
 from peftlab.pairs import SEPARATOR, paired
 from peftlab.terminal import printable
 
@@ -18,36 +20,75 @@ from peftlab.terminal import printable
 def main(arguments: Sequence[str]) -> int:
     """Predict from texts given with ``--text``, in a ``--file``, or a line each on standard input.
 
-    For a run on pairs, a tab stands between the two texts.
+    For a run on pairs, a tab stands between the two texts, or they have a column each.
     """
+    given = _parser().parse_args(list(arguments))
+    path = None if given.output is None else require_writable(given.output, "--output")
+    run = load_run(given.run)
+    require_task(run.config, given.run, given.task)
+    rows = _rows(given, run)
+    predictions = (
+        rows.with_id(number) | found | {"text": found["text"].replace(SEPARATOR, "\t")}
+        for number, found in enumerate(run.predictions(rows.texts, task=given.task))
+    )
+    if path is not None:
+        count = write_rows(path, predictions)
+        print(f"{path}: {count:,} rows")
+        return 0
+    objective = run.config.data.objective_of(given.task)
+    for found in predictions:
+        if given.json:
+            print(json.dumps(found, ensure_ascii=False, default=str), flush=True)
+        else:
+            known = [str(found[name]) for name in (rows.id_column, "task") if name in found]
+            line = "\t".join([*known, objective.prediction_in_words(found), _shortened(str(found["text"]))])
+            print(printable(line), flush=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "peftlab predict",
-        description="Predict a label or a value of each text. For a run on pairs, a tab stands between the two.",
+        description="Predict a label or a value of each text. For a run on pairs, a tab stands between the two; a "
+        "table has a column for each.",
     )
     parser.add_argument("run", metavar="RUN", help="a run folder: outputs/<name>/<key>")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--text", action="append", metavar="TEXT", help="a text (may be given several times)")
-    where.add_argument("--file", metavar="FILE", help="a file with a text a line; without either: standard input")
+    where.add_argument(
+        "--file", metavar="FILE", help="csv, tsv, jsonl or parquet, read by the run's columns; any other file has a "
+        "text a line; without either: standard input",
+    )  # fmt: skip
+    parser.add_argument("--text-column", metavar="NAME", help="of a table, where it is not the run's own")
+    parser.add_argument("--second-column", metavar="NAME", help="the same of second texts, for a run on pairs")
+    parser.add_argument("--id-column", metavar="NAME", help="kept beside each prediction (by itself: id, idx)")
+    parser.add_argument("--output", metavar="FILE", help="write a row a text: csv, tsv, jsonl or parquet")
     parser.add_argument(
         "--json", action="store_true", help="one JSON object a line: text, then label and probabilities, or value"
     )
     parser.add_argument("--task", metavar="NAME", help="the texts' task, for a run on data of several tasks")
-    given = parser.parse_args(list(arguments))
-    run = load_run(given.run)
-    require_task(run.config, given.run, given.task)
+    return parser
+
+
+def _rows(given: argparse.Namespace, run: Run) -> Rows:
+    """The texts that are meant, and their ids."""
+    data = run.config.data
+    if is_table(given.file):
+        text, second = data.columns(given.task)
+        if given.second_column is not None and second is None:
+            raise ConfigError(
+                f"--second-column {given.second_column}: the run was trained on single texts. Leave it out."
+            )
+        return read_rows(
+            given.file, given.text_column or text, second and (given.second_column or second), given.id_column
+        )
+    for option, value in (("text", given.text_column), ("second", given.second_column), ("id", given.id_column)):
+        if value is not None:
+            raise ConfigError(f"--{option}-column {value} goes with --file and a table: {', '.join(SUFFIXES)}.")
     texts = read_texts(given.text, given.file)
-    if run.config.data.has_pairs(given.task):
+    if data.has_pairs(given.task):
         texts = as_pairs(texts, "--text" if given.text is not None else given.file or "standard input")
-    objective = run.config.data.objective_of(given.task)
-    for found in run.predictions(texts, task=given.task):
-        found["text"] = found["text"].replace(SEPARATOR, "\t")
-        if given.json:
-            print(json.dumps(found, ensure_ascii=False), flush=True)
-        else:
-            task = f"{found['task']}\t" if "task" in found else ""
-            line = f"{task}{objective.prediction_in_words(found)}\t{_shortened(found['text'])}"
-            print(printable(line), flush=True)
-    return 0
+    return Rows(texts)
 
 
 def read_texts(texts: list[str] | None, file: str | None) -> list[str]:

@@ -155,6 +155,10 @@ class DataSet(ABC):
         """Whether a row, of ``task`` if there are several, has two texts."""
         return False
 
+    def columns(self, task: str | None = None) -> tuple[str, str | None]:
+        """What the columns of the text and, for pairs, of the second text are called in files, of ``task``."""
+        return "text", "text_b" if self.has_pairs(task) else None
+
     def task_names(self) -> list[str]:
         """Names of the tasks, in order; none for the usual data set of one task."""
         return []

@@ -239,7 +239,11 @@ class EvaluationBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for number in range(self._batches):
-            yield self.rows[number * self.batch_size : (number + 1) * self.batch_size] or self._stand_in
+            yield self.batch(number) or self._stand_in
+
+    def batch(self, number: int) -> list[int]:
+        """The rows of this rank's batch ``number``; none, if it is a stand-in."""
+        return self.rows[number * self.batch_size : (number + 1) * self.batch_size]
 
     def __len__(self) -> int:
         return self._batches

@@ -49,6 +49,10 @@ class HubSet(DataSet):
         """See :meth:`DataSet.has_pairs`."""
         return self.second_column is not None
 
+    def columns(self, task: str | None = None) -> tuple[str, str | None]:
+        """See :meth:`DataSet.columns`."""
+        return self.text_column, self.second_column
+
     def files(self) -> dict[str, list[Path]]:
         """The files of a folder; none of the hub."""
         return {} if (folder := self._folder()) is None else saved_files(folder, self._key())

@@ -26,6 +26,7 @@ from peftlab.data.batching import (
 from peftlab.data.tokens import TokenizedTexts, tokenize
 from peftlab.data.truncation import truncating
 from peftlab.errors import DataError
+from peftlab.objectives.base import Label
 from peftlab.objectives.parts.task import Task, TaskOf
 from peftlab.seeding import derive_seed
 
@@ -203,7 +204,16 @@ def split_hashes(splits: Splits, task: Task | None = None) -> dict[str, str]:
     return found
 
 
+def row_hash(text: str, label: Label) -> str:
+    """16 hex digits over one row: alike, it is the same text with the same label."""
+    return hashlib.sha256(_row(text, label)).hexdigest()[:16]
+
+
 def _add_rows(digest: hashlib._Hash, texts: Texts) -> None:
     for text, label in zip(texts.texts, texts.labels, strict=True):
-        raw = text.encode("utf-8", "surrogatepass")
-        digest.update(f"{label}\0{len(raw)}\0".encode() + raw)
+        digest.update(_row(text, label))
+
+
+def _row(text: str, label: Label) -> bytes:
+    raw = text.encode("utf-8", "surrogatepass")
+    return f"{label}\0{len(raw)}\0".encode() + raw

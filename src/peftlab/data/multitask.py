@@ -111,6 +111,10 @@ class Multitask(DataSet):
         parts = zip(self.task_names(), self.parts(), strict=True)
         return any(part.has_pairs() for name, (_, part) in parts if task in (None, name))
 
+    def columns(self, task: str | None = None) -> tuple[str, str | None]:
+        """See :meth:`DataSet.columns`."""
+        return next((part.columns() for name, part in self.parts() if name == task), super().columns(task))
+
     def parts(self) -> list[tuple[str, DataSet]]:
         """Key and data set of each task."""
         return [(key, self._part(entry, key)) for key, entry in self._entries()]

@@ -24,8 +24,12 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _PARQUET_MAGIC = b"PAR1"
 
 
-def read_table(file: Path, text_column: str = "text", label_column: str = "label") -> RawRows:
-    """Read one csv, tsv, jsonl or parquet file.
+class MissingColumn(DataError):
+    """A column that a file does not have."""
+
+
+def read_table(file: Path, text_column: str = "text", label_column: str | None = "label") -> RawRows:
+    """Read one csv, tsv, jsonl or parquet file; without a ``label_column`` its labels are None.
 
     Raises:
         DataError: if it is missing, empty, not what its suffix says, or lacks one of the columns.
@@ -42,6 +46,14 @@ def read_table(file: Path, text_column: str = "text", label_column: str = "label
     if file.suffix == ".jsonl":
         return _read_jsonl(file, content, text_column, label_column)
     return _read_csv(file, content, text_column, label_column)
+
+
+def read_column(file: Path, column: str) -> list[object] | None:
+    """The cells of one column, whatever they hold; None if there is no such column."""
+    try:
+        return read_table(file, column, None).texts
+    except MissingColumn:
+        return None
 
 
 def read_pairs(file: Path, text_column: str, second_column: str, label_column: str = "label") -> RawRows:
@@ -86,13 +98,13 @@ def not_utf8(file: Path, raw: bytes, error: UnicodeDecodeError) -> DataError:
     )
 
 
-def _check_columns(file: str, columns: list[str], text_column: str, label_column: str) -> None:
+def _check_columns(file: str, columns: list[str], text_column: str, label_column: str | None) -> None:
     repeated = [name for name, count in Counter(columns).items() if count > 1]
     if repeated:
         raise DataError(f"{file}: column '{repeated[0]}' is there twice. Give every column its own name.")
     for key, wanted in (("text_column", text_column), ("label_column", label_column)):
-        if wanted not in columns:
-            raise DataError(
+        if wanted is not None and wanted not in columns:
+            raise MissingColumn(
                 f"{file}: there is no column '{wanted}' ({key}). "
                 f"Columns there are: {', '.join(columns) or '(none)'}.{nearest(wanted, columns)}"
             )
@@ -108,7 +120,7 @@ def _any_field_size() -> Iterator[None]:
         csv.field_size_limit(limit)
 
 
-def _read_csv(file: Path, content: str, text_column: str, label_column: str) -> RawRows:
+def _read_csv(file: Path, content: str, text_column: str, label_column: str | None) -> RawRows:
     delimiter = "\t" if file.suffix == ".tsv" else ","
     texts: list[object] = []
     labels: list[object] = []
@@ -129,11 +141,11 @@ def _read_csv(file: Path, content: str, text_column: str, label_column: str) -> 
                     'a quote or a line break needs "quotes" around it.'
                 )
             texts.append(fields[header.index(text_column)] if whole else None)
-            labels.append(fields[header.index(label_column)] if whole else None)
+            labels.append(fields[header.index(label_column)] if whole and label_column is not None else None)
             lines.append(line)
     if not lines:
         raise DataError(f"{file}: no rows below the header. Give at least one labelled text.")
-    return RawRows(str(file), texts, labels, lines, text_column, label_column, faults=faults)
+    return RawRows(str(file), texts, labels, lines, text_column, label_column or "", faults=faults)
 
 
 def _name(delimiter: str) -> str:
@@ -144,7 +156,7 @@ _Records = list[tuple[int, list[str]]]
 """Fields of each record, with the line that it begins on."""
 
 
-def _csv_records(file: Path, content: str, delimiter: str, label_column: str) -> _Records:
+def _csv_records(file: Path, content: str, delimiter: str, label_column: str | None) -> _Records:
     """The records that are not blank.
 
     Quotes may quote a field or be plain characters (a tsv's often are). Where each line is a record of its own, with
@@ -180,8 +192,10 @@ def _whole_lines(content: str, delimiter: str) -> _Records | None:
     return records if len({len(fields) for _, fields in records}) == 1 and len(records[0][1]) > 1 else None
 
 
-def _same_labels(lines: _Records, quoted: _Records, label_column: str) -> bool:
+def _same_labels(lines: _Records, quoted: _Records, label_column: str | None) -> bool:
     """Whether the lines have no label that the quoted records have not: a text cut at its line breaks has."""
+    if label_column is None:
+        return True
     header = [name.strip() for name in lines[0][1]]
     if label_column not in header:
         return False
@@ -208,11 +222,11 @@ def _quoted_records(file: Path, content: str, delimiter: str) -> Iterator[tuple[
             yield line, fields
 
 
-def _read_jsonl(file: Path, content: str, text_column: str, label_column: str) -> RawRows:
+def _read_jsonl(file: Path, content: str, text_column: str, label_column: str | None) -> RawRows:
     texts: list[object] = []
     labels: list[object] = []
     lines: list[int] = []
-    faults: dict[int, str] = {}
+    faults: dict[int, DataError] = {}
     # Not splitlines(): that also breaks at U+2028 and its like, which JSON strings may contain.
     for line, text in enumerate(content.split("\n"), start=1):
         if not text.strip():
@@ -223,15 +237,16 @@ def _read_jsonl(file: Path, content: str, text_column: str, label_column: str) -
             entry = _json_object(place, text)
             _check_columns(place, list(entry), text_column, label_column)
         except DataError as error:
-            faults[len(lines)] = str(error)
+            faults[len(lines)] = error
         texts.append(entry.get(text_column))
-        labels.append(entry.get(label_column))
+        labels.append(None if label_column is None else entry.get(label_column))
         lines.append(line)
     if not lines:
         raise DataError(f"{file}: only blank lines. Give at least one labelled text.")
     if len(faults) == len(lines):  # no row's fault, but the file's or the column's
-        raise DataError(faults[0])
-    return RawRows(str(file), texts, labels, lines, text_column, label_column, faults=faults)
+        raise faults[0]
+    said = {row: str(error) for row, error in faults.items()}
+    return RawRows(str(file), texts, labels, lines, text_column, label_column or "", faults=said)
 
 
 def _json_object(place: str, text: str) -> dict[str, object]:
@@ -245,7 +260,7 @@ def _json_object(place: str, text: str) -> dict[str, object]:
     return entry
 
 
-def _read_parquet(file: Path, text_column: str, label_column: str) -> RawRows:
+def _read_parquet(file: Path, text_column: str, label_column: str | None) -> RawRows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -259,13 +274,14 @@ def _read_parquet(file: Path, text_column: str, label_column: str) -> RawRows:
     try:
         parquet = pq.ParquetFile(file)
         _check_columns(str(file), parquet.schema_arrow.names, text_column, label_column)
-        columns = parquet.read(columns=[text_column, label_column])
-        texts, labels = columns[text_column].to_pylist(), columns[label_column].to_pylist()
+        columns = parquet.read(columns=[text_column] if label_column is None else [text_column, label_column])
+        texts = columns[text_column].to_pylist()
+        labels = [None] * len(texts) if label_column is None else columns[label_column].to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: a damaged parquet file ({error}). Fetch or write it again.") from None
     if not texts:
         raise DataError(f"{file}: the file has no rows. Give at least one labelled text.")
-    return RawRows(str(file), texts, labels, None, text_column, label_column)
+    return RawRows(str(file), texts, labels, None, text_column, label_column or "")
 
 
 _REVIEW_NAME = re.compile(r"([0-9]+)_([0-9]+)\.txt")

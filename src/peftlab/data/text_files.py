@@ -47,6 +47,10 @@ class TextFiles(DataSet):
         """See :meth:`DataSet.has_pairs`."""
         return self.second_column is not None
 
+    def columns(self, task: str | None = None) -> tuple[str, str | None]:
+        """See :meth:`DataSet.columns`."""
+        return self.text_column, self.second_column
+
     def files(self) -> dict[str, list[Path]]:
         """The files there are of train, validation and test."""
         return {split: [file] for split, file in self._split_files().items()}

@@ -251,6 +251,25 @@ class Objective(Learned):
     def predictions(self, outputs: Tensor, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """What is predicted from ``outputs`` (B, C), a row each, as JSON has it."""
 
+    def gold(self, label: Label, names: Sequence[str]) -> Any:
+        """The label of a row as predictions say it."""
+        return label
+
+    def kept(self, outputs: Tensor, labels: Sequence[Label], names: Sequence[str]) -> dict[str, list[Any]]:
+        """What a run keeps of each test row, as columns: ``gold``, then the predictions'.
+
+        Args:
+            outputs: (N, C) float32, of the head.
+            labels: of the N rows.
+            names: of the C outputs.
+        """
+        columns: dict[str, list[Any]] = {"gold": [self.gold(label, names) for label in labels]}
+        for predicted in self.predictions(outputs, names):
+            for name, value in predicted.items():
+                cells = list(value.values()) if isinstance(value, Mapping) else value
+                columns.setdefault("predicted" if name == "label" else name, []).append(cells)
+        return columns
+
     @abstractmethod
     def prediction_in_words(self, predicted: Mapping[str, Any]) -> str:
         """A prediction as one line for people, parts with a tab between."""

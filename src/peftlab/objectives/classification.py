@@ -118,6 +118,10 @@ class Classification(Objective, name="classification"):
             best = max(range(len(names)), key=probabilities.__getitem__)
             yield {"label": names[best], "probabilities": dict(zip(names, probabilities, strict=True))}
 
+    def gold(self, label: int, names: Sequence[str]) -> str:
+        """The name of the class."""
+        return names[label]
+
     def prediction_in_words(self, predicted: Mapping[str, Any]) -> str:
         """The label, then every label's probability."""
         shares = "  ".join(f"{label} {share:.4f}" for label, share in predicted["probabilities"].items())

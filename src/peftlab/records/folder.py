@@ -21,7 +21,7 @@ from peftlab.files import exchange, open_lock, replaced_name, take_lock, write_a
 from peftlab.reading import Unreadable, read_json, read_yaml
 from peftlab.records.divergence import STATUS, diverged, in_words, without_bare_words
 from peftlab.records.identity import run_key
-from peftlab.records.integrity import WAY_OUT, broken_integrity, record_checksum, require_as_recorded
+from peftlab.records.integrity import PREDICTIONS, WAY_OUT, broken_integrity, record_checksum, require_as_recorded
 
 SCHEMA_VERSION = 1
 """Version of record.json; readers refuse what they do not know."""
@@ -81,6 +81,11 @@ class RunFolder:
     def adapter_facts(self) -> Path:
         """What the adapter belongs to."""
         return self.path / "adapter.json"
+
+    @property
+    def predictions(self) -> Path:
+        """What was predicted of each test row (:mod:`peftlab.records.predictions`)."""
+        return self.path / PREDICTIONS
 
     @property
     def checkpoints(self) -> Path:
@@ -209,7 +214,7 @@ class RunFolder:
 
 _OF_A_RUN = frozenset({
     ".lock", "config.yaml", "record.json", "metrics.csv", "curves.png", "adapter.safetensors", "adapter.json",
-    "vocabulary.json", "checkpoints", "damaged", "logs", "inspect.png",
+    "vocabulary.json", "predictions.parquet", "checkpoints", "damaged", "logs", "inspect.png",
 })  # fmt: skip
 """What a run, and what measures it, writes into its folder: of an old result nothing of it stays."""
 

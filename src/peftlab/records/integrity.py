@@ -13,6 +13,9 @@ from peftlab.reading import read_bytes
 
 ADAPTER = "adapter.safetensors"
 
+PREDICTIONS = "predictions.parquet"
+"""What was predicted of each test row; runs of earlier versions have none, and no model is made of it."""
+
 HASHED = ("config.yaml", "metrics.csv", "adapter.json", ADAPTER)
 """Files whose sha256 the record of a finished run has; the records of earlier versions have only the adapter's."""
 
@@ -46,6 +49,8 @@ def require_as_recorded(folder: Path, record: dict[str, Any]) -> list[str]:
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{folder / 'record.json'} is not as peftlab writes it: files ({error}).") from error
     for name, sha256 in recorded.items():
+        if name == PREDICTIONS:  # compared where it is read
+            continue
         if Path(name).name != name:
             raise RunError(f"{folder / 'record.json'}: '{name}' is not the name of a file in the run's folder.")
         try:

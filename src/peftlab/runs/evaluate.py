@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,22 +18,36 @@ from peftlab.objectives.base import objective as known
 from peftlab.objectives.parts.mixture import NAME as MIXTURE
 from peftlab.records.folder import RunFolder
 from peftlab.runs.assemble import Assembled, count_parameters, lightning_module, reassemble
+from peftlab.runs.predictions import predictions_table
 from peftlab.training.config import monitored
+from peftlab.training.module import TrainingModule
 from peftlab.training.trainer import build_trainer
 
+if TYPE_CHECKING:
+    import pyarrow
 
-def evaluate(folder: RunFolder, config: RunConfig, *, split: str = "test") -> dict[str, Any]:
+Keep = Callable[[Texts, "pyarrow.Table"], None]
+"""Takes tested rows, and their predictions."""
+
+
+def evaluate(folder: RunFolder, config: RunConfig, *, split: str = "test", keep: Keep | None = None) -> dict[str, Any]:
     """Metrics of the run in ``folder`` on ``split`` of ``config.data``.
+
+    Args:
+        folder: the run's.
+        config: the run's, perhaps with other data.
+        split: train, validation or test.
+        keep: is given the rows and what was predicted of each (:mod:`peftlab.records.predictions`).
 
     Raises:
         DataError: if the data's labels are not the ones that the run was trained on.
         RunError: if the model cannot be rebuilt, or not every row was seen once.
     """
-    return evaluate_counted(folder, config, split=split)[0]
+    return evaluate_counted(folder, config, split=split, keep=keep)[0]
 
 
 def evaluate_counted(
-    folder: RunFolder, config: RunConfig, *, split: str = "test"
+    folder: RunFolder, config: RunConfig, *, split: str = "test", keep: Keep | None = None
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The same, and the parameters of the model that was rebuilt for it, counted as a record has them."""
     splits = config.data.load()
@@ -41,14 +55,22 @@ def evaluate_counted(
     parameters = count_parameters(assembled.adapter)  # before a test can repack 8-bit weights
     _require_same_labels(config, splits, facts)
     rows = getattr(splits, split)
-    metrics = measure(config, assembled, splits, rows, folder)
+    module = measured(config, assembled, splits, rows, folder)
+    if keep is not None:
+        keep(rows, predictions_table(module.objective, splits, rows, module.test_outputs))
+    metrics = module.test_metrics
     metrics = config.data.what_is_learned().named(metrics, splits.label_names)
     kind = splits.test_kind if split == "test" else split
     return {"run": str(folder.path), "split": split, "kind": kind, "metrics": metrics}, parameters
 
 
 def measure(config: RunConfig, assembled: Assembled, splits: Splits, rows: Texts, folder: RunFolder) -> dict[str, Any]:
-    """The test metrics of ``assembled`` on ``rows`` of ``splits``, every one of them once.
+    """The test metrics of ``assembled`` on ``rows`` of ``splits``; see :func:`measured`."""
+    return measured(config, assembled, splits, rows, folder).test_metrics
+
+
+def measured(config: RunConfig, assembled: Assembled, splits: Splits, rows: Texts, folder: RunFolder) -> TrainingModule:
+    """What has tested ``assembled`` on ``rows`` of ``splits``, every one of them once: it has metrics and outputs.
 
     Raises:
         RunError: if not every row was seen once.
@@ -67,7 +89,7 @@ def measure(config: RunConfig, assembled: Assembled, splits: Splits, rows: Texts
     )
     trainer.test(module, data, verbose=False)
     require_all_rows(module.test_metrics["rows"], len(rows))
-    return module.test_metrics
+    return module
 
 
 def objective_of(facts: dict[str, Any], task: str | None = None) -> str:

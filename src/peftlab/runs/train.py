@@ -19,6 +19,7 @@ from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import TextDataModule
 from peftlab.errors import Diverged, PeftlabError, RunError
+from peftlab.files import write_atomically
 from peftlab.metric_names import MetricName
 from peftlab.objectives.recorded import FIELD as OBJECTIVE
 from peftlab.records import environment
@@ -26,6 +27,7 @@ from peftlab.records.divergence import STATUS, diverged, in_words
 from peftlab.records.folder import ASIDE, RunFolder
 from peftlab.records.history import write_metrics_csv
 from peftlab.records.identity import recorded
+from peftlab.records.predictions import as_bytes
 from peftlab.report.figures.training import draw_curves
 from peftlab.report.result import print_result
 from peftlab.runs import record
@@ -35,6 +37,7 @@ from peftlab.runs.epochs import WritesEpochs
 from peftlab.runs.evaluate import require_all_rows
 from peftlab.runs.finished import finished_record
 from peftlab.runs.forgetting import measure_forgetting
+from peftlab.runs.predictions import predictions_table
 from peftlab.runs.summary import print_before
 from peftlab.seeding import derive_seed
 from peftlab.training.checkpoint import DamagedCheckpoint, read_checkpoint, require_best
@@ -269,8 +272,16 @@ class _Run:
             title=f"{config.name}  {folder.key}",
             chosen_epoch=chosen["epoch"],
         )
+        table = predictions_table(self.module.objective, splits, splits.test, self.module.test_outputs)
+        write_atomically(folder.predictions, as_bytes(table))
         forgetting = measure_forgetting(config, assembled, folder) if config.measure_forgetting else None
-        beside = (folder.config.name, folder.metrics.name, folder.adapter_facts.name, *assembled.backbone.files())
+        beside = (
+            folder.config.name,
+            folder.metrics.name,
+            folder.adapter_facts.name,
+            folder.predictions.name,
+            *assembled.backbone.files(),
+        )
         # test() has compared the frozen weights, or we were not here
         frozen = {"fingerprint": assembled.fingerprint, "frozen_unchanged": True}
         written = record.head(config, folder, argv, "finished", identity=identity) | {

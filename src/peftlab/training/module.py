@@ -19,7 +19,7 @@ from peftlab.objectives.base import Learned, Objective, shown
 from peftlab.objectives.parts.blocks import MultitaskMetrics, TaskBlocks, by_task
 from peftlab.objectives.parts.mixed import MixedTasks, MixtureMetrics
 from peftlab.objectives.parts.mixture import Mixture
-from peftlab.objectives.parts.split import SplitMetrics
+from peftlab.objectives.parts.split import KeptOutputs, SplitMetrics
 from peftlab.objectives.parts.task import Task
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.legacy import FORMAT, present_state
@@ -73,6 +73,9 @@ class TrainingModule(L.LightningModule):
         )
         self.history: list[dict[str, float]] = []
         self.test_metrics: dict[str, Any] = {}
+        self.test_outputs = torch.zeros(0, len(label_names))
+        """Of the head, (N, C) float32, a row each of the test split, in its order."""
+        self._kept = KeptOutputs(len(label_names))
         self.first_step_at: float | None = None
         self._validation_row: dict[str, Any] = {}
         self._clock = _Stopwatch()
@@ -206,17 +209,25 @@ class TrainingModule(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect one test batch."""
-        self._evaluate("test", batch)
+        self._evaluate("test", batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Compute the test metrics."""
+        """Compute the test metrics, and put the outputs into the order of the rows."""
         self.test_metrics = self._computed("test")
+        self.test_outputs = self._kept.compute()
+        self._kept.reset()
         self._log_figures("test", self.test_metrics)
 
-    def _evaluate(self, split: str, batch: Batch) -> None:
-        self._loss(split, batch)
+    def _evaluate(self, split: str, batch: Batch, number: int | None = None) -> None:
+        """One batch of a split; of the test its ``number``, by which the rows are known."""
+        self._loss(split, batch, number=number)
 
-    def _loss(self, split: str, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+    def _rows_of_test(self, number: int) -> list[int]:
+        loader: Any = self.trainer.test_dataloaders
+        rows: list[int] = loader.batch_sampler.batch(number)
+        return rows
+
+    def _loss(self, split: str, batch: Batch, label_smoothing: float = 0.0, *, number: int | None = None) -> Tensor:
         """The batch's mean loss; what the batch says is added to the split's metrics."""
         labels, task_ids, metrics = batch["labels"], batch.get("task_ids"), self._metrics(split)
         outputs = self(batch["input_ids"], batch["attention_mask"], task_ids)
@@ -237,6 +248,8 @@ class TrainingModule(L.LightningModule):
         if STAND_IN in batch:
             return loss
         metrics.update(outputs.detach(), labels, said)
+        if number is not None:
+            self._kept.update(self._rows_of_test(number), outputs)
         return loss
 
     def _log_figures(self, split: str, values: dict[str, Any]) -> None:

@@ -86,3 +86,36 @@ class Collected(Metric):
         parts = [given] if isinstance(given, Tensor) else list(given)
         found = torch.cat(parts).cpu().double() if parts else torch.zeros(0, self.width, dtype=torch.float64)
         return torch.tensor(sorted(found.tolist()), dtype=torch.float64).reshape(-1, self.width)
+
+
+class KeptOutputs(Metric):
+    """The head's outputs of numbered rows, of all processes."""
+
+    full_state_update = False
+    rows: list[Tensor]
+    outputs: list[Tensor]
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.add_state("rows", [], dist_reduce_fx="cat")
+        self.add_state("outputs", [], dist_reduce_fx="cat")
+
+    def update(self, rows: Sequence[int], outputs: Tensor) -> None:
+        """Add the ``outputs`` (B, C) of ``rows``, B numbers."""
+        self.rows.append(torch.tensor(list(rows), dtype=torch.int64, device=outputs.device))
+        self.outputs.append(outputs.detach().float())
+
+    def _sync_dist(self, *how: Any, **more: Any) -> None:
+        """A process without rows takes part with none: gathering wants a tensor of each."""
+        if not self.rows:
+            self.rows.append(torch.zeros(0, dtype=torch.int64, device=self.device))
+            self.outputs.append(torch.zeros(0, self.width, device=self.device))
+        super()._sync_dist(*how, **more)
+
+    def compute(self) -> Tensor:
+        """(N, C) float32 on the CPU, by the rows' numbers."""
+        rows, outputs = (
+            (torch.cat(given) if isinstance(given, list) else given).cpu() for given in (self.rows, self.outputs)
+        )
+        return outputs[rows.argsort()]
