@@ -24,6 +24,7 @@ CHEAP = ["debug=fast", "trainer.max_epochs=1"]
 ELSEWHERE = {
     "data=imdb": "the hub",
     "data=glue": "the hub",
+    "data=hub": "the hub",
     "backbone=roberta_base": "the hub",
     "trainer=gpu": "a GPU",
     "trainer=ddp": "GPUs",
@@ -52,6 +53,7 @@ def test_command(
     if verb in ("evaluate", "predict", "inspect", "export", "report", "verify", "reproduce", "wandb-sync"):
         assert peftlab("train", *TINY, f"data.path={reviews}", "name=t", "trainer.max_epochs=1").status == 0
         places = {"RUN": str(run_folder("t")), "outputs/rank_alpha": "outputs/t"}
+        (scratch / "new.csv").write_text("id,text\n1,fine\n2,dull\n")
         result = peftlab(verb, *(places.get(a, a) for a in arguments))
     elif verb == "sweep":
         result = sweep(peftlab, arguments, scratch)

@@ -33,7 +33,7 @@ def test_an_untouched_run_is_as_recorded(peftlab: Peftlab, run: Path) -> None:
     assert result.status == 0, result.out
     assert result.out.splitlines() == [f"ok         {run}", "1 run: 1 as recorded"]
     assert set(record_of(run)["files"]) == {
-        "config.yaml", "metrics.csv", "adapter.json", "adapter.safetensors", "vocabulary.json",
+        "config.yaml", "metrics.csv", "adapter.json", "adapter.safetensors", "vocabulary.json", "predictions.parquet",
     }  # fmt: skip
 
 

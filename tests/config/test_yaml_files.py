@@ -11,6 +11,7 @@ import yaml
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.composition import checked
 from peftlab.config import GROUPS
+from peftlab.records.identity import run_key
 from peftlab.schema import import_class
 from peftlab.shipped import config_folder
 from peftlab.training.config import TrainerConfig
@@ -102,3 +103,9 @@ def _attention_dropout(*typed: str) -> float | None:
     backbone = checked(typed).backbone
     assert isinstance(backbone, TransformerConfig)
     return backbone.attention_dropout
+
+
+def test_a_model_is_the_same_run_by_its_preset_and_by_its_id() -> None:
+    common = ["data=hub", "data.id=some/reviews"]
+    by_id = [*common, "backbone=hf", "backbone.name_or_path=google-bert/bert-base-uncased"]
+    assert run_key(checked(by_id)) == run_key(checked([*common, "backbone=bert_base"]))

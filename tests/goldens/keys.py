@@ -163,6 +163,9 @@ CONFIGS: tuple[tuple[str, ...], ...] = (
     ("experiment=lecture_transformer",),
     ("experiment=lecture_transformer", "backbone=minilm", "data=imdb_packaged"),
     (*_FILES, "backbone=tiny", "debug=fast"),
+    # -- what came later, at the end
+    ("data=hub", "data.id=some/reviews"),
+    (*_FILES, "backbone=hf", "backbone.name_or_path=some/bert"),
 )  # fmt: skip
 
 PATH_IS_PART_OF_THE_KEY = ("backbone.name_or_path=", "backbone.glove=", "peft.methods=")

@@ -41,23 +41,31 @@ def _of_tasks(learned: Learned, splits: Splits, rows: Texts, outputs: Tensor) ->
     """The task of each row, and the columns of every task, empty where a row is of another."""
     numbers = [_task(label, splits.tasks) for label in rows.labels]
     columns: dict[str, list[Any]] = {"task": [splits.tasks[number].name for number in numbers]}
-    numeric = any(isinstance(label, TaskLabel) and isinstance(label.label, float) for label in rows.labels)
-    for number, task in enumerate(splits.tasks):
-        mine = [row for row, of in enumerate(numbers) if of == number]
-        if not mine:
-            continue
-        one = learned.tasks().get(task.name, learned)
-        assert isinstance(one, Objective)
-        labels = [_own(rows.labels[row], task) for row in mine]
-        names = [name.removeprefix(f"{task.name}/") for name in splits.label_names[task.first : task.stop]]
-        found = one.kept(outputs[mine][:, task.first : task.stop], labels, names)
-        if numeric and any(isinstance(label, float) for label in labels):
-            found["gold_value"] = found.pop("gold")
+    for mine, found in _kept_apart(learned, splits, rows, outputs, numbers):
         for name, cells in found.items():
             column = columns.setdefault(name, [None] * len(rows))
             for row, cell in zip(mine, cells, strict=True):
                 column[row] = cell
     return columns
+
+
+def _kept_apart(
+    learned: Learned, splits: Splits, rows: Texts, outputs: Tensor, numbers: list[int]
+) -> list[tuple[list[int], dict[str, list[Any]]]]:
+    """Of each task that has any: its rows, and their columns; gold numbers apart from gold names."""
+    kept = []
+    for number, task in enumerate(splits.tasks):
+        if mine := [row for row, of in enumerate(numbers) if of == number]:
+            one = learned.tasks().get(task.name, learned)
+            assert isinstance(one, Objective)
+            labels = [_own(rows.labels[row], task) for row in mine]
+            names = [name.removeprefix(f"{task.name}/") for name in splits.label_names[task.first : task.stop]]
+            kept.append((mine, one.kept(outputs[mine][:, task.first : task.stop], labels, names)))
+    named = [isinstance(found["gold"][0], str) for _, found in kept]
+    for (_, found), is_name in zip(kept, named, strict=True):
+        if any(named) and not is_name:
+            found["gold_value"] = found.pop("gold")
+    return kept
 
 
 def _task(label: Any, tasks: tuple[Task, ...]) -> int:
