@@ -134,8 +134,19 @@ def _errors_in_words(arguments: Sequence[str]) -> Iterator[None]:
         raise ConfigError(f"{error.full_key or 'config'}: {first_line(error)}") from error
 
 
+_NEEDS_QUOTES = re.compile(r"^~|[^\w\s./:+@%?|*=-]|[^\x00-\x7f]", re.ASCII)
+"""What Hydra's grammar does not take in a plain value; backslashes, quotes, brackets, commas mean something there."""
+
+
 def _about_syntax(error: OverrideParseException) -> str:
     given = error.override
+    key, equals, value = str(given).partition("=")
+    plain = equals and key.strip() == key and not set(value) & set("\"'\\[]{},$")
+    if plain and _NEEDS_QUOTES.search(value):
+        return (
+            f"cannot read '{given}': a value that begins with ~, or has letters beyond ASCII or signs such as ( or "
+            f"!, is written in quotes, and those in quotes for the shell: '{key}=\"{value}\"'"
+        )
     return (
         f"cannot read '{given}': write key=value, without spaces around '='; quote values that hold "
         f"brackets, commas or '=' as 'key=\"…\"'. ({first_line(error)})"

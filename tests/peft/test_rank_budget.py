@@ -10,12 +10,16 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from peftlab.composition import checked
 from peftlab.errors import PeftlabError
 from peftlab.peft.adalora import AdaLoRA, SVDDelta
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import attach
+from peftlab.peft.compose import Compose
 from peftlab.peft.dynamic_dora import DynamicDoRA
+from peftlab.peft.lora import LoRA
 from peftlab.peft.rank_budget import Prunable, RankBudgetStrategy, allocate, prunable, ranks
+from peftlab.records.identity import run_tags
 from peftlab.runs.assemble import count_parameters
 from tests.conftest import TINY, Peftlab, run_folder
 from tests.peft.tiny import KINDS, batch, tiny
@@ -267,3 +271,28 @@ def test_fields_that_do_not_fit_together(cls: type[RankBudgetStrategy], fields: 
 def test_a_rank_that_cannot_be_is_refused(cls: type[RankBudgetStrategy]) -> None:
     with pytest.raises(PeftlabError, match=r"peft\.initial_rank=40 is above"):
         attach(tiny("bert"), cls(initial_rank=40), seed=0)
+
+
+@pytest.mark.parametrize("cls", [AdaLoRA, DynamicDoRA])
+def test_it_says_how_far_it_is_beyond_its_budget(cls: type[RankBudgetStrategy]) -> None:
+    adapter = attach(tiny("bert"), cls(rank=2, initial_rank=3, targets=["query", "value"]), seed=0)
+    deltas = prunable(adapter)
+    assert adapter.over_budget() == len(deltas)
+    for delta in deltas:
+        delta.prune(torch.tensor([True, False, True]))
+    assert adapter.over_budget() == 0
+    assert attach(tiny("bert"), LoRA(), seed=0).over_budget() is None
+    both = Compose(methods=[{"name": "adalora", "rank": 2, "initial_rank": 3, "targets": ["query"]}, "bitfit"])
+    assert attach(tiny("bert"), both, seed=0).over_budget() == len(deltas) // 2
+
+
+def test_whose_epoch_waits_for_the_budget_has_another_key() -> None:
+    def waits(*typed: str) -> bool:
+        return "budget-first-1" in run_tags(checked(["data=hub", "data.id=some/set", "backbone=tiny", *typed]))
+
+    assert waits("peft=adalora")
+    assert waits("peft=dynamic_dora")
+    assert waits("peft=compose", "peft.methods=[{name: adalora}, bitfit]")
+    assert waits("peft=compose", "peft.methods=[adalora, bitfit]")
+    assert not waits("peft=adalora", "trainer.select=last")
+    assert not waits("peft=lora")

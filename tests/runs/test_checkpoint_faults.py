@@ -188,3 +188,11 @@ def test_a_run_that_was_moved_while_it_was_unfinished(peftlab: Peftlab, reviews:
 def test_the_best_epoch(values: list[float | None], better: Any, best: int) -> None:
     history = [{"epoch": epoch, "validation/f": value} for epoch, value in enumerate(values)]
     assert best_epoch(history, Figure("f", "f", better)) == best
+
+
+def test_an_epoch_beyond_its_budget_is_chosen_only_while_there_is_no_other() -> None:
+    """The best of all has components that the method still prunes."""
+    figure = Figure("f", "f", "max")
+    rows = [(0.9, 4), (0.8, 2), (0.6, 0), (0.7, 0)]
+    history = [{"epoch": i, "validation/f": value, "over_budget": over} for i, (value, over) in enumerate(rows)]
+    assert [best_epoch(history[:stop], figure) for stop in (1, 2, 3, 4)] == [0, 0, 2, 3]

@@ -84,6 +84,10 @@ class Adapter(Parts):
         """To be called after each optimizer step, while its gradients are still there."""
         self.strategy.on_step(self, step, total)
 
+    def over_budget(self) -> int | None:
+        """Components that the method still has to prune; None for one without a budget."""
+        return self.strategy.over_budget(self)
+
     def load_source(self, fingerprint: str) -> None:
         """Before training: load what the method starts from, if that is an earlier run.
 

@@ -178,6 +178,13 @@ class PEFTStrategy(metaclass=_Checked):
         """
         return None
 
+    def over_budget(self, adapter: Adapter) -> int | None:
+        """Components that ``adapter`` has beyond the method's final budget; None for a method without one.
+
+        While there are any, an epoch is not chosen by validation: it would not be what was asked for.
+        """
+        return None
+
     def on_step(self, adapter: Adapter, step: int, total: int) -> None:
         """Called after each optimizer step, for methods with a schedule of their own.
 

@@ -176,6 +176,11 @@ class Compose(PEFTStrategy, name="compose"):
         terms = [term for part in _parts_of(adapter) if (term := part.regularization(step, total)) is not None]
         return None if not terms else sum(terms[1:], start=terms[0])
 
+    def over_budget(self, adapter: Adapter) -> int | None:
+        """The sum over the methods that have a budget."""
+        over = [number for part in _parts_of(adapter) if (number := part.over_budget()) is not None]
+        return sum(over) if over else None
+
     def on_step(self, adapter: Adapter, step: int, total: int) -> None:
         """Let each method act."""
         for part in _parts_of(adapter):

@@ -8,8 +8,8 @@ are kept and d_i of the others is set to zero; up to the last allocation a compo
 again. From there on the choice stands, and the pruned d_i are set to zero after every step. All of it happens in
 ``on_step``: a run needs no further call. Statistics and choice are saved, so a resumed run goes on to the bit.
 
-``trainer.select=best`` may choose an epoch from before the last allocation; such an adapter holds more components
-than the final budget. ``trainer.select=last`` keeps the budget.
+``trainer.select=best`` chooses among the epochs that end within the budget; an adapter from before the last allocation
+would hold more components. Of a run that was stopped before, the best epoch of all is taken.
 """
 
 from __future__ import annotations
@@ -70,6 +70,11 @@ class RankBudgetStrategy(LowRankStrategy):
     @abstractmethod
     def observe(self, delta: Prunable) -> None:
         """Take one step into the statistics that ``delta`` is scored by."""
+
+    def over_budget(self, adapter: Adapter) -> int:
+        """Kept components beyond ``rank`` a target."""
+        deltas = prunable(adapter)
+        return sum(int(delta.kept.sum()) for delta in deltas) - len(deltas) * self.rank
 
     def select(self, backbone: Backbone) -> Selection:
         """As always; raises PeftlabError for a rank that cannot be."""

@@ -55,6 +55,16 @@ def _adapts_an_embedding_of_its_own_kind(config: Mapping[str, Any]) -> bool:
     return not plain and any("emb" in entry or entry in ("shared", "wte") for entry in _targets(config["peft"]))
 
 
+def _has_a_budget(method: Any) -> bool:
+    """Whether a plain method, or one of a composition, prunes components to a budget."""
+    if isinstance(method, Mapping):
+        named = str(method.get("_target_") or method.get("name") or "")
+        if named.endswith((".AdaLoRA", ".DynamicDoRA")) or named in ("adalora", "dynamic_dora"):
+            return True
+        return any(_has_a_budget(value) for name, value in method.items() if name == "methods")
+    return any(map(_has_a_budget, method)) if isinstance(method, list) else method in ("adalora", "dynamic_dora")
+
+
 def _targets(method: Any) -> Iterator[str]:
     """What a plain method, or those of a composition, name in ``targets``."""
     if isinstance(method, Mapping):
@@ -134,6 +144,11 @@ TAGS: tuple[Tag, ...] = (
         lambda config: any(_trains("peftlab.peft.dynamic_dora.DynamicDoRA", "dynamic_dora", config)),
         "dynamic-rank DoRA prunes late (b = r0 - (r0 - r)·p³), starts A and B from Kaiming's distribution and c from "
         "zero, and punishes the variance of all components until the last allocation, as its authors' code does",
+    ),
+    Tag(
+        "budget-first-1",
+        lambda config: config["trainer"].get("select", "best") == "best" and _has_a_budget(config["peft"]),
+        "the epoch of AdaLoRA and dynamic_dora is chosen among those that end within their budget of components",
     ),
 )
 """All of them, oldest first.

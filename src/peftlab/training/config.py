@@ -114,8 +114,14 @@ def monitored(config: TrainerConfig, objective: Learned) -> Figure:
     return objective.figure(config.monitor or objective.selects)
 
 
+OVER_BUDGET = "over_budget"
+"""In the history of a method with a budget: components that it had beyond it at the end of the epoch."""
+
+
 def best_epoch(history: Sequence[Mapping[str, Any]], monitor: Figure) -> int:
     """The epoch of ``history`` whose validation is best by ``monitor``: of equals the first.
+
+    Epochs in which a method still held more than its budget (:data:`OVER_BUDGET`) count only while there are no others.
 
     Figures are compared in single precision, as they were when Lightning chose. One that is undefined is the worst
     there can be.
@@ -128,7 +134,8 @@ def best_epoch(history: Sequence[Mapping[str, Any]], monitor: Figure) -> int:
         return worst if math.isnan(single) else single
 
     choose = max if monitor.better == "max" else min
-    return int(choose(history, key=value)["epoch"])
+    within = [row for row in history if row.get(OVER_BUDGET, 0) <= 0]
+    return int(choose(within or history, key=value)["epoch"])
 
 
 def selection_rule(config: TrainerConfig, objective: Learned) -> str:

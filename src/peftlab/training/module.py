@@ -25,7 +25,7 @@ from peftlab.peft.adapter import Adapter
 from peftlab.peft.legacy import FORMAT, present_state
 from peftlab.seeding import derive_seed
 from peftlab.training.accumulation import RowsOfAStep
-from peftlab.training.config import OnNaN, OptimizerConfig, ScheduleConfig
+from peftlab.training.config import OVER_BUDGET, OnNaN, OptimizerConfig, ScheduleConfig
 from peftlab.training.finite import FiniteSteps
 
 Batch = dict[str, Any]
@@ -191,6 +191,8 @@ class TrainingModule(L.LightningModule):
         for task, one in self.objective.tasks().items():
             details = self._validation_row["tasks"][task]
             row |= {MetricName("validation", name, task).in_history: details[name] for name in one.details}
+        if (over := self.adapter.over_budget()) is not None:
+            row[OVER_BUDGET] = over
         self.history.append(row)
         self._log_figures("train", train)
         figure, validation = self.objective.figure(self.objective.selects), self._validation_row
