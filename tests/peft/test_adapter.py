@@ -241,7 +241,7 @@ ALLOWED = {
     "imported": {"ImportedAdapter"},  # the one that an adapter of HF peft is loaded by
     "legacy": None,
     "lora": {"LoRA"},  # the one in which a table counts QLoRA's bytes
-    "names": {"adapted_by", "live_parameter", "located"},
+    "names": {"adapted_by", "into_type", "live_parameter", "located"},
     "saving": None,
     "surgery": {"dequantize", "is_conv1d", "replace_module", "weight_matrix"},
     "weight_update": None,

@@ -97,6 +97,14 @@ def let_train(model: nn.Module, name: str) -> None:
             stored.original = copy
 
 
+def into_type(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give all floats of ``model`` this type, also those that train in another than they show, in place."""
+    model.to(dtype)
+    for module in model.modules():
+        if isinstance(module, InType):
+            module.dtype = dtype
+
+
 class InType(nn.Module):
     """A float32 tensor as the layer that owns it wants to see it."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from peftlab.errors import ConfigError
-from peftlab.peft.names import InType
+from peftlab.peft.names import into_type
 from peftlab.training.config import OptimizerConfig, Precision, TrainerConfig
 
 _SHORT: dict[Precision, Precision] = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -30,12 +30,10 @@ def into_precision(model: nn.Module, precision: Precision) -> None:
     """Give all floats of ``model`` the type that ``trainer.precision`` asks for; parameters stay the same objects."""
     if (dtype := _TRUE.get(in_full(precision))) is None:
         return
-    model.to(dtype)
+    into_type(model, dtype)
     module: Any
     for module in model.modules():
-        if isinstance(module, InType):
-            module.dtype = dtype
-        elif hasattr(module, "compute_dtype"):  # bitsandbytes casts the bias of a 4-bit layer to it, in place
+        if hasattr(module, "compute_dtype"):  # bitsandbytes casts the bias of a 4-bit layer to it, in place
             module.compute_dtype = dtype
 
 
