@@ -294,5 +294,7 @@ def test_whose_epoch_waits_for_the_budget_has_another_key() -> None:
     assert waits("peft=dynamic_dora")
     assert waits("peft=compose", "peft.methods=[{name: adalora}, bitfit]")
     assert waits("peft=compose", "peft.methods=[adalora, bitfit]")
+    assert not waits("peft=adalora", "trainer.max_epochs=2"), "its first epoch ends at the last allocation"
+    assert waits("peft=adalora", "trainer.max_epochs=2", "peft.final_fraction=0.4")
     assert not waits("peft=adalora", "trainer.select=last")
     assert not waits("peft=lora")

@@ -55,14 +55,15 @@ def _adapts_an_embedding_of_its_own_kind(config: Mapping[str, Any]) -> bool:
     return not plain and any("emb" in entry or entry in ("shared", "wte") for entry in _targets(config["peft"]))
 
 
-def _has_a_budget(method: Any) -> bool:
-    """Whether a plain method, or one of a composition, prunes components to a budget."""
-    if isinstance(method, Mapping):
-        named = str(method.get("_target_") or method.get("name") or "")
-        if named.endswith((".AdaLoRA", ".DynamicDoRA")) or named in ("adalora", "dynamic_dora"):
-            return True
-        return any(_has_a_budget(value) for name, value in method.items() if name == "methods")
-    return any(map(_has_a_budget, method)) if isinstance(method, list) else method in ("adalora", "dynamic_dora")
+def _may_choose_beyond_a_budget(config: Mapping[str, Any]) -> bool:
+    """Whether validation chooses among epochs of which some end before the last allocation of a budget."""
+    trainer = config["trainer"]
+    methods = (("peftlab.peft.adalora.AdaLoRA", "adalora"), ("peftlab.peft.dynamic_dora.DynamicDoRA", "dynamic_dora"))
+    found = [fields for target, name in methods for fields in _trains(target, name, config)]
+    within = trainer.get("max_steps") is None and all(
+        trainer["max_epochs"] * (1 - fields.get("final_fraction", 0.5)) <= 1 for fields in found
+    )
+    return bool(found) and trainer.get("select", "best") == "best" and not within
 
 
 def _targets(method: Any) -> Iterator[str]:
@@ -147,7 +148,7 @@ TAGS: tuple[Tag, ...] = (
     ),
     Tag(
         "budget-first-1",
-        lambda config: config["trainer"].get("select", "best") == "best" and _has_a_budget(config["peft"]),
+        _may_choose_beyond_a_budget,
         "the epoch of AdaLoRA and dynamic_dora is chosen among those that end within their budget of components",
     ),
 )

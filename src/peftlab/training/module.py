@@ -191,7 +191,7 @@ class TrainingModule(L.LightningModule):
         for task, one in self.objective.tasks().items():
             details = self._validation_row["tasks"][task]
             row |= {MetricName("validation", name, task).in_history: details[name] for name in one.details}
-        if (over := self.adapter.over_budget()) is not None:
+        if over := self.adapter.over_budget():
             row[OVER_BUDGET] = over
         self.history.append(row)
         self._log_figures("train", train)
