@@ -38,11 +38,12 @@ check: install
 	$(BIN)/mypy
 
 # Side by side with transformers.Trainer + HF peft on the same data and recipe; what a sweep costs beside its jobs; a
-# report of 10,000 records. Minutes.
+# report of 10,000 records; how often its marks and intervals err. Minutes.
 bench: install
 	$(BIN)/python benchmarks/against_trainer.py
 	$(BIN)/python benchmarks/sweep_overhead.py
 	$(BIN)/python benchmarks/report_10000.py
+	$(BIN)/python benchmarks/marks.py
 
 # The lecture's table and pictures, into README.md and docs/. DATA: a folder with ag_news/ and imdb/; 14 minutes.
 GLOVE ?= outputs/glove/glove.100d.txt

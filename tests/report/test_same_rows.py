@@ -131,7 +131,7 @@ def test_the_legend_says_what_could_not_be_tested(scratch: Path) -> None:
     assert "passes" not in text
     assert "nderlined" not in text
     assert "Not tested against the best: " in text
-    assert "one shared seed (peft=head; peft=lora)" in text
+    assert "the best has one seed (peft=head; peft=lora)" in text
     assert "a value is not finite (peft=bitfit)" in text
 
 
@@ -139,9 +139,9 @@ def test_the_legends_say_how_many_comparisons_there_are(scratch: Path) -> None:
     folder = three_methods(scratch / "t")
     write(folder, [record(0.75, key="ia3", method="ia3")])
     report = build(Request((str(folder),), baseline="peft=head"))
-    assert "Holm's correction over 2 comparisons at 0.05" in legend(report)
-    assert "Not tested against the best: one shared seed (peft=ia3)." in legend(report)
-    assert "Holm's correction is over the 2 comparisons that could be tested, of 3." in comparison_legend(report)
+    assert "over all pairs of the 3 rows" in legend(report)
+    assert "Not tested against the best: one seed (peft=ia3)." in legend(report)
+    assert "corrected by Bonferroni over the 2 comparisons that could be tested, of 3." in comparison_legend(report)
 
 
 def test_the_front_is_one_for_all_sections_on_one_test_set(scratch: Path) -> None:

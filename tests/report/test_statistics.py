@@ -11,8 +11,6 @@ from peftlab.report.statistics import (
     binomial_error,
     bootstrap_interval,
     compare,
-    corrected,
-    holm,
     quantile,
     summarise,
 )
@@ -65,31 +63,17 @@ def test_no_p_without_a_test_and_the_reason_is_said(
     assert why in found.why_not
 
 
-def slow_holm(values: list[float]) -> list[float]:
-    """By the definition: reject the i-th smallest at level a iff every smaller or equal one has p·(m - rank) <= a."""
-    m, ordered = len(values), sorted(values)
-    return [
-        min(1.0, max((m - rank) * p for rank, p in enumerate(ordered) if p <= value)) for value in values
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 20])
-def test_holm_is_the_slow_definition(n: int) -> None:
-    values = np.random.default_rng(n).random(n).tolist()
-    assert holm(values) == pytest.approx(slow_holm(values))
-
-
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([]) == []
-
-
-def test_correction_counts_only_what_was_tested() -> None:
-    first, second = pairs(0, 5)
-    tested, single = compare(first, second), compare({0: 1.0}, {0: 2.0})
-    found = corrected([tested, single, tested])
-    assert tested.p is not None
-    assert [one.p_holm for one in found] == [pytest.approx(min(1.0, 2 * tested.p)), None, pytest.approx(2 * tested.p)]
+@pytest.mark.parametrize("family", [1, 3, 40])
+def test_p_and_intervals_have_one_correction(family: int) -> None:
+    """An interval at the corrected level holds zero exactly where the corrected p is not below the level."""
+    for seed in range(30):
+        first, second = pairs(seed, 4)
+        found = compare(first, second, family=family)
+        expected = scipy.stats.ttest_rel(list(first.values()), list(second.values()))
+        assert found.interval == pytest.approx(tuple(expected.confidence_interval(1 - 0.05 / family)), rel=1e-8)
+        assert found.p_adjusted == pytest.approx(min(1.0, family * expected.pvalue))
+        assert found.interval is not None
+        assert found.significant == (not found.interval[0] <= 0 <= found.interval[1])
 
 
 @pytest.mark.parametrize("n", [5, 12, 40])

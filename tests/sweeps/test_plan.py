@@ -209,6 +209,20 @@ def test_the_table_shows_the_choice_and_hides_the_tests_of_the_others() -> None:
     assert [row["parameters.trainable"] for row in rows[:5]] == ["100"] * 5
 
 
+def test_the_table_says_what_its_test_rows_alone_make() -> None:
+    """Means of 0.5 on 400 rows: sqrt(0.5 · 0.5 / 400) = 0.025; what is no share of rows has no such error."""
+    columns = [{"title": name, "value": name} for name in ("metrics.test.accuracy", "parameters.trainable")]
+
+    def ran(job: Job) -> dict[str, Any]:
+        made = record(job, [0.5], test=0.25 + seed_of(job) / 4)
+        return made | {"data": made["data"] | {"rows": {"test": 400}}}
+
+    for shown, said in ((columns, True), (columns[1:], False)):
+        plan = DeclaredPlan(declared(cells=[{"id": "head", "overrides": ["peft=head"]}], columns=shown))
+        table = render_markdown(plan.sweep, plan.records(play(plan, ran)))
+        assert ("a standard error of 0.0250 (binomial), however many seeds" in table) == said
+
+
 def test_contents_of_the_folder() -> None:
     path = declare(cells=[TUNED], baseline="lora")
     plan = DeclaredPlan(declared(cells=[TUNED], baseline="lora"), more=["output_dir=elsewhere"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import hypot
 
 from peftlab.metric_names import MetricName
 from peftlab.objectives.base import figure_called
@@ -63,6 +64,19 @@ class Analysis:
         if summary.finite_mean is None or len(counts) != 1 or not (rows := counts.pop()).isdigit() or not int(rows):
             return None
         return binomial_error(summary.finite_mean, int(rows))
+
+    def within_sampling(self, group: Group) -> bool:
+        """Whether other test rows alone might give the distance by which ``group`` is worse than the best.
+
+        That is within 1.96 standard errors of a difference of shares on independent rows; on the same rows, whose
+        answers go together, it errs on the safe side.
+        """
+        best = [one for one in self.rows if self.marks.get(one.id) == "best" and one.section == group.section]
+        errors = [self.sampling_error(one) for one in best if self.same.of(one) == self.same.of(group)]
+        own, distance = self.sampling_error(group), self.marked.differences.get(group.id)
+        if own is None or distance is None or not errors or errors[0] is None:
+            return False
+        return distance < 1.96 * hypot(own, errors[0])
 
     def best_first(self, groups: Sequence[Group]) -> list[Group]:
         """``groups`` with a finite metric, the best mean first."""

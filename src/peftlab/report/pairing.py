@@ -7,22 +7,23 @@ from collections.abc import Mapping, Sequence
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.report.groups import Group
 from peftlab.report.same_rows import SameRows
-from peftlab.report.statistics import Comparison, compare, corrected
+from peftlab.report.statistics import Comparison, compare
 
 
-def comparisons_with(
-    other: Group, groups: Sequence[Group], metric: str, same: SameRows, *, bootstrap: bool = True
-) -> list[Comparison]:
-    """How each of ``groups`` compares to ``other``, with Holm's correction over all of them."""
-    values = other.by_seed(metric)
-    return corrected(
-        [
-            compare(group.by_seed(metric), values, bootstrap=bootstrap)
+def comparisons_with(other: Group, groups: Sequence[Group], metric: str, same: SameRows) -> list[Comparison]:
+    """How each of ``groups`` compares to ``other``, corrected for the number of those that can be tested."""
+
+    def compared(family: int, *, bootstrap: bool) -> list[Comparison]:
+        return [
+            compare(group.by_seed(metric), values, family=family, bootstrap=bootstrap)
             if same.pairable(group, other)
             else Comparison(0, why_not=same.why_not)
             for group in groups
         ]
-    )
+
+    values = other.by_seed(metric)
+    tested = sum(one.p is not None for one in compared(1, bootstrap=False))
+    return compared(max(tested, 1), bootstrap=True)
 
 
 def row_called(name: str, rows: Sequence[Group]) -> Group | None:

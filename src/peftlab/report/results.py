@@ -98,7 +98,7 @@ def _count_of_runs(group: Group) -> Cell:
 COMPARISON_HEADS = (
     Head("shared seeds", number=True), Head("difference", number=True), Head("95 % interval (t)", number=True),
     Head("95 % interval (bootstrap)", number=True, optional=True), Head("p", number=True),
-    Head("p (Holm)", number=True),
+    Head("p (corrected)", number=True),
 )  # fmt: skip
 
 
@@ -115,10 +115,10 @@ def comparison_table(analysis: Analysis, legend: str) -> Table | None:
 def _comparison_cells(test: Comparison) -> list[Cell]:
     difference = NOTHING if test.difference is None else fixed(test.difference, sign=True)
     first = [Cell(str(test.n), float(test.n)), Cell(difference, test.difference)]
-    if test.p is None or test.p_holm is None:
+    if test.p is None or test.p_adjusted is None:
         return [*first, Cell(test.why_not), *[Cell(NOTHING)] * 3]
     intervals = [Cell(interval_text(ends), ends and ends[0]) for ends in (test.interval, test.bootstrap)]
-    return [*first, *intervals, *(Cell(p_text(p), p) for p in (test.p, test.p_holm))]
+    return [*first, *intervals, *(Cell(p_text(p), p) for p in (test.p, test.p_adjusted))]
 
 
 def interval_text(interval: tuple[float, float] | None) -> str:
@@ -169,7 +169,7 @@ def _comparison_facts(test: Comparison) -> dict[str, Any]:
     low_t, high_t = test.interval or (None, None)
     low_b, high_b = test.bootstrap or (None, None)
     return {
-        "shared_seeds": test.n, "difference": test.difference, "t": test.t, "p": test.p, "p_holm": test.p_holm,
+        "shared_seeds": test.n, "difference": test.difference, "t": test.t, "p": test.p, "p_adjusted": test.p_adjusted,
         "t_low": low_t, "t_high": high_t, "bootstrap_low": low_b, "bootstrap_high": high_b, "why_no_p": test.why_not,
     }  # fmt: skip
 

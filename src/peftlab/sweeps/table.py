@@ -9,11 +9,13 @@ from statistics import fmean
 from typing import Any
 
 from peftlab.metric_names import MetricName
+from peftlab.objectives.base import figure_called
 from peftlab.records.divergence import diverged
 from peftlab.records.identity_tags import standing
 from peftlab.report.columns import NOTHING, Column, cell_of, fixed
 from peftlab.report.records_config import COMPUTED
 from peftlab.report.render.markdown import escaped, markdown_table
+from peftlab.report.statistics import binomial_error
 from peftlab.report.table import Cell, Head, Row, Section, Table, csv_text
 from peftlab.sweeps.choice import Choice, Tried, value_of
 from peftlab.sweeps.declaration import Arm, Sweep
@@ -195,7 +197,35 @@ def _about(sweep: Sweep, records: Records, stopped: Stopped) -> list[str]:
                 f"Training “{escaped(cell.title)}” diverged with seed {', '.join(map(str, lost))}: its loss is not "
                 "finite, and it has no part in the means."
             )
-    return [" ".join(about)]
+    return [" ".join([*about, *_about_sampling(sweep, records)])]
+
+
+def _about_sampling(sweep: Sweep, records: Records) -> list[str]:
+    """What the number of test rows alone makes of shares of them, whatever the seeds say."""
+    shares = [column for column in sweep.columns if _is_share_of_test_rows(column.value)]
+    errors = [error for arm in rows_of(sweep) for one in shares if (error := _sampling_error(sweep, arm, one, records))]
+    if not errors:
+        return []
+    low, high = f"{min(errors):.4f}", f"{max(errors):.4f}"
+    return [
+        f"The number of test rows alone gives each share of them a standard error of "
+        f"{low if low == high else f'{low} to {high}'} (binomial), however many seeds there are."
+    ]
+
+
+def _is_share_of_test_rows(path: str) -> bool:
+    name = MetricName.from_record(path)
+    figure = figure_called(name.figure) if name is not None and name.split == "test" else None
+    return figure is not None and figure.share_of_rows
+
+
+def _sampling_error(sweep: Sweep, arm: Arm, column: Column, records: Records) -> float | None:
+    """Of the arm's mean; None without values, or where its runs have other numbers of rows."""
+    values = values_of(sweep, arm, column, records)
+    of_arm = [record for (one, _), record in records.items() if one == arm.id]
+    counts = {(record["data"].get("rows") or {}).get("test") for record in of_arm}
+    rows = counts.pop() if len(counts) == 1 else None
+    return binomial_error(fmean(values), rows) if values and rows else None
 
 
 def _about_computed(sweep: Sweep, records: Records) -> list[str]:

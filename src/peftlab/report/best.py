@@ -1,0 +1,76 @@
+"""Which rows differ from the best one of a table, where the same figures have chosen the best.
+
+The best mean of many rows is the best partly by luck, so a test against it as if it had been named before calls rows
+worse that are not: with 12 equal rows of 5 seeds in one table of eight. Whichever row is the best, its comparisons are
+among those of all pairs; if none of these is wrong in 95 % of tables, no row is called worse without being so.
+
+The test of all pairs is Dunnett's procedure C (Dunnett 1980, "Pairwise multiple comparisons in the unequal variance
+case", J. Am. Stat. Assoc. 75:796-800). Of k rows, with v = s² / n, two differ where
+
+    |mean₁ - mean₂| > (q₁ v₁ + q₂ v₂) / (v₁ + v₂) · √((v₁ + v₂) / 2)
+
+and q is the 1 - level quantile of the studentized range of k values with n - 1 degrees of freedom. Rows may have
+other spreads and other numbers of seeds. Seeds are not paired: of few pairs the spread of a difference is known too
+badly, and where the rows of a seed go up and down together, the test errs on the safe side. ``benchmarks/marks.py``
+simulates it, beside other procedures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import sqrt
+
+import numpy as np
+
+from peftlab.report.statistics import LEVEL
+
+
+@dataclass(frozen=True)
+class AgainstBest:
+    """One row against the best."""
+
+    difference: float
+    """Mean of the best - mean of the row."""
+    needed: float | None = None
+    """The difference beyond which the row is another; None if that cannot be tested."""
+    why_not: str = ""
+    """Why it cannot."""
+
+    @property
+    def worse(self) -> bool | None:
+        """Whether the row is significantly another than the best; None if that could not be tested."""
+        return None if self.needed is None else abs(self.difference) > self.needed
+
+
+def against_best(
+    best: Sequence[float], others: Sequence[Sequence[float]], *, level: float = LEVEL
+) -> list[AgainstBest]:
+    """Compare each of ``others`` with ``best``, a value a seed each, at a family-wise error of ``level``.
+
+    All values must be finite. Rows with fewer than two values are not tested, and do not count as rows.
+    """
+    rows = sum(len(values) > 1 for values in (best, *others))
+    return [_compared(best, values, rows, level) for values in others]
+
+
+def _compared(best: Sequence[float], values: Sequence[float], rows: int, level: float) -> AgainstBest:
+    difference = float(np.mean(best) - np.mean(values))
+    if len(best) < 2 or len(values) < 2:
+        return AgainstBest(difference, why_not="one seed" if len(best) > 1 else "the best has one seed")
+    first, second = (float(np.var(of, ddof=1)) / len(of) for of in (best, values))
+    rounding = 8 * np.finfo(float).eps * max(np.abs(best).max(), np.abs(values).max())
+    if first + second <= rounding**2:
+        return AgainstBest(difference, why_not="the same value at every seed: no variance to test against")
+    quantiles = [studentized_range(rows, len(of) - 1, level) for of in (best, values)]
+    weighted = (quantiles[0] * first + quantiles[1] * second) / (first + second)
+    return AgainstBest(difference, weighted * sqrt((first + second) / 2))
+
+
+@cache
+def studentized_range(values: int, degrees: int, level: float) -> float:
+    """The 1 - level quantile of the range of ``values`` standard normals over a deviation of ``degrees`` of freedom."""
+    from scipy.stats import studentized_range as distribution  # type: ignore[import-untyped]  # takes a second
+
+    return float(distribution.ppf(1 - level, values, degrees))
