@@ -217,8 +217,9 @@ def test_the_table_says_what_its_test_rows_alone_make() -> None:
         made = record(job, [0.5], test=0.25 + seed_of(job) / 4)
         return made | {"data": made["data"] | {"rows": {"test": 400}}}
 
+    cells = [{"id": "head", "overrides": ["peft=head"]}]
     for shown, said in ((columns, True), (columns[1:], False)):
-        plan = DeclaredPlan(declared(cells=[{"id": "head", "overrides": ["peft=head"]}], columns=shown))
+        plan = DeclaredPlan(declared(cells=cells, columns=shown, metric=shown[0]["value"]))
         table = render_markdown(plan.sweep, plan.records(play(plan, ran)))
         assert ("a standard error of 0.0250 (binomial), however many seeds" in table) == said
 
