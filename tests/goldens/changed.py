@@ -8,6 +8,7 @@ TAGS = {"dynamic_dora": "dynamic-dora-1"}
 """Method → the tag of :mod:`peftlab.records.identity_tags` since which it trains to other numbers."""
 
 DEFAULTS: dict[str, tuple[str, ...]] = {
+    "peft=dora": ("peft.dropout_mode=low_rank",),
     "peft=dynamic_dora": ("peft.alpha=16", "peft.dropout=0", "peft.warmup_fraction=0.1", "peft.interval=10"),
 }
 """Option of a group → what its YAML said then, where it says something else now."""

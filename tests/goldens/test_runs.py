@@ -96,7 +96,7 @@ def test_a_report_shows_them(peftlab: Peftlab, data: Path) -> None:
 @pytest.mark.parametrize("case", UNCHANGED)
 def test_a_finished_run_is_found(peftlab: Peftlab, data: Path, case: str) -> None:
     run = finished(case)
-    result = peftlab("train", *CASES[case]["arguments"])
+    result = peftlab("train", *changed.with_defaults_of_then(CASES[case]["arguments"]))
     assert result.status == 0, result.err
     assert f"{run} is finished already" in result.out
 
@@ -145,7 +145,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(peftlab: Peftlab, model: Path, 
         finished(runs.NEEDS[case])
     shutil.copytree(runs.RUNS / "killed" / case, Path("outputs") / case)
     runs.place(Path("outputs"), runs.SOMEWHERE, str(model.resolve()))
-    result = peftlab("train", *CASES[case]["arguments"])
+    result = peftlab("train", *changed.with_defaults_of_then(CASES[case]["arguments"]))
     assert result.status == 0, result.err
     assert "resuming from" in result.out
     assert "epoch 1/2" not in result.out

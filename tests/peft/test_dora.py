@@ -135,8 +135,15 @@ def test_the_norm_is_detached_or_not() -> None:
     torch.testing.assert_close(gradients[True]["magnitude"], gradients[False]["magnitude"])
 
 
-def test_dropout_leaves_the_base_product_alone() -> None:
-    layer = first_layer(adapted("bert", targets=["query"], dropout=0.5), "query").train()
+def test_without_dropout_its_mode_tells_no_runs_apart() -> None:
+    """And the key is that of runs from when the mode was another by default."""
+    assert DoRA() == DoRA(dropout_mode="peft") == DoRA(dropout_mode="low_rank")
+    assert DoRA(dropout=0.1) == DoRA(dropout=0.1, dropout_mode="peft") != DoRA(dropout=0.1, dropout_mode="low_rank")
+
+
+def test_dropout_can_leave_the_base_product_alone() -> None:
+    backbone = adapted("bert", targets=["query"], dropout=0.5, dropout_mode="low_rank")
+    layer = first_layer(backbone, "query").train()
     delta = only_delta(layer)
     with torch.no_grad():
         delta.lora_B.zero_()

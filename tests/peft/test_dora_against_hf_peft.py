@@ -53,16 +53,16 @@ def test_embeddings(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama", "gpt2"])
 def test_its_dropout_in_training(kind: str) -> None:
-    """``dropout_mode=peft`` draws the same masks at the same places."""
-    adapter, oracle = side_by_side(kind, [*NAMES[kind], FFN[kind]], dropout=0.3, dropout_mode="peft")
+    """The same masks at the same places."""
+    adapter, oracle = side_by_side(kind, [*NAMES[kind], FFN[kind]], dropout=0.3)
     pairs = paired(adapter, oracle)
     randomise(pairs)
     adapter.backbone.train()
     compare(adapter, oracle.train(), pairs)
 
 
-def test_the_default_dropout_is_another_in_training_and_the_same_in_evaluation() -> None:
-    adapter, oracle = side_by_side("bert", [*NAMES["bert"], FFN["bert"]], dropout=0.3)
+def test_dropout_on_the_low_rank_path_alone_is_another_in_training_and_the_same_in_evaluation() -> None:
+    adapter, oracle = side_by_side("bert", [*NAMES["bert"], FFN["bert"]], dropout=0.3, dropout_mode="low_rank")
     pairs = paired(adapter, oracle)
     randomise(pairs)
     compare(adapter, oracle, pairs)

@@ -13,12 +13,16 @@ B A is never formed in training; with ⊙ between entries and Σ along a row,
 
 where ‖W‖² is computed once. W Aᵀ is computed in the dtype of W, everything else in float32.
 
-Dropout, if there is any, acts on the input of the low-rank path alone: the paper's reading, and one base product a
-layer. HF peft also drops the base's input where m / ‖V + ΔV‖ rescales it, h = W x + (m / ‖V + ΔV‖ − 1) · W x' +
-(m / ‖V + ΔV‖) · ΔV x', which needs a second base product; ``dropout_mode: peft`` does the same.
+With dropout, x' is the dropped input of the low-rank path, and of the base product where m / ‖V + ΔV‖ rescales it:
+
+    h = W x + (m / ‖V + ΔV‖ − 1) · W x' + (m / ‖V + ΔV‖) · ΔV x'
+
+as the authors' code has it (github.com/NVlabs/DoRA) and HF peft. It needs a second base product; ``dropout_mode:
+low_rank``, a choice of ours, drops on the low-rank path alone and needs one. The paper does not say. Without dropout
+there is one rule, and the mode is written down as ``low_rank``.
 
 Slices of fused projections have a magnitude of their own; embeddings have one entry of m for each dimension.
-Departures from the paper: none.
+Departures from the authors' code: none.
 
 Trainable: rank · (in + out) + out a target.
 """
@@ -52,8 +56,14 @@ class DoRA(FixedRankStrategy, name="dora"):
 
     detach_norm: bool = True
     """Keep the norm out of the gradient (section 4.3 of the paper); false: the exact gradient, slower."""
-    dropout_mode: Literal["low_rank", "peft"] = "low_rank"
-    """Where dropout acts: on the low-rank path alone (paper), or also on the rescaled base product (HF peft)."""
+    dropout_mode: Literal["low_rank", "peft"] = "peft"
+    """Where dropout acts: also on the rescaled base product (authors' code, HF peft), or on the low-rank path alone."""
+
+    def __post_init__(self) -> None:
+        """As always; without dropout the mode decides nothing, and must not tell two equal runs apart."""
+        super().__post_init__()
+        if self.dropout == 0:
+            self.dropout_mode = "low_rank"
 
     def build(self, selection: Selection, *, seed: int, batches: Any = None) -> Adapter:
         """Put a low-rank path and a magnitude on every target."""
