@@ -20,6 +20,7 @@ from peftlab.report.build import Request, build
 from tests.alone import peftlab_alone
 from tests.conftest import Peftlab
 from tests.goldens import keys, runs
+from tests.goldens.changed import with_defaults_of_then
 from tests.report.made_up import record, write
 from tests.runs.small_runs import CLASSIFIER, edit, finished, found, record_of, set_at, train
 
@@ -41,7 +42,7 @@ def test_the_key_follows_from_what_is_written_down(scratch: Path) -> None:
     """From JSON alone, and it is the key that there always was; tests/goldens walk every kind of config."""
     keys.write_files(scratch)
     for *overrides, key in GOLDEN[::6]:
-        config = checked([override.replace("{folder}", ".") for override in overrides])
+        config = checked([override.replace("{folder}", ".") for override in with_defaults_of_then(overrides)])
         written = json.loads(json.dumps({"config": config.plain(), "identity": recorded(config)}))
         assert key_in(written) == key, overrides
 
