@@ -33,6 +33,8 @@ def test_keys_are_the_fields_and_the_config_can_be_made(path: Path) -> None:
 def test_each_says_what_it_is_and_how_to_run_it(path: Path) -> None:
     comment = path.read_text().partition("_target_")[0]
     assert f"backbone={path.stem}" in comment
+    if path.stem == "hf":  # any model has as many as it has
+        return
     assert "M parameters" in comment or "B parameters" in comment or "thousand parameters" in comment
 
 
