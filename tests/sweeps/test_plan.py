@@ -196,6 +196,8 @@ def test_the_table_shows_the_choice_and_hides_the_tests_of_the_others() -> None:
     ]
     assert "- LoRA: a paper gives 0.9 (from memory); measured 0.5000 ± 0.2500." in table
     assert "- LoRA: optim.lr=0.0001 (0.0001), optim.lr=0.001 (0.0010), optim.lr=0.01 (0.0100, chosen)." in table
+    edge = "At the edge of what was tried, so that a better value may lie beyond: 1 of 1 (LoRA)."
+    assert edge in table, "the highest of three"
     rows = list(csv.DictReader(io.StringIO(render_csv(sweep, records, choices))))
     assert [(row["cell"], row["seed"], row["run"], row["values"], row["value"]) for row in rows] == [
         ("lora", "0", "row", "optim.lr=0.01", "0.01"),
@@ -207,6 +209,15 @@ def test_the_table_shows_the_choice_and_hides_the_tests_of_the_others() -> None:
     ]
     assert [row["metrics.test.accuracy"] for row in rows[:5]] == ["0.25", "0.5", "0.75", "", ""]
     assert [row["parameters.trainable"] for row in rows[:5]] == ["100"] * 5
+
+
+def test_a_choice_within_what_was_tried_is_at_no_edge() -> None:
+    plan = DeclaredPlan(declared(cells=[TUNED]))
+    best_in_the_middle = {1e-4: 0.1, 1e-3: 0.9, 1e-2: 0.2}
+    outcome = play(plan, lambda job: record(job, [best_in_the_middle[lr_of(job)]]))
+    table = render_markdown(plan.sweep, plan.records(outcome), plan.choices(outcome))
+    assert "optim.lr=0.001 (0.9000, chosen)" in table
+    assert "edge" not in table
 
 
 def test_the_table_says_what_its_test_rows_alone_make() -> None:

@@ -124,11 +124,13 @@ def _absent(choice: Choice | None) -> str:
 
 def _tried(sweep: Sweep, choices: Choices) -> list[str]:
     """For each cell whose values are chosen: all that was tried, and by what it was compared."""
-    said = []
+    said, at_edge = [], []
     for cell in sweep.cells:
         choice = choices.get(cell.id)
         if choice is None:
             continue
+        if _is_at_the_edge(choice):
+            at_edge.append(escaped(cell.title))
         tried = [one for one in choice.tried if one.parameters]
         still_open = sum(one.state == "open" for one in choice.tried)
         results = ", ".join(_result(one, chosen=one is choice.chosen) for one in tried if one.state != "open")
@@ -137,10 +139,27 @@ def _tried(sweep: Sweep, choices: Choices) -> list[str]:
     if not said:
         return []
     paths = list(dict.fromkeys(choice.by for choice in choices.values()))
+    edge = (
+        f"\n\nAt the edge of what was tried, so that a better value may lie beyond: {len(at_edge)} of {len(said)} "
+        f"({'; '.join(at_edge)})."
+    )
     return [
         f"Chosen by {' or '.join(paths)} with seed {sweep.seeds[0]}, without the test data; tried were:\n\n"
         + "\n".join(said)
+        + (edge if at_edge else "")
     ]
+
+
+def _is_at_the_edge(choice: Choice) -> bool:
+    """Whether a number was chosen that is the lowest or highest of several that were tried for its key."""
+    chosen = choice.chosen.parameters if choice.chosen else {}
+    for key, value in chosen.items():
+        tried = [one.parameters[key] for one in choice.tried if key in one.parameters]
+        if all(isinstance(one, int | float) and not isinstance(one, bool) for one in tried):
+            lowest, highest = min(tried), max(tried)
+            if lowest < highest and value in (lowest, highest):
+                return True
+    return False
 
 
 def _result(one: Tried, *, chosen: bool) -> str:
