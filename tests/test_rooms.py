@@ -28,7 +28,7 @@ ROOMS = [
     "shipped",
     "schema",
     "class_names errors fields files interpolations machine metric_names pairs process raw_rows reading remembered "
-    "seeding terminal trusted version",
+    "seeding signals terminal trusted version",
 ]
 """From the top floor down; rooms of one floor may not import each other, but for the ground."""
 

@@ -107,6 +107,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self.group_by_length = group_by_length
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
+        self._begun = (0, 0)
 
     @property
     def epoch_rows(self) -> int:
@@ -126,8 +127,13 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         """Choose the epoch whose order the next iteration has."""
         self.epoch = epoch
 
+    def begin_at(self, epoch: int, batches: int) -> None:
+        """Choose ``epoch``; iterations of it leave out its first ``batches``, which are done already."""
+        self._begun = (epoch, batches)
+        self.set_epoch(epoch)
+
     def batches(self, epoch: int) -> list[list[int]]:
-        """This rank's batches of ``epoch``."""
+        """This rank's batches of ``epoch``, those that are done too."""
         groups = self._groups(epoch)
         return [group[self.rank :: self.world_size].tolist() or [stand_in(int(group[0]))] for group in groups]
 
@@ -157,7 +163,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         return sorted_rows
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches(self.epoch))
+        epoch, done = self._begun
+        return iter(self.batches(self.epoch)[done if self.epoch == epoch else 0 :])
 
     def __len__(self) -> int:
         return -(-self.epoch_rows // (self.batch_size * self.world_size))

@@ -57,8 +57,8 @@ class TextDataModule(LightningDataModule):
         self.splits = splits
         self.tokenizer = truncating(tokenizer, dataset.truncation)
         self.order_seed = order_seed if dataset.order_seed is None else dataset.order_seed
-        self.start_epoch = 0
-        """Epoch that training begins with; a resumed run sets it to the first one it has not finished."""
+        self.start = (0, 0)
+        """Epoch that training begins with, and batches of it that are done; a resumed run sets it."""
         self._tokenized: dict[SplitName, TokenizedTexts] = {}
         self._task_of = TaskOf(splits.tasks) if splits.tasks else None
 
@@ -94,7 +94,7 @@ class TextDataModule(LightningDataModule):
         else:
             sampler = LengthGroupedBatchSampler(rows.lengths, batch_size, seed, **how)
         # Lightning makes the first iterator before it restores a checkpoint, and so before it knows the epoch.
-        sampler.set_epoch(self.start_epoch)
+        sampler.begin_at(*self.start)
         return self._loader(rows, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -89,13 +89,8 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """``last.ckpt`` to resume from, ``best.ckpt`` to test."""
+        """``last.ckpt`` and those inside epochs to resume from, ``best.ckpt`` to test."""
         return self.path / "checkpoints"
-
-    @property
-    def last_checkpoint(self) -> Path:
-        """What a killed run goes on from."""
-        return self.checkpoints / "last.ckpt"
 
     @property
     def logs(self) -> Path:

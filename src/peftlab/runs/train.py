@@ -40,12 +40,16 @@ from peftlab.runs.forgetting import measure_forgetting
 from peftlab.runs.predictions import predictions_table
 from peftlab.runs.summary import print_before
 from peftlab.seeding import derive_seed
-from peftlab.training.checkpoint import DamagedCheckpoint, read_checkpoint, require_best
+from peftlab.signals import ASKED
+from peftlab.training.checkpoint import read_checkpoint, require_best
 from peftlab.training.config import monitored, selection_rule
+from peftlab.training.inside_epoch import KeepsSteps, Travels
 from peftlab.training.meeting import Decision, Meeting
+from peftlab.training.places import place_of
 from peftlab.training.precision import require_precision
-from peftlab.training.ranks import Ranks, world_size
+from peftlab.training.ranks import Ranks, lead_from, led_from, world_size
 from peftlab.training.reached import RequireGradients
+from peftlab.training.resuming import newest_whole
 from peftlab.training.trainer import build_trainer, quiet
 
 
@@ -95,7 +99,8 @@ def _train_beside(
 ) -> dict[str, Any]:
     """In another rank than 0: train what that has decided on."""
     work = _work_folder(config, folder)
-    resume = work.last_checkpoint.exists()
+    resume = led_from()
+    ASKED.at_steps = True  # rank 0 decides when to end
     if meeting is not None:
         decision = meeting.hear(folder.key)
         if not decision.train:
@@ -120,10 +125,10 @@ def _train_noting_failure(
     folder.require_no_links()
     if config.force:
         _forget(folder)
-    _begin_anew_if_damaged(config, folder)
+    resume = _resumes_from(config, folder)
     folder.write_config(config)
     identity = recorded(config)  # now: its files may change while it runs
-    resume = folder.last_checkpoint.exists()
+    lead_from(resume)
     try:
         if meeting is not None:
             meeting.tell(Decision(train=True, key=folder.key, folder=str(folder.path), resume=resume))
@@ -147,7 +152,7 @@ def _train(
     *,
     identity: dict[str, Any],
     ranks: Ranks,
-    resume: bool,
+    resume: str,
 ) -> dict[str, Any]:
     quiet()
     # Nothing of ours draws from the global generator before training seeds it step by step; this is for
@@ -160,20 +165,24 @@ def _train(
         print_before(config, RunFolder.of(config), splits, run.assembled.backbone, run.parameters)
     try:
         try:
-            run.fit(resume=resume)
+            run.fit(folder.checkpoints / resume if resume else None)
         except Diverged as error:
             error.facts["history"] = run.module.history
             raise
         chosen = run.load_chosen()
         test_seconds = run.test()
-    except SystemExit as error:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt from error
+    except SystemExit as error:  # what Lightning makes of an interrupt
+        raise _interrupt(error) from error
     finally:
         run.close_logger()
     if ranks.rank != 0:
         return {}
     began = process.STARTED if began is None else began
-    return run.write_down(argv, chosen, test_seconds, resumed=resume, began=began, identity=identity)
+    return run.write_down(argv, chosen, test_seconds, resumed=bool(resume), began=began, identity=identity)
+
+
+def _interrupt(error: SystemExit) -> KeyboardInterrupt:
+    return error.__context__ if isinstance(error.__context__, KeyboardInterrupt) else KeyboardInterrupt()
 
 
 class _Run:
@@ -189,8 +198,8 @@ class _Run:
         self.logger: Logger | None = None
         self._frozen_before = frozen_fingerprint(assembled.adapter)
 
-    def fit(self, *, resume: bool) -> None:
-        """Train to the end, with ``resume`` from the last checkpoint."""
+    def fit(self, resume: Path | None) -> None:
+        """Train to the end, from the checkpoint ``resume`` if there is one."""
         config, folder = self.config, self.folder
         if self.ranks.rank == 0:
             plain = json.loads(json.dumps(config.plain()))  # a copy of plain containers, as loggers want it
@@ -207,13 +216,16 @@ class _Run:
         )
         # in front of the callbacks that write checkpoints, which stay last
         trainer_callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        trainer_callbacks[:0] = [RequireGradients(self.assembled.adapter), WritesEpochs(folder.metrics)]
-        last = folder.last_checkpoint
-        if resume:
-            self.data.start_epoch = read_checkpoint(last)["history"][-1]["epoch"] + 1
+        reached = RequireGradients(self.assembled.adapter)
+        trainer_callbacks[:0] = [reached, WritesEpochs(folder.metrics)]
+        travels: dict[str, Travels] = {"module": self.module, "reached": reached}
+        trainer_callbacks.append(KeepsSteps(folder.checkpoints, config.trainer, travels))
+        if resume is not None:
+            place = place_of(read_checkpoint(resume))
+            self.data.start = (place.epoch, place.batches)
             if self.ranks.rank == 0:
-                print(f"resuming from {last}", flush=True)
-        self.trainer.fit(self.module, self.data, ckpt_path=last if resume else None, weights_only=True)
+                print(f"resuming from {resume}", flush=True)
+        self.trainer.fit(self.module, self.data, ckpt_path=resume, weights_only=True)
 
     def close_logger(self) -> None:
         """End the logger's run, whichever way ours ended."""
@@ -337,21 +349,14 @@ def _forget(folder: RunFolder) -> None:
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
 
-def _begin_anew_if_damaged(config: RunConfig, folder: RunFolder) -> None:
-    """Put checkpoints out of the way that cannot be resumed from: from the beginning, a run ends with the same bits."""
-    last, best = (folder.checkpoints / f"{name}.ckpt" for name in ("last", "best"))
-    if not last.exists():
-        return
-    try:
-        history = read_checkpoint(last)["history"]
-        if config.trainer.select == "best":
-            figure = monitored(config.trainer, config.data.what_is_learned())
-            require_best(read_checkpoint(best), best, history, figure, ended=False)
-    except DamagedCheckpoint as error:
-        kept = folder.path / "damaged"
-        shutil.rmtree(kept, ignore_errors=True)
-        folder.checkpoints.rename(kept)
-        print(f"{error} The latter is done now; the checkpoints that were there are in {kept}.", flush=True)
+def _resumes_from(config: RunConfig, folder: RunFolder) -> str:
+    """The name of the checkpoint to go on from, the newest that is whole; empty: there is none."""
+    best = config.trainer.select == "best"
+    monitor = monitored(config.trainer, config.data.what_is_learned()) if best else None
+    checkpoint, said = newest_whole(folder.checkpoints, monitor)
+    for line in said:
+        print(line, flush=True)
+    return "" if checkpoint is None else checkpoint.name
 
 
 def _remove_if_untouched(folder: RunFolder) -> None:

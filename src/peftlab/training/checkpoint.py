@@ -17,6 +17,7 @@ from peftlab.errors import RunError, first_line
 from peftlab.files import open_regular, replacing
 from peftlab.objectives.base import Figure
 from peftlab.training.config import TrainerConfig, best_epoch
+from peftlab.training.places import remove_older
 
 _MARK = b"peftlab sha256 "
 _COMMENT = len(_MARK) + 64
@@ -70,7 +71,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             _require_whole(file)
             content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         history = content["history"]
-        assert history[-1]["epoch"] >= 0
+        assert "place" in content or history[-1]["epoch"] >= 0
         assert "state_dict" in content
     except FileNotFoundError as error:
         raise DamagedCheckpoint(f"{path} is missing, though the run has begun. {WAY_OUT}") from error
@@ -91,14 +92,14 @@ def require_best(checkpoint: dict[str, Any], path: Path, history: Any, monitor: 
         path: its own.
         history: of ``last.ckpt``.
         monitor: the figure that chooses.
-        ended: whether training has ended. Killed between writing the two, a run has a best one of the epoch that it
-            then repeats.
+        ended: whether training has ended. A run that goes on from an earlier checkpoint may have a best one of an epoch
+            that it then repeats.
 
     Raises:
         DamagedCheckpoint: naming both epochs.
     """
     found, wanted = checkpoint["history"][-1]["epoch"], best_epoch(history, monitor)
-    if found != wanted and (ended or found != history[-1]["epoch"] + 1):
+    if found != wanted and (ended or found <= history[-1]["epoch"]):
         raise DamagedCheckpoint(
             f"{path} holds the weights of epoch {found + 1}, and by the run's history the best is epoch {wanted + 1}. "
             f"{WAY_OUT}"
@@ -163,3 +164,5 @@ class KeepsCheckpoints(Checkpoint):
         if self._config.select == "best" and best_epoch(history, self._monitor) == history[-1]["epoch"]:
             trainer.save_checkpoint(self._folder / "best.ckpt")
         trainer.save_checkpoint(self._folder / "last.ckpt")
+        if trainer.is_global_zero:
+            remove_older(self._folder, keep=1)

@@ -105,6 +105,10 @@ class TrainerConfig:
     """CPU threads of each process; null: as torch chooses. Sums may differ in the last bit between counts."""
     on_nan: OnNaN = added("stop")
     """A loss or gradient that is no finite number: stop training, the run has diverged; or skip such steps."""
+    checkpoint_every_n_steps: PositiveInt | None = bookkeeping(None)
+    """Inside an epoch, write a checkpoint after every so many optimizer steps; null: not by steps."""
+    checkpoint_every_minutes: PositiveFloat | None = bookkeeping(10.0)
+    """Inside an epoch, write a checkpoint when the last one is so old; null: not by time."""
     log_every_n_steps: PositiveInt = bookkeeping(10)
     progress_bar: bool = bookkeeping(True)
 

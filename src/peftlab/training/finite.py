@@ -92,7 +92,7 @@ def _rows(trainer: L.Trainer, first: int, last: int) -> list[int]:
     Which rows a batch has is a function of seed and epoch: the sampler can be asked again.
     """
     sampler = getattr(trainer.train_dataloader, "batch_sampler", None)
-    batches = list(sampler) if sampler is not None else []
+    batches = sampler.batches(trainer.current_epoch) if sampler is not None else []
     return [row + 1 for batch in batches[first : last + 1] for row in batch if row >= 0]
 
 

@@ -37,8 +37,8 @@ class Decision:
     key: str = ""
     folder: str = ""
     """Where the run is made."""
-    resume: bool = False
-    """Whether it goes on from the last checkpoint there."""
+    resume: str = ""
+    """The name of the checkpoint there that it goes on from; empty: it begins."""
     status: int = 0
     """If nothing is to be trained: what all processes exit with."""
 

@@ -27,6 +27,7 @@ from peftlab.seeding import derive_seed
 from peftlab.training.accumulation import RowsOfAStep
 from peftlab.training.config import OVER_BUDGET, OnNaN, OptimizerConfig, ScheduleConfig
 from peftlab.training.finite import FiniteSteps
+from peftlab.training.partial import set_states, states_of
 
 Batch = dict[str, Any]
 """``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,), of several tasks ``task_ids`` (B,) too; all int64, but
@@ -100,6 +101,11 @@ class TrainingModule(L.LightningModule):
         return outputs if self.tasks is None else self.tasks.masked(outputs, task_ids)
 
     # -- training ------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Of an epoch that is gone on with, nothing else says that it starts."""
+        if self.trainer.fit_loop.restarted_mid_epoch:
+            self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's clock, and ask for the rows that all processes together have in each batch."""
@@ -311,6 +317,17 @@ class TrainingModule(L.LightningModule):
         self.load_trained(checkpoint)
         self.history = list(checkpoint["history"])
 
+    def inside_epoch(self) -> dict[str, Any]:
+        """What this process has added up in the epoch so far: metrics, steps that were skipped, seconds."""
+        metrics = states_of(self._metrics("train"))
+        return {"metrics": metrics, "skipped": self._finite.skipped, "seconds": self._clock.seconds()}
+
+    def go_on(self, so_far: dict[str, Any]) -> None:
+        """Go on from what :meth:`inside_epoch` has returned."""
+        set_states(self._metrics("train"), so_far["metrics"])
+        self._finite.skipped = so_far["skipped"]
+        self._clock.add(so_far["seconds"])
+
     def load_trained(self, checkpoint: dict[str, Any]) -> None:
         """Load what a checkpoint holds of the adapter and the head."""
         state, written = checkpoint["state_dict"], checkpoint.get("adapter_format", 1)
@@ -332,6 +349,12 @@ class _Stopwatch:
         if self._since is not None:
             self._seconds += time.perf_counter() - self._since
             self._since = None
+
+    def seconds(self) -> float:
+        return self._seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    def add(self, seconds: float) -> None:
+        self._seconds += seconds
 
     def stop(self) -> float:
         self.pause()

@@ -19,11 +19,15 @@ FOLLOWS = "PEFTLAB_RUN_KEY"
 """Environment variable of the processes that peftlab starts itself: the key of the run that they must train, and the
 process that starts them."""
 
+RESUMES = "PEFTLAB_RESUMES"
+"""The same for the name of the checkpoint that rank 0 goes on from; empty: they begin."""
+
 Starter = Literal["torchrun", "srun", "peftlab"]
 
 _OF_A_STARTER = (
     "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
     "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", FOLLOWS,
+    RESUMES,
 )  # fmt: skip
 
 
@@ -106,6 +110,16 @@ def lead(key: str) -> None:
 def led_to() -> str:
     """The key of the run that this process has been started to train."""
     return os.environ[FOLLOWS].partition(" ")[0]
+
+
+def lead_from(checkpoint: str) -> None:
+    """Let the processes that this one starts know the name of the checkpoint that the run goes on from."""
+    os.environ[RESUMES] = checkpoint
+
+
+def led_from() -> str:
+    """What :func:`lead_from` has said in the process that has started this one."""
+    return os.environ.get(RESUMES, "")
 
 
 def world_size(trainer: TrainerConfig) -> int:

@@ -27,7 +27,17 @@ class RequireGradients(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Wait for all that trains."""
-        self._waiting = dict(self._adapter.named_parameters(beside=True))
+        self._waiting = self._all()
+
+    def inside_epoch(self) -> list[str]:
+        """What this process waits for still, by name."""
+        return sorted(self._waiting or ())
+
+    def go_on(self, so_far: list[str]) -> None:
+        """Go on from what :meth:`inside_epoch` has returned."""
+        everything = self._all()
+        self._waiting = {name: everything[name] for name in so_far}
+        self._first = False
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """See what has come."""
@@ -59,6 +69,9 @@ class RequireGradients(Callback):
                 "no gradient in a whole epoch, so these stay as they are though they are counted among what trains: "
                 f"{self._in_words(waiting)}"
             )
+
+    def _all(self) -> dict[str, nn.Parameter]:
+        return dict(self._adapter.named_parameters(beside=True))
 
     def _in_words(self, found: dict[str, nn.Parameter]) -> str:
         numbers = sum(parameter.numel() for parameter in found.values())

@@ -19,6 +19,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
@@ -80,6 +81,21 @@ def build_trainer(
             )
         )
     callbacks.append(KeepsCheckpoints(checkpoints, config, monitor))
+    trainer = _trainer(config, callbacks, folder, logger, ranks, show_bar=show_bar, trains_own=trains_own)
+    vars(trainer)["_signal_connector"] = _NoSignals(trainer)
+    return trainer
+
+
+def _trainer(
+    config: TrainerConfig,
+    callbacks: list[Callback],
+    folder: Path,
+    logger: Logger | None,
+    ranks: Ranks,
+    *,
+    show_bar: bool,
+    trains_own: bool,
+) -> L.Trainer:
     try:
         return L.Trainer(
             accelerator=config.accelerator,
@@ -108,6 +124,16 @@ def build_trainer(
         if type(error).__name__ == "MisconfigurationException":
             raise _machine_lacks(config, error) from error
         raise
+
+
+class _NoSignals(_SignalConnector):
+    """Lightning's handler of SIGTERM asks the other ranks from inside of itself, wherever they are: ours decide."""
+
+    def register_signal_handlers(self) -> None:
+        """Leave handlers as they are."""
+
+    def teardown(self) -> None:
+        """Nothing was changed."""
 
 
 def _machine_lacks(config: TrainerConfig, error: Exception) -> ConfigError:
@@ -200,6 +226,7 @@ def quiet() -> None:
         r".*GPU available but not used.*",
         r".*`broadcast_buffers` is deprecated.*",  # torch 2.13, of what DDP is told above
         r".*The `srun` command is available on your system but is not used.*",  # a login node
+        r".*a checkpoint that ended before the epoch ended.*",  # our samplers begin where it did
         r".*treespec, LeafSpec.*",  # Lightning 2.6.6 on torch 2.13
     ):
         warnings.filterwarnings("ignore", message)
@@ -218,9 +245,16 @@ class ProgressLines(Callback):
         self._rows_per_step = rows_per_step
         self._seconds = seconds
         self._began = self._last = 0.0
+        self._done_before = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock; of an epoch that is gone on with, only what is done from here on is measured."""
+        self._done_before = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        self._began = self._last = time.monotonic()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the epoch's clock."""
+        self._done_before = 0
         self._began = self._last = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -230,7 +264,7 @@ class ProgressLines(Callback):
             return
         self._last = now
         done, of = trainer.fit_loop.epoch_loop.batch_progress.current.completed, int(trainer.num_training_batches)
-        speed = done / (now - self._began)
+        speed = (done - self._done_before) / (now - self._began)
         print(
             f"  epoch {trainer.current_epoch + 1}, step {done}/{of}: {speed * self._rows_per_step:.1f} samples/s, "
             f"{(of - done) / speed:.0f} s left of the epoch",
