@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from peftlab.errors import PeftlabError, nearest
 from peftlab.process import uncollected
+from peftlab.signals import CTRL_C, Interrupted
 from peftlab.terminal import half_character, printable
 from peftlab.version import __version__
 
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        exit status: 0 done, 1 a run failed, 2 something given cannot be used, 130 interrupted.
+        exit status: 0 done, 1 a run failed, 2 something given cannot be used,
+        85 asked by a signal to end, and resumable, 130 the same by Ctrl-C.
     """
     if (
         arguments is None
@@ -92,11 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         return _report(command, error, status=1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if arguments is None:  # the process ends anyway: once more would interrupt its leaving
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print(f"peftlab {command}: interrupted.", file=sys.stderr)
-        return 130
+        print(f"peftlab {command}: {str(error) or 'interrupted.'}", file=sys.stderr)
+        return error.status if isinstance(error, Interrupted) else CTRL_C
 
 
 def _report(command: str, error: Exception, status: int = 2) -> int:

@@ -81,7 +81,7 @@ class Asked:
             signal.raise_signal(number)
             return
         if number == signal.SIGHUP:
-            _leave_terminal()
+            leave_terminal()
         first = self.number is None
         self.number = number if self.number is None else self.number
         self._ctrl_c += number == signal.SIGINT
@@ -114,7 +114,7 @@ def give_back(before: dict[int, Any]) -> None:
         signal.signal(number, handler)
 
 
-def _leave_terminal() -> None:
+def leave_terminal() -> None:
     """The terminal is gone: a line written to it would be an error, and end the run before its checkpoint."""
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):

@@ -146,8 +146,10 @@ def test_a_killed_launcher_takes_its_jobs_and_server_with_it(reviews: Path, mult
     assert len(events()) == 4
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c(reviews: Path, multirun: Multirun, times: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "times", "status"), [(signal.SIGINT, 1, 130), (signal.SIGINT, 2, 130), (signal.SIGTERM, 1, 85)]
+)
+def test_asked_to_end(reviews: Path, multirun: Multirun, number: int, times: int, status: int) -> None:
     """The first job is finished, the second waits for ever; in the second case it does not hear the first signal."""
     launcher = multirun("data.mark=1,2", "+data.ranks=[0]", "data.act=wait", "data.path=reviews.jsonl")
     until(lambda: len(events()) == 1, "the first job runs")
@@ -157,12 +159,12 @@ def test_ctrl_c(reviews: Path, multirun: Multirun, times: int) -> None:
     worker = int(events()[1]["pid"])
     if times == 2:
         os.kill(worker, signal.SIGSTOP)
-    launcher.send_signal(signal.SIGINT)
+    launcher.send_signal(number)
     if times == 2:
         until(lambda: pending(worker, signal.SIGTERM), "the launcher asks the job to end")
         launcher.send_signal(signal.SIGINT)
     out, err = launcher.communicate(timeout=300)
-    assert launcher.returncode == 130, out + err
+    assert launcher.returncode == status, out + err
     assert "1 of 2 jobs are finished. The same command again skips what is finished and runs the rest." in err
     assert "Traceback" not in out + err
     assert not alive(worker)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,40 @@ def test_rows_that_do_not_divide(peftlab: Peftlab, scratch: Path, processes: int
     weights = [load_file(run_folder(name) / "adapter.safetensors") for name in ("one", "several")]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-6)
+
+
+INTERRUPTED = (
+    *TINY, "data.path=reviews.jsonl", "data.batch_size=2", "peft.dropout=0.2", "trainer.max_epochs=2",
+    "trainer.accelerator=cpu", "trainer.devices=2", "trainer.progress_bar=false", "trainer.threads=1",
+)  # fmt: skip
+
+
+def started(name: str, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "peftlab", "train", *INTERRUPTED, f"name={name}", *more],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_asked_to_end_the_processes_end_after_the_same_step(reviews: Path) -> None:
+    """Inside an epoch; later both go on with what each had added up, and end as two that nobody asked."""
+    with started("whole") as whole:
+        assert whole.wait(timeout=300) == 0
+    with started("asked", "trainer.checkpoint_every_n_steps=1") as process:
+        until = time.monotonic() + 120
+        while not list(Path("outputs/asked").glob("*/checkpoints/*.ckpt")) and time.monotonic() < until:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 85, err
+    assert err.count("interrupted by SIGTERM; the same command goes on after batch") == 1
+    with started("asked") as process:
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "resuming from outputs/asked" in out
+    one, other = (run_folder(name) for name in ("whole", "asked"))
+    assert (one / "adapter.safetensors").read_bytes() == (other / "adapter.safetensors").read_bytes()
+    histories = [json.loads((run / "record.json").read_text())["history"] for run in (one, other)]
+    for mine, theirs in zip(*histories, strict=True):
+        assert {**mine, "train_seconds": 0} == {**theirs, "train_seconds": 0}

@@ -11,6 +11,7 @@ from peftlab.errors import ConfigError
 from peftlab.files import write_atomically
 from peftlab.report.published import replace_table, require_markers
 from peftlab.report.render.markdown import escaped
+from peftlab.signals import ASKED
 from peftlab.sweeps import pool
 from peftlab.sweeps.call import Call
 from peftlab.sweeps.jobs import Outcome
@@ -29,6 +30,11 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         0; 1 if a job failed.
     """
+    with ASKED.heard():
+        return _sweep(arguments)
+
+
+def _sweep(arguments: Sequence[str]) -> int:
     given = _parser().parse_intermixed_args(list(arguments))
     for flag, least in (("jobs", 1), ("devices_per_job", 1), ("threads_per_job", 1), ("retries", 0)):
         if (value := getattr(given, flag)) is not None and value < least:

@@ -16,6 +16,7 @@ from peftlab.records.divergence import STATUS
 from peftlab.records.find import known_folder
 from peftlab.records.folder import RunFolder
 from peftlab.runs.finished import finished_record
+from peftlab.signals import ASKED, Interrupted
 from peftlab.sweeps.processes import die_with_parent
 from peftlab.training.ranks import Ranks, lead, led_to
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     """Compose, check and run; a finished run is printed and skipped.
 
     Returns:
-        0; 1 if jobs of a sweep failed, or the training diverged.
+        0; 1 if jobs of a sweep failed, or the training diverged; in another rank than 0, what it was interrupted with.
     """
 
     ended: list[dict[str, Any]] = []
@@ -48,10 +49,15 @@ def main(arguments: Sequence[str]) -> int:
         ended.append(_train(config, arguments, ranks))
 
     try:
-        run_as_hydra_application(arguments, task)
+        with ASKED.heard():
+            run_as_hydra_application(arguments, task)
     except SweepFailed as error:
         print(f"peftlab train: {error}", file=sys.stderr)
         return 1
+    except Interrupted as error:
+        if ranks.rank == 0:
+            raise
+        return error.status  # rank 0 says it
     return 1 if any(record.get("status") == STATUS for record in ended) else 0
 
 
@@ -82,6 +88,9 @@ def _train_together(config: RunConfig, folder: RunFolder, arguments: Sequence[st
         return record
     except PeftlabError:
         status = 2
+        raise
+    except Interrupted as error:
+        status = error.status
         raise
     finally:  # whoever waits for a decision hears this one; whoever trains ends
         meeting.tell(Decision(train=False, status=status))

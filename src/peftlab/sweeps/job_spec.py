@@ -7,7 +7,6 @@ from typing import Any
 
 IN_USE = 75
 """Exit status of a job whose run another process holds (EX_TEMPFAIL)."""
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

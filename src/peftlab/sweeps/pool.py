@@ -38,8 +38,8 @@ from peftlab.training.wandb_runs import CELL
 
 __all__ = ["PoolOptions", "finished", "run"]
 
-GRACE_SECONDS = 10.0
-"""After Ctrl-C, jobs have this long to note that they were interrupted."""
+GRACE_SECONDS = 25.0
+"""After Ctrl-C or another signal, jobs have this long for a step and a checkpoint; Slurm kills after 30."""
 POLL_SECONDS = 0.5
 """How often a run that another process holds is looked at."""
 ASK_SECONDS = 1.0
@@ -52,7 +52,7 @@ def run(plan: Plan, options: PoolOptions | None = None, *, progress: Progress | 
 
     Raises:
         ConfigError: if the machine cannot give what ``options`` ask for.
-        KeyboardInterrupt: on Ctrl-C, when the jobs have ended; finished ones stay.
+        Interrupted: on Ctrl-C and other signals, when the jobs have ended; finished ones stay.
     """
     with ConfigCache() as cache, Interrupts() as interrupts:
         return _Pool(plan, options or PoolOptions(), cache, progress or Progress(), interrupts).run()
@@ -367,7 +367,7 @@ class _Pool:
         self.elsewhere.clear()
 
     def _interrupted(self) -> None:
-        """Ctrl-C: end the jobs; what is finished stays, what was running resumes."""
+        """Ctrl-C, or another signal: end the jobs; what is finished stays, what was running resumes."""
         self._end_all(GRACE_SECONDS)
         self.progress.close()
         done, total = len(self.outcome.records), self.plan.total()

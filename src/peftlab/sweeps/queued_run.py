@@ -10,6 +10,7 @@ from typing import Any
 from peftlab.config import RunConfig
 from peftlab.records.find import ENDED
 from peftlab.records.folder import RunFolder
+from peftlab.signals import CTRL_C, RESUMABLE
 from peftlab.sweeps import processes
 from peftlab.sweeps.jobs import Job
 from peftlab.sweeps.slots import Slot
@@ -69,6 +70,8 @@ def reason_of(status: int) -> str:
         return "ended without a record"
     if status == processes.SERVER_LOST:
         return "its server died"
+    if status in (RESUMABLE, CTRL_C):
+        return "interrupted; it goes on where it was"
     if status > 0:
         return f"exit status {status}"
     try:

@@ -17,7 +17,8 @@ from peftlab.config import from_plain
 from peftlab.errors import PeftlabError, RunError, RunInUse
 from peftlab.records.folder import RunFolder
 from peftlab.runs.train import train
-from peftlab.sweeps.job_spec import IN_USE, INTERRUPTED, JobSpec
+from peftlab.signals import ASKED, CTRL_C, Interrupted
+from peftlab.sweeps.job_spec import IN_USE, JobSpec
 from peftlab.training.ranks import lead
 
 
@@ -34,13 +35,14 @@ def work(spec: JobSpec) -> int:
                 f"the run was {spec.folder} when the sweep looked and is {folder.path} now: its data, weights or the "
                 "run that it starts from have changed meanwhile. Start the sweep again."
             )
-        train(config, argv=["peftlab", *spec.arguments])
+        with ASKED.heard():
+            train(config, argv=["peftlab", *spec.arguments])
     except RunInUse as error:
         print(f"peftlab train: {error}", file=sys.stderr, flush=True)
         return IN_USE
-    except KeyboardInterrupt:
-        print("peftlab train: interrupted.", file=sys.stderr, flush=True)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        print(f"peftlab train: {str(error) or 'interrupted.'}", file=sys.stderr, flush=True)
+        return error.status if isinstance(error, Interrupted) else CTRL_C
     except (PeftlabError, OSError) as error:
         print(f"peftlab train: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, PeftlabError) else 1
