@@ -58,9 +58,13 @@ def dying_after(epoch: int, batches: int) -> Iterator[None]:
         yield
 
 
+APART = ("name=whole", "output_dir=apart")
+"""Beside the same run under another name it would be taken for it."""
+
+
 def ended(name: str) -> tuple[Any, ...]:
     """What a run has ended as, but for seconds."""
-    (run,) = Path("outputs", name).iterdir()
+    (run,) = Path.cwd().glob(f"*/{name}/*")
     record = json.loads((run / "record.json").read_text())
     history = [{key: value for key, value in row.items() if key != "train_seconds"} for row in record["history"]]
     return (run / "adapter.safetensors").read_bytes(), history, record["metrics"], record["selection"]
@@ -70,7 +74,7 @@ def ended(name: str) -> tuple[Any, ...]:
 def test_killed_and_resumed_it_ends_the_same(peftlab: Peftlab, reviews: Path, case: str) -> None:
     write_scores(reviews.parent)
     words, kills = CASES[case]
-    assert peftlab("train", *words, "name=whole").status == 0
+    assert peftlab("train", *words, *APART).status == 0
     command = ("train", *words, "name=killed", "trainer.checkpoint_every_n_steps=1")
     for epoch, batches in kills:
         with dying_after(epoch, batches), pytest.raises(Killed):
@@ -92,7 +96,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_scores(folder)
-        assert main([*COMMAND, "name=whole"]) == 0
+        assert main([*COMMAND, *APART]) == 0
         with dying_after(1, 7), pytest.raises(Killed):
             main([*COMMAND])
     return folder

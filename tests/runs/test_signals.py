@@ -16,7 +16,7 @@ from peftlab.signals import ASKED, ASKING, Interrupted, give_back, take
 from peftlab.training.module import TrainingModule
 from tests.conftest import Peftlab
 from tests.objectives.scores import REGRESSION, write_scores
-from tests.runs.test_inside_epoch import ended
+from tests.runs.test_inside_epoch import APART, ended
 
 COMMAND = (
     "train",
@@ -65,7 +65,7 @@ def record() -> Any:
 def test_each_signal_leaves_a_checkpoint_and_the_run_ends_the_same(peftlab: Peftlab, scratch: Path) -> None:
     """All of them in one run: in the first batch of a step, so that the step's second is done before it ends."""
     write_scores(scratch)
-    assert peftlab(*COMMAND, "name=whole").status == 0
+    assert peftlab(*COMMAND, *APART).status == 0
     for number, name, (epoch, batch) in (
         (signal.SIGTERM, "SIGTERM", (0, 2)),
         (signal.SIGUSR1, "SIGUSR1", (0, 6)),
@@ -94,7 +94,7 @@ def test_elsewhere_it_ends_at_once_and_what_is_there_resumes(
     peftlab: Peftlab, scratch: Path, hook: str, epochs: int
 ) -> None:
     write_scores(scratch)
-    assert peftlab(*COMMAND, "name=whole").status == 0
+    assert peftlab(*COMMAND, *APART).status == 0
     with sent(hook, signal.SIGTERM):
         result = peftlab(*COMMAND, "name=asked")
     assert result.status == 85
