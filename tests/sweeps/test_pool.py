@@ -283,8 +283,8 @@ def test_peak_memory_is_the_jobs_own(reviews: Path) -> None:
     warm = pool.run(FixedPlan([one])).records["job1"]["memory"]["peak_mib"]
     command = [sys.executable, "-m", "peftlab", "train", "--config-dir", str(one.config_dir), *one.overrides]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    subprocess.run([*command, "name=cold"], check=True, env=environment, stdout=subprocess.DEVNULL)
-    (path,) = Path("outputs/cold").glob("*/record.json")
+    subprocess.run([*command, "output_dir=apart", "name=cold"], check=True, env=environment, stdout=subprocess.DEVNULL)
+    (path,) = Path("apart/cold").glob("*/record.json")
     cold = json.loads(path.read_text())["memory"]["peak_mib"]
     assert 0.7 < warm / cold < 1.3, (warm, cold)
 

@@ -49,7 +49,9 @@ class Classification(Objective, name="classification"):
             raise DataError(f"data.labels={list(found)}: names must be distinct and not empty.")
         source = "data.labels" if names is not None else f"{train[0].name}, column {train[0].label_column}"
         require_visible_differences(found, source)
-        if len(found) < 2:
+        # A row without a label, which whoever reads the rows names, may be why there are so few.
+        lacking = names is None and any(canonical(label) is None for table in train for label in table.labels)
+        if len(found) < 2 and not (found and lacking and train[0].editable):
             raise DataError(f"{source}: only {len(found)} label ({listed(found)}); at least 2 are needed.")
         return LabelSet(found, aliases, declared=names is not None)
 
