@@ -145,7 +145,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(peftlab: Peftlab, model: Path, 
         finished(runs.NEEDS[case])
     shutil.copytree(runs.RUNS / "killed" / case, Path("outputs") / case)
     runs.place(Path("outputs"), runs.SOMEWHERE, str(model.resolve()))
-    result = peftlab("train", *changed.with_defaults_of_then(CASES[case]["arguments"]))
+    words = changed.with_defaults_of_then(CASES[case]["arguments"])
+    result = peftlab("train", *words, "trainer.keep_checkpoints=true")
     assert result.status == 0, result.err
     assert "resuming from" in result.out
     assert "epoch 1/2" not in result.out

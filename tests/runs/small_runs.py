@@ -17,7 +17,7 @@ from tests.conftest import Peftlab
 CLASSIFIER = (
     "backbone=text_classifier", "logger=none", "data=text_files", "data.batch_size=8", "optim=sgd", "optim.lr=0.5",
     "peft=lora", "peft.targets=[hidden]", "peft.rank=2", "trainer.max_epochs=3", "trainer.progress_bar=false",
-    "trainer.threads=1",
+    "trainer.threads=1", "trainer.keep_checkpoints=true",
 )  # fmt: skip
 
 

@@ -37,9 +37,9 @@ def test_what_a_run_leaves(peftlab: Peftlab, reviews: Path) -> None:
     folder = train(peftlab, reviews, "optim.lr=5e-3")
     assert {path.name for path in folder.iterdir()} == {
         ".lock", "config.yaml", "record.json", "metrics.csv", "curves.png", "adapter.safetensors", "adapter.json",
-        "predictions.parquet", "checkpoints",
+        "predictions.parquet",
     }  # fmt: skip
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert "not there" not in peftlab("verify", folder).out, "what is gone on purpose is not missed"
     facts = record(folder)
     assert facts["status"] == "finished"
     assert facts["schema_version"] == 1
@@ -64,7 +64,8 @@ def test_what_a_run_leaves(peftlab: Peftlab, reviews: Path) -> None:
 
 
 def test_the_adapter_file_holds_what_trains_and_no_more(peftlab: Peftlab, reviews: Path) -> None:
-    folder = train(peftlab, reviews)
+    folder = train(peftlab, reviews, "trainer.keep_checkpoints=true")
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     state = load_file(folder / "adapter.safetensors")
     names = {
         f"bert.encoder.layer.{layer}.attention.self.{role}.deltas.all.lora_{letter}"
@@ -170,7 +171,7 @@ def test_a_killed_run_resumes_to_the_same_bits(peftlab: Peftlab, reviews: Path) 
 
 
 def test_a_damaged_checkpoint_is_named(peftlab: Peftlab, reviews: Path) -> None:
-    folder = train(peftlab, reviews)
+    folder = train(peftlab, reviews, "trainer.keep_checkpoints=true")
     (folder / "record.json").unlink()
     last = folder / "checkpoints/last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])

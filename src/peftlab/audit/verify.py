@@ -326,7 +326,9 @@ def _not_hashed(folder: RunFolder, record: dict[str, Any], not_checked: list[Fin
 
     They may be missing; but what is there and cannot be what the run wrote is damage.
     """
-    names = dict.fromkeys(("last", record["config"]["trainer"]["select"]))
+    trainer = record["config"]["trainer"]
+    kept = trainer.get("keep_checkpoints", True)  # earlier versions kept them
+    names = dict.fromkeys(("last", trainer["select"])) if kept else {}
     for path, kind, looks_right in (
         (folder.curves, "PNG picture", _is_png),
         *((folder.checkpoints / f"{name}.ckpt", "checkpoint", zipfile.is_zipfile) for name in names),

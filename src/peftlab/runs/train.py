@@ -85,6 +85,8 @@ def train(
         work = _work_folder(config, folder)
         with work.locked() if work != folder else nullcontext():
             written = _train_noting_failure(config, work, argv, began, ranks, meeting)
+            if not config.trainer.keep_checkpoints:
+                shutil.rmtree(work.checkpoints, ignore_errors=True)
             if work != folder:
                 folder.replace_by(work)
     if diverged(written):

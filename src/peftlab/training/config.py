@@ -109,6 +109,8 @@ class TrainerConfig:
     """Inside an epoch, write a checkpoint after every so many optimizer steps; null: not by steps."""
     checkpoint_every_minutes: PositiveFloat | None = bookkeeping(10.0)
     """Inside an epoch, write a checkpoint when the last one is so old; null: not by time."""
+    keep_checkpoints: bool = bookkeeping(False)
+    """Keep them, with the optimizer's states, when the run has ended; its weights are in the adapter file."""
     log_every_n_steps: PositiveInt = bookkeeping(10)
     progress_bar: bool = bookkeeping(True)
 
