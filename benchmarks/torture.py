@@ -40,7 +40,7 @@ COMMON = (
     "trainer.accelerator=cpu", "trainer.progress_bar=false", "optim.lr=1e-2", "backbone.dropout=0.1",
     f"trainer.checkpoint_every_n_steps={INTERVAL}",
 )  # fmt: skip
-CASES: dict[str, tuple[str, ...]] = {  # fmt: skip
+CASES: dict[str, tuple[str, ...]] = {
     "lora": ("peft=lora", "peft.dropout=0.2", "schedule=cosine"),
     "dora": ("peft=dora", "peft.dropout=0.1"),
     "prefix": ("peft=prefix_tuning", "peft.length=4"),

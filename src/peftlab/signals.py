@@ -59,12 +59,16 @@ class Asked:
     @contextmanager
     def heard(self) -> Iterator[None]:
         """Hear signals, in the main thread, and where neither the starter nor the program has said otherwise."""
-        self.number, self.at_steps, self._ctrl_c, self._process = None, False, 0, os.getpid()
+        self._forget()
         before = take(ASKING, self._hear)
         try:
             yield
         finally:
             give_back(before)
+            self._forget()
+
+    def _forget(self) -> None:
+        self.number, self.at_steps, self._ctrl_c, self._process = None, False, 0, os.getpid()
 
     def check(self) -> None:
         """End here, if a signal has asked for it.

@@ -150,3 +150,11 @@ def test_a_handler_of_a_program_stays() -> None:
         assert signal.getsignal(signal.SIGUSR1) is own
         assert signal.SIGUSR1 not in take(ASKING, own)
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+
+def test_what_a_command_has_heard_is_forgotten_after_it(scratch: Path) -> None:
+    """A program goes on after a command that was interrupted, and may train by ``fit``."""
+    with pytest.raises(Interrupted), ASKED.heard():
+        os.kill(os.getpid(), signal.SIGTERM)
+    ASKED.check()
+    assert not ASKED.at_steps
