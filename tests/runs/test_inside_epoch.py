@@ -15,8 +15,11 @@ import torch
 from peftlab.cli import main
 from peftlab.objectives.parts.blocks import MultitaskMetrics
 from peftlab.objectives.parts.task import Task
+from peftlab.training import checkpoint
+from peftlab.training.checkpoint import AtomicCheckpointIO
 from peftlab.training.inside_epoch import KeepsSteps
 from peftlab.training.partial import set_states, states_of
+from peftlab.training.resuming import newest_whole
 from tests.conftest import TINY, Peftlab
 from tests.objectives.scores import REGRESSION, write_scores
 
@@ -113,6 +116,22 @@ def killed(both: Path, scratch: Path) -> Path:
 def test_the_last_two_stay_and_the_epoch_s_own(killed: Path) -> None:
     names = {path.name for path in killed.iterdir()}
     assert names == {"best.ckpt", "last.ckpt", "epoch-2-batch-5.ckpt", "epoch-2-batch-7.ckpt"}
+
+
+def test_what_was_half_written_goes(killed: Path) -> None:
+    """A process that is killed while it writes leaves a file of the size of a checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_seal", _die)
+        patch.setattr(Path, "unlink", _die)  # whoever is killed tidies nothing up
+        with pytest.raises(Killed):
+            AtomicCheckpointIO().save_checkpoint({}, killed / "epoch-2-batch-9.ckpt")
+    assert len(list(killed.iterdir())) == 5
+    assert newest_whole(killed, None) == (killed / "epoch-2-batch-7.ckpt", [])
+    assert len(list(killed.iterdir())) == 4
+
+
+def _die(*_: Any, **__: Any) -> None:
+    raise Killed
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,17 @@ def step_checkpoint(folder: Path, epoch: int, batches: int) -> Path:
     return folder / f"epoch-{epoch + 1}-batch-{batches}.ckpt"
 
 
+def place_in_name(path: Path) -> Place:
+    """What :func:`step_checkpoint` was given."""
+    match = _INSIDE.fullmatch(path.name)
+    assert match is not None
+    return Place(int(match[1]) - 1, int(match[2]))
+
+
 def step_checkpoints(folder: Path) -> list[Path]:
     """Those inside epochs, the newest first."""
-    found = {path: _INSIDE.fullmatch(path.name) for path in folder.glob("epoch-*.ckpt")}
-    numbers = {path: tuple(map(int, match.groups())) for path, match in found.items() if match}
-    return sorted(numbers, key=lambda path: numbers[path], reverse=True)
+    found = [path for path in folder.glob("epoch-*.ckpt") if _INSIDE.fullmatch(path.name)]
+    return sorted(found, key=place_in_name, reverse=True)
 
 
 def remove_older(folder: Path, newest: Path | None = None, *, keep: int) -> None:
