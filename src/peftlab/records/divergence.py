@@ -13,6 +13,8 @@ STATUS = "diverged"
 
 Earlier versions trained on and called such a run finished: its training loss is not finite.
 """
+ENDED = ("finished", STATUS)
+"""What a record says of a run that is not to be run again."""
 
 
 def diverged(record: Mapping[str, Any]) -> bool:

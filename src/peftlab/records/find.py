@@ -11,11 +11,9 @@ from typing import Any
 
 from peftlab.config import RunConfig
 from peftlab.errors import RunError
-from peftlab.records.divergence import STATUS
+from peftlab.records.divergence import ENDED
 from peftlab.records.folder import RunFolder
 
-ENDED = ("finished", STATUS)
-"""What a record says of a run that is not to be run again."""
 _MARKS = {"record.json", "adapter.safetensors", "metrics.csv", "checkpoints"}
 """What only a run leaves; config.yaml alone may be anybody's."""
 

@@ -19,7 +19,7 @@ from peftlab.config import RunConfig, from_plain
 from peftlab.errors import RunError, RunInUse, first_line
 from peftlab.files import exchange, open_lock, replaced_name, take_lock, write_atomically
 from peftlab.reading import Unreadable, read_json, read_yaml
-from peftlab.records.divergence import STATUS, diverged, in_words, without_bare_words
+from peftlab.records.divergence import ENDED, diverged, in_words, without_bare_words
 from peftlab.records.identity import run_key
 from peftlab.records.integrity import PREDICTIONS, WAY_OUT, broken_integrity, record_checksum, require_as_recorded
 
@@ -266,7 +266,7 @@ def finished_run(given: str) -> tuple[RunFolder, RunConfig, dict[str, Any]]:
             f"'{given}' has no record.json: it is not a run folder, or the run has not finished."
             f"{_runs_below(folder.path)}"
         )
-    if record["status"] not in ("finished", STATUS):
+    if record["status"] not in ENDED:
         raise RunError(
             f"the run in '{given}' is {record['status']}; train it again with the same config to complete it."
         )

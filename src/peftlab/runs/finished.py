@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peftlab.config import RunConfig
-from peftlab.records.divergence import STATUS, in_words
+from peftlab.records.divergence import ENDED, STATUS, in_words
 from peftlab.records.folder import RunFolder
 from peftlab.report.result import print_result
 
@@ -15,7 +15,7 @@ def finished_record(config: RunConfig, folder: RunFolder) -> dict[str, Any] | No
     if config.force:
         return None
     record = folder.read_record()
-    if record is None or record["status"] not in ("finished", STATUS):
+    if record is None or record["status"] not in ENDED:
         return None
     if record["status"] == STATUS:
         print(f"{folder.path} has {in_words(record)}; force=true runs it again.")

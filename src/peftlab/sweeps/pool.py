@@ -22,8 +22,8 @@ from typing import Any
 
 from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, PeftlabError
-from peftlab.records.divergence import STATUS, in_words
-from peftlab.records.find import ENDED, known_folder
+from peftlab.records.divergence import ENDED, STATUS, in_words
+from peftlab.records.find import known_folder
 from peftlab.records.folder import RunFolder
 from peftlab.sweeps import job_spec, processes
 from peftlab.sweeps.cache import ConfigCache

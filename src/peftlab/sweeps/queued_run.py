@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.config import RunConfig
-from peftlab.records.find import ENDED
+from peftlab.records.divergence import ENDED
 from peftlab.records.folder import RunFolder
 from peftlab.signals import CTRL_C, RESUMABLE
 from peftlab.sweeps import processes
