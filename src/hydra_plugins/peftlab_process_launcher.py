@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
@@ -34,19 +35,28 @@ class ProcessLauncher(Launcher):
         self,
         n_parallel: int | None = 1,
         devices_per_job: int = 1,
+        jobs_per_device: int | None = 1,
         threads_per_job: int | None = None,
         on_error: str = "continue",
         retries: int = 0,
         minutes_per_job: float | None = None,
     ) -> None:
         # Checked in setup: Hydra would wrap an error raised here in words of its own.
-        self._given = (n_parallel, devices_per_job, threads_per_job, on_error, retries, minutes_per_job)
+        self._given: dict[str, Any] = {
+            "n_parallel": n_parallel,
+            "devices_per_job": devices_per_job,
+            "jobs_per_device": jobs_per_device,
+            "threads_per_job": threads_per_job,
+            "on_error": on_error,
+            "retries": retries,
+            "minutes_per_job": minutes_per_job,
+        }
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Remember what Hydra composed for the sweep as a whole, and check the options."""
         self.config = config
         try:
-            self.options = PoolOptions(*self._given)
+            self.options = PoolOptions(**self._given)
         except ConfigError as error:
             raise ConfigError(f"hydra.launcher.{error}") from error
 

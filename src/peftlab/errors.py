@@ -43,6 +43,10 @@ class RunInUse(RunError):
     """A run that another process trains at this moment."""
 
 
+class OutOfMemory(RunError):
+    """A run for which the memory of its GPU was too small."""
+
+
 class Diverged(RunError):
     """A training whose loss or gradient is no finite number; ``facts`` say where."""
 

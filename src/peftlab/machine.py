@@ -29,5 +29,26 @@ def visible_gpus() -> list[str]:
     return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
 
 
+def gpu_memory_mib() -> dict[str, float]:
+    """MiB of each GPU that a process may be given, by :func:`visible_gpus`' names; those the driver tells of."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    known: dict[str, float] = {}
+    for line in listed.splitlines():
+        index, uuid, size = (part.strip() for part in line.split(","))
+        if size.replace(".", "", 1).isdigit():
+            known |= {index: float(size), uuid: float(size)}
+    found = {}
+    for name in visible_gpus():
+        # CUDA_VISIBLE_DEVICES may hold the beginning of a UUID
+        sizes = [size for full, size in known.items() if full == name or (len(name) > 4 and full.startswith(name))]
+        if sizes:
+            found[name] = sizes[0]
+    return found
+
+
 def _is_gpu(name: str) -> bool:
     return name.isdigit() or name.startswith(("GPU-", "MIG-"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -15,7 +16,7 @@ class RawRows:
     name: str
     texts: list[object]
     labels: list[object]
-    lines: list[int] | None = None
+    lines: Sequence[int] | None = None
     text_column: str = "text"
     label_column: str = "label"
     seconds: list[object] | None = None

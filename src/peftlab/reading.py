@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def _require_bounded(text: str) -> None:
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = []  # anchor, and what was counted before it
     counted = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for event in _events(text):
         if isinstance(event, yaml.AliasEvent):
             counted += sizes.get(event.anchor or "", 0)
         elif isinstance(event, yaml.CollectionStartEvent):
@@ -102,3 +103,12 @@ def _require_bounded(text: str) -> None:
             raise Unreadable(f"it has more than {MOST_DEPTH} brackets within brackets")
         if counted > MOST_NODES:
             raise Unreadable(f"with what its aliases repeat it has more than {MOST_NODES:,} values")
+
+
+def _events(text: str) -> Iterator[yaml.Event]:
+    try:
+        yield from yaml.parse(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        if "nesting depth" in str(error.problem):  # newer libraries have a limit of their own, and look ahead of ours
+            raise Unreadable(f"it has more than {MOST_DEPTH} brackets within brackets") from error
+        raise

@@ -240,7 +240,7 @@ def test_plain_quotes_in_a_tsv_lose_no_row(tmp_path: Path) -> None:
         expected = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     table = read_table(tmp_path / "a.tsv")
     assert list(zip(table.texts, table.labels, strict=True)) == rows == [tuple(row.values()) for row in expected]
-    assert table.lines == list(range(2, 14))
+    assert list(table.lines or ()) == list(range(2, 14))
 
 
 @pytest.mark.parametrize("text", ['"Good", he said', '5" of snow', '"', 'a ""b""'])

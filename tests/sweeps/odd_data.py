@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from peftlab.data.base import Splits
 from peftlab.data.text_files import TextFiles
 
@@ -26,7 +28,7 @@ class OddData(TextFiles):
 
     def load(self) -> Splits:
         rank = int(os.environ.get("LOCAL_RANK", "0"))
-        devices, threads = os.environ.get("CUDA_VISIBLE_DEVICES", "-"), os.environ["OMP_NUM_THREADS"]
+        devices, threads = os.environ.get("CUDA_VISIBLE_DEVICES", "-"), os.environ.get("OMP_NUM_THREADS", "-")
         with Path("events.txt").open("a") as file:
             file.write(f"mark {self.mark} rank {rank} pid {os.getpid()} gpus {devices} threads {threads}\n")
         if (self.ranks is None or rank in self.ranks) and not (self.once and self._has_acted()):
@@ -44,6 +46,8 @@ class OddData(TextFiles):
         match self.act:
             case "crash":
                 raise RuntimeError("the disk has melted")
+            case "no_memory":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "wait":

@@ -208,9 +208,13 @@ class HFTokenizer:
         self.fingerprint = _hash(type(tokenizer).__name__, "text is text", *_state(tokenizer))
 
     def _require_embedded(self, size: int) -> None:
-        """Raise BackboneError for words behind the ``size`` that the model embeds; specials may lie there unused."""
-        special = set(self._tokenizer.all_special_tokens)
-        beyond = {i: word for word, i in self._tokenizer.get_vocab().items() if i >= size and word not in special}
+        """Raise BackboneError for words behind the ``size`` that the model embeds; specials may lie there unused.
+
+        Those that are put around a text, or between two, are used.
+        """
+        around = {i for given in (("a",), ("a", "a")) for i in self._tokenizer(*given)["input_ids"]}
+        unused = {word for word in self._tokenizer.all_special_tokens if self._id_of(word) not in around}
+        beyond = {i: word for word, i in self._tokenizer.get_vocab().items() if i >= size and word not in unused}
         if beyond:
             raise BackboneError(
                 f"the tokenizer has {len(self._tokenizer)} tokens, but the model embeds {size}: {len(beyond)} of them, "
@@ -219,6 +223,9 @@ class HFTokenizer:
                 f"backbone.architecture.vocab_size={len(self._tokenizer)}), or give the tokenizer that it was trained "
                 "with: backbone.tokenizer=<hub id or folder>."
             )
+
+    def _id_of(self, token: str) -> int:
+        return int(self._tokenizer.convert_tokens_to_ids(token))
 
     def pad_on_the_left(self) -> None:
         """Let the files that :meth:`save` writes say so."""

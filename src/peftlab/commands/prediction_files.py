@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -10,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peftlab.data.columns import MissingColumn
 from peftlab.data.labels import to_texts
-from peftlab.data.readers import SUFFIXES, MissingColumn, read_column, read_table
+from peftlab.data.readers import SUFFIXES, read_column, read_table
 from peftlab.errors import ConfigError, DataError
 from peftlab.files import write_atomically
 from peftlab.raw_rows import RawRows
+from peftlab.report.table import csv_text
 
 ID_COLUMNS = ("id", "idx")
 """What a column of ids is called, unless it is said."""
@@ -106,6 +107,7 @@ def require_writable(file: str, option: str) -> Path:
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write predictions by the suffix of ``path``; a mapping (label → probability) is a column each in tables.
+    In csv and tsv a text that a spreadsheet would run as a formula has an apostrophe in front.
 
     Returns:
         how many rows.
@@ -128,11 +130,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 def _csv(rows: list[Mapping[str, Any]], delimiter: str) -> str:
     flat = [_flat(row) for row in rows]
     head = list(dict.fromkeys(name for row in flat for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, head, delimiter=delimiter, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return text.getvalue()
+    return csv_text(head, ([row.get(name) for name in head] for row in flat), delimiter)
 
 
 def _jsonl(rows: list[Mapping[str, Any]]) -> str:

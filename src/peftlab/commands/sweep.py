@@ -44,6 +44,7 @@ def _sweep(arguments: Sequence[str]) -> int:
     options = PoolOptions(
         n_parallel=given.jobs,
         devices_per_job=given.devices_per_job,
+        jobs_per_device=_jobs_per_device(given.jobs_per_device),
         threads_per_job=given.threads_per_job,
         on_error=given.on_error,
         retries=given.retries,
@@ -91,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-j", "--jobs", type=int, metavar="N", help="runs at a time (default: one for each GPU or CPU)")
     parser.add_argument("--devices-per-job", type=int, default=1, metavar="N", help="GPUs of a run (default: 1)")
+    parser.add_argument(
+        "--jobs-per-device",
+        default="1",
+        metavar="N|auto",
+        help="runs that share a GPU (default: 1); auto: as many as its memory holds, by what the first took",
+    )
     parser.add_argument("--threads-per-job", type=int, metavar="N", help="CPU threads of a run (default: CPUs / jobs)")
     parser.add_argument("--on-error", default="continue", metavar="continue|stop", help="after a run has failed")
     parser.add_argument("--retries", type=int, default=0, metavar="N", help="of a run that crashed (default: 0)")
@@ -103,6 +110,14 @@ def _parser() -> argparse.ArgumentParser:
         help="also put the table between the markers of a Markdown file, and the pictures into docs/ beside it",
     )
     return parser
+
+
+def _jobs_per_device(given: str) -> int | None:
+    if given == "auto":
+        return None
+    if not given.isdigit() or int(given) < 1:
+        raise ConfigError(f"--jobs-per-device {given}: it must be a whole number, at least 1, or auto.")
+    return int(given)
 
 
 def _list(call: Call) -> None:

@@ -170,3 +170,21 @@ class DataSet(ABC):
     def identity_values(self) -> dict[str, Any]:
         """Fields that enter the run's identity in another form than their value: name to plain containers."""
         return {}
+
+
+class ByColumns(DataSet):
+    """A data set of a table whose columns its config names; ``second_column`` where a row is a pair of texts.
+
+    No dataclass: the fields are each data set's own, since some were there from the start and others came later.
+    """
+
+    text_column: str
+    second_column: str | None
+
+    def has_pairs(self, task: str | None = None) -> bool:
+        """See :meth:`DataSet.has_pairs`."""
+        return self.second_column is not None
+
+    def columns(self, task: str | None = None) -> tuple[str, str | None]:
+        """See :meth:`DataSet.columns`."""
+        return self.text_column, self.second_column

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftlab.data.base import DataSet, Splits
+from peftlab.data.base import ByColumns, Splits
 from peftlab.data.hub import Asked, splits_of
 from peftlab.data.labels import by_name, is_missing, left_out_facts, read_tables, said_of
 from peftlab.data.saved import read_saved, saved_files
@@ -21,7 +21,7 @@ VALIDATION = ("validation", "valid", "val", "dev")
 
 
 @dataclass(kw_only=True)
-class HubSet(DataSet):
+class HubSet(ByColumns):
     """A text and a label column of a data set of the hub, or of a folder that ``save_to_disk`` has written.
 
     The splits ``train``, ``validation`` and ``test`` are used; one that is missing, or whose labels are hidden, is held
@@ -44,14 +44,6 @@ class HubSet(DataSet):
     """Class names in the order of their indices; null: the set's own, or the distinct labels of train, sorted."""
     holdout_fraction: Fraction = 0.2
     """Share of train held out as test where there is none."""
-
-    def has_pairs(self, task: str | None = None) -> bool:
-        """See :meth:`DataSet.has_pairs`."""
-        return self.second_column is not None
-
-    def columns(self, task: str | None = None) -> tuple[str, str | None]:
-        """See :meth:`DataSet.columns`."""
-        return self.text_column, self.second_column
 
     def files(self) -> dict[str, list[Path]]:
         """The files of a folder; none of the hub."""

@@ -6,26 +6,22 @@ the file and the row: row 1 is the first row of data, line 1 the first line of t
 
 from __future__ import annotations
 
-import csv
-import io
+import codecs
 import json
 import re
-import sys
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from array import array
 from dataclasses import replace
 from pathlib import Path
 
+from peftlab.data.columns import MissingColumn, check_columns
+from peftlab.data.delimited import read_csv
 from peftlab.errors import DataError, listed, nearest
 from peftlab.raw_rows import RawRows
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _PARQUET_MAGIC = b"PAR1"
-
-
-class MissingColumn(DataError):
-    """A column that a file does not have."""
+_PIECE = 1 << 20
+"""Bytes of a file that are looked at together."""
 
 
 def read_table(file: Path, text_column: str = "text", label_column: str | None = "label") -> RawRows:
@@ -42,10 +38,10 @@ def read_table(file: Path, text_column: str = "text", label_column: str | None =
         raise DataError(f"{file}: the file is empty. Give a file with at least one labelled text.")
     if file.suffix == ".parquet":
         return _read_parquet(file, text_column, label_column)
-    content = _decoded(file)
+    quotes = _require_text(file)
     if file.suffix == ".jsonl":
-        return _read_jsonl(file, content, text_column, label_column)
-    return _read_csv(file, content, text_column, label_column)
+        return _read_jsonl(file, text_column, label_column)
+    return read_csv(file, text_column, label_column, quotes=quotes)
 
 
 def read_column(file: Path, column: str) -> list[object] | None:
@@ -70,177 +66,68 @@ def _beside(file: Path) -> str:
     return f" {file.parent} holds: {listed(names, 12)}.{nearest(file.name, names)}"
 
 
-def _decoded(file: Path) -> str:
-    raw = file.read_bytes()
-    if raw.startswith(_PARQUET_MAGIC):
-        raise DataError(f"{file}: by its content this is a parquet file. Rename it to {file.stem}.parquet.")
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{file}, line 1, byte 0: the file is UTF-16. Save it as UTF-8.")
-    if (position := raw.find(b"\0")) >= 0:
-        line = raw.count(b"\n", 0, position) + 1
-        raise DataError(
-            f"{file}, line {line}, byte {position}: a NUL byte, which no text has. "
-            "The file is damaged, compressed or not text; export it again as UTF-8 text."
-        )
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise not_utf8(file, raw, error) from None
+def _require_text(file: Path) -> bool:
+    """Refuse what is not UTF-8 text, and say whether there are double quotes in it. A piece at a time."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    quotes = False
+    with file.open("rb") as stream:
+        head = stream.read(len(_PARQUET_MAGIC))
+        if head == _PARQUET_MAGIC:
+            raise DataError(f"{file}: by its content this is a parquet file. Rename it to {file.stem}.parquet.")
+        if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise DataError(f"{file}, line 1, byte 0: the file is UTF-16. Save it as UTF-8.")
+        stream.seek(0)
+        position, lines = 0, 0
+        while piece := stream.read(_PIECE):
+            if (nul := piece.find(b"\0")) >= 0:
+                line = lines + piece.count(b"\n", 0, nul) + 1
+                raise DataError(
+                    f"{file}, line {line}, byte {position + nul}: a NUL byte, which no text has. "
+                    "The file is damaged, compressed or not text; export it again as UTF-8 text."
+                )
+            try:
+                decoder.decode(piece, final=len(piece) < _PIECE)
+            except UnicodeDecodeError:
+                raw = file.read_bytes()
+                try:
+                    raw.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise not_utf8(file, raw, error) from None
+                raise
+            quotes = quotes or b'"' in piece
+            position, lines = position + len(piece), lines + piece.count(b"\n")
+    return quotes
 
 
 def not_utf8(file: Path, raw: bytes, error: UnicodeDecodeError) -> DataError:
     """The error for bytes that are not UTF-8, with line, byte and a way to convert them."""
-    start = error.start + (3 if raw.startswith(b"\xef\xbb\xbf") else 0)  # utf-8-sig counts after the mark
-    line = raw.count(b"\n", 0, start) + 1
+    line = raw.count(b"\n", 0, error.start) + 1
     return DataError(
-        f"{file}, line {line}, byte {start}: 0x{raw[start]:02X} is not UTF-8. If the file is Windows or "
+        f"{file}, line {line}, byte {error.start}: 0x{raw[error.start]:02X} is not UTF-8. If the file is Windows or "
         f"Latin-1 text, convert it: iconv -f WINDOWS-1252 -t UTF-8 {file.name} > converted{file.suffix}"
     )
 
 
-def _check_columns(file: str, columns: list[str], text_column: str, label_column: str | None) -> None:
-    repeated = [name for name, count in Counter(columns).items() if count > 1]
-    if repeated:
-        raise DataError(f"{file}: column '{repeated[0]}' is there twice. Give every column its own name.")
-    for key, wanted in (("text_column", text_column), ("label_column", label_column)):
-        if wanted is not None and wanted not in columns:
-            raise MissingColumn(
-                f"{file}: there is no column '{wanted}' ({key}). "
-                f"Columns there are: {', '.join(columns) or '(none)'}.{nearest(wanted, columns)}"
-            )
-
-
-@contextmanager
-def _any_field_size() -> Iterator[None]:
-    """Lift csv's limit of 131,072 characters a field (it is global) while a file is read."""
-    limit = csv.field_size_limit(sys.maxsize)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _read_csv(file: Path, content: str, text_column: str, label_column: str | None) -> RawRows:
-    delimiter = "\t" if file.suffix == ".tsv" else ","
+def _read_jsonl(file: Path, text_column: str, label_column: str | None) -> RawRows:
     texts: list[object] = []
     labels: list[object] = []
-    lines: list[int] = []
-    faults: dict[int, str] = {}
-    header: list[str] | None = None
-    with _any_field_size():
-        for line, fields in _csv_records(file, content, delimiter, label_column):
-            if header is None:
-                header = [name.strip() for name in fields]
-                _check_columns(str(file), header, text_column, label_column)
-                continue
-            whole = len(fields) == len(header)
-            if not whole:
-                faults[len(lines)] = (
-                    f"{file}, row {len(lines) + 1} (line {line}): {len(fields)} fields, but the header has "
-                    f"{len(header)} ({', '.join(header)}). A text that contains a {_name(delimiter)}, "
-                    'a quote or a line break needs "quotes" around it.'
-                )
-            texts.append(fields[header.index(text_column)] if whole else None)
-            labels.append(fields[header.index(label_column)] if whole and label_column is not None else None)
-            lines.append(line)
-    if not lines:
-        raise DataError(f"{file}: no rows below the header. Give at least one labelled text.")
-    return RawRows(str(file), texts, labels, lines, text_column, label_column or "", faults=faults)
-
-
-def _name(delimiter: str) -> str:
-    return "tab" if delimiter == "\t" else "comma"
-
-
-_Records = list[tuple[int, list[str]]]
-"""Fields of each record, with the line that it begins on."""
-
-
-def _csv_records(file: Path, content: str, delimiter: str, label_column: str | None) -> _Records:
-    """The records that are not blank.
-
-    Quotes may quote a field or be plain characters (a tsv's often are). Where each line is a record of its own, with
-    labels that the others have too, while quotes would join some of them, rows would be lost: a tsv is then read line
-    by line, and a csv is refused.
-
-    Raises:
-        DataError: for quotes that are not closed, or that can be read in two ways.
-    """
-    lines = _whole_lines(content, delimiter) if '"' in content else None
-    try:
-        quoted = list(_quoted_records(file, content, delimiter))
-    except DataError:
-        if lines is None or delimiter != "\t":
-            raise
-        return lines
-    if lines is None or len(lines) == len(quoted) or not _same_labels(lines, quoted, label_column):
-        return quoted
-    if delimiter == "\t":
-        return lines
-    joined = next((i for i, ((a, _), (b, _)) in enumerate(zip(quoted, lines, strict=False)) if a != b), len(quoted))
-    raise DataError(
-        f"{file}, record beginning on line {quoted[joined - 1][0]}: its quotes join several lines that are whole "
-        f"records without them: {len(quoted) - 1} rows or {len(lines) - 1}. Write a quote that belongs to a text twice "
-        'and quote the field ("He said ""no"""), or save the file as tsv, whose quotes are plain characters.'
-    )
-
-
-def _whole_lines(content: str, delimiter: str) -> _Records | None:
-    """Each line as a record with plain quotes; None if not all of them have as many fields as the first."""
-    numbered = enumerate(content.split("\n"), start=1)
-    records = [(number, line.rstrip("\r").split(delimiter)) for number, line in numbered if line.strip("\r")]
-    return records if len({len(fields) for _, fields in records}) == 1 and len(records[0][1]) > 1 else None
-
-
-def _same_labels(lines: _Records, quoted: _Records, label_column: str | None) -> bool:
-    """Whether the lines have no label that the quoted records have not: a text cut at its line breaks has."""
-    if label_column is None:
-        return True
-    header = [name.strip() for name in lines[0][1]]
-    if label_column not in header:
-        return False
-    place = header.index(label_column)
-    known = {fields[place] for _, fields in quoted[1:] if len(fields) > place}
-    return all(fields[place] in known for _, fields in lines[1:])
-
-
-def _quoted_records(file: Path, content: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The same where quotes quote."""
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(
-                f"{file}, record beginning on line {line}: {error}. Look for a quote that is not closed "
-                'there; a quote inside a quoted text is written twice ("").'
-            ) from None
-        if fields:
-            yield line, fields
-
-
-def _read_jsonl(file: Path, content: str, text_column: str, label_column: str | None) -> RawRows:
-    texts: list[object] = []
-    labels: list[object] = []
-    lines: list[int] = []
+    lines = array("q")
     faults: dict[int, DataError] = {}
-    # Not splitlines(): that also breaks at U+2028 and its like, which JSON strings may contain.
-    for line, text in enumerate(content.split("\n"), start=1):
-        if not text.strip():
-            continue
-        place = f"{file}, row {len(lines) + 1} (line {line})"
-        entry: dict[str, object] = {}
-        try:
-            entry = _json_object(place, text)
-            _check_columns(place, list(entry), text_column, label_column)
-        except DataError as error:
-            faults[len(lines)] = error
-        texts.append(entry.get(text_column))
-        labels.append(None if label_column is None else entry.get(label_column))
-        lines.append(line)
+    # By "\n" alone: str.splitlines also breaks at U+2028 and its like, which JSON strings may contain.
+    with file.open(encoding="utf-8-sig", newline="\n") as stream:
+        for line, text in enumerate(stream, start=1):
+            if not text.strip():
+                continue
+            place = f"{file}, row {len(lines) + 1} (line {line})"
+            entry: dict[str, object] = {}
+            try:
+                entry = _json_object(place, text.removesuffix("\n"))
+                check_columns(place, list(entry), text_column, label_column)
+            except DataError as error:
+                faults[len(lines)] = error
+            texts.append(entry.get(text_column))
+            labels.append(None if label_column is None else entry.get(label_column))
+            lines.append(line)
     if not lines:
         raise DataError(f"{file}: only blank lines. Give at least one labelled text.")
     if len(faults) == len(lines):  # no row's fault, but the file's or the column's
@@ -273,10 +160,12 @@ def _read_parquet(file: Path, text_column: str, label_column: str | None) -> Raw
         )
     try:
         parquet = pq.ParquetFile(file)
-        _check_columns(str(file), parquet.schema_arrow.names, text_column, label_column)
-        columns = parquet.read(columns=[text_column] if label_column is None else [text_column, label_column])
-        texts = columns[text_column].to_pylist()
-        labels = [None] * len(texts) if label_column is None else columns[label_column].to_pylist()
+        check_columns(str(file), parquet.schema_arrow.names, text_column, label_column)
+        texts: list[object] = []
+        labels: list[object] = []
+        for batch in parquet.iter_batches(columns=[name for name in (text_column, label_column) if name is not None]):
+            texts += batch[text_column].to_pylist()
+            labels += [None] * len(batch) if label_column is None else batch[label_column].to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: a damaged parquet file ({error}). Fetch or write it again.") from None
     if not texts:

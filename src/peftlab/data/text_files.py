@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftlab.data.base import DataSet, Splits
+from peftlab.data.base import ByColumns, Splits
 from peftlab.data.labels import to_texts
 from peftlab.data.published import split_file
 from peftlab.data.readers import SUFFIXES, read_pairs, read_table
@@ -16,7 +16,7 @@ from peftlab.raw_rows import RawRows
 
 
 @dataclass(kw_only=True)
-class TextFiles(DataSet):
+class TextFiles(ByColumns):
     """csv, tsv, jsonl or parquet files with a text and a label column.
 
     Give ``path`` (a folder with train.*, and perhaps validation.* and test.*; or one file, which is
@@ -42,14 +42,6 @@ class TextFiles(DataSet):
     """Class names in the order of their indices; null: the distinct labels of train, sorted."""
     holdout_fraction: Fraction = 0.2
     """Share of train held out as test when no test file is given."""
-
-    def has_pairs(self, task: str | None = None) -> bool:
-        """See :meth:`DataSet.has_pairs`."""
-        return self.second_column is not None
-
-    def columns(self, task: str | None = None) -> tuple[str, str | None]:
-        """See :meth:`DataSet.columns`."""
-        return self.text_column, self.second_column
 
     def files(self) -> dict[str, list[Path]]:
         """The files there are of train, validation and test."""

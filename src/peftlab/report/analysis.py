@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import hypot
 
 from peftlab.metric_names import MetricName
@@ -71,12 +72,20 @@ class Analysis:
         That is within 1.96 standard errors of a difference of shares on independent rows; on the same rows, whose
         answers go together, it errs on the safe side.
         """
-        best = [one for one in self.rows if self.marks.get(one.id) == "best" and one.section == group.section]
-        errors = [self.sampling_error(one) for one in best if self.same.of(one) == self.same.of(group)]
         own, distance = self.sampling_error(group), self.marked.differences.get(group.id)
-        if own is None or distance is None or not errors or errors[0] is None:
+        of_best = self._sampling_error_of_best.get((group.section, self.same.of(group)))
+        if own is None or distance is None or of_best is None:
             return False
-        return distance < 1.96 * hypot(own, errors[0])
+        return distance < 1.96 * hypot(own, of_best)
+
+    @cached_property
+    def _sampling_error_of_best(self) -> dict[tuple[str, tuple[str, ...]], float | None]:
+        """By section and test set."""
+        errors: dict[tuple[str, tuple[str, ...]], float | None] = {}
+        for one in self.rows:
+            if self.marks.get(one.id) == "best":
+                errors.setdefault((one.section, self.same.of(one)), self.sampling_error(one))
+        return errors
 
     def best_first(self, groups: Sequence[Group]) -> list[Group]:
         """``groups`` with a finite metric, the best mean first."""

@@ -77,10 +77,10 @@ def plain_table(heads: Sequence[Head], lines: Iterable[Sequence[str]], *, title:
     return Table(tuple(heads), (Section("", rows),), title)
 
 
-def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]], delimiter: str = ",") -> str:
     """Lines of values, with full precision; None is an empty cell, and a text never a formula of a spreadsheet."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
     writer.writerow(map(_no_formula, head))
     writer.writerows(map(_no_formula, line) for line in lines)
     return text.getvalue()

@@ -18,6 +18,7 @@ from peftlab.objectives.base import objective as known
 from peftlab.objectives.parts.mixture import NAME as MIXTURE
 from peftlab.records.folder import RunFolder
 from peftlab.runs.assemble import Assembled, count_parameters, lightning_module, reassemble
+from peftlab.runs.memory import memory_told
 from peftlab.runs.predictions import predictions_table
 from peftlab.training.config import monitored
 from peftlab.training.module import TrainingModule
@@ -46,6 +47,7 @@ def evaluate(folder: RunFolder, config: RunConfig, *, split: str = "test", keep:
     return evaluate_counted(folder, config, split=split, keep=keep)[0]
 
 
+@memory_told()
 def evaluate_counted(
     folder: RunFolder, config: RunConfig, *, split: str = "test", keep: Keep | None = None
 ) -> tuple[dict[str, Any], dict[str, int]]:
@@ -125,6 +127,7 @@ def _require_same_labels(config: RunConfig, splits: Splits, facts: dict[str, Any
         )
 
 
+@memory_told()
 def predict(
     assembled: Assembled, facts: dict[str, Any], config: RunConfig, texts: Sequence[str], *, task: str | None = None
 ) -> Iterator[dict[str, Any]]:

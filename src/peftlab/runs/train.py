@@ -37,6 +37,7 @@ from peftlab.runs.epochs import WritesEpochs
 from peftlab.runs.evaluate import require_all_rows
 from peftlab.runs.finished import finished_record
 from peftlab.runs.forgetting import measure_forgetting
+from peftlab.runs.memory import memory_told
 from peftlab.runs.predictions import predictions_table
 from peftlab.runs.summary import print_before
 from peftlab.seeding import derive_seed
@@ -146,6 +147,7 @@ def _train_noting_failure(
         raise
 
 
+@memory_told()
 def _train(
     config: RunConfig,
     folder: RunFolder,

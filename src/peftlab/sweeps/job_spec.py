@@ -8,6 +8,9 @@ from typing import Any
 IN_USE = 75
 """Exit status of a job whose run another process holds (EX_TEMPFAIL)."""
 
+OUT_OF_MEMORY = 77
+"""Exit status of a job for which its GPU's memory was too small, perhaps because others had their part of it."""
+
 
 @dataclass(frozen=True)
 class JobSpec:

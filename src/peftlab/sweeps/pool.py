@@ -32,6 +32,7 @@ from peftlab.sweeps.job_spec import JobSpec
 from peftlab.sweeps.jobs import Failure, Job, Outcome, Plan
 from peftlab.sweeps.progress import Progress
 from peftlab.sweeps.queued_run import QueuedRun, reason_of, tail_of
+from peftlab.sweeps.sharing import Sharing
 from peftlab.sweeps.slots import Machine, PoolOptions, Slot
 from peftlab.training.ranks import of_its_own, world_size
 from peftlab.training.wandb_runs import CELL
@@ -115,6 +116,7 @@ class _Pool:
     def run(self) -> Outcome:
         self.machine = Machine.divided(self.options)
         self.free = list(reversed(self.machine.slots))
+        self.sharing = Sharing(self.options.jobs_per_device, len(self.machine.slots))
         with self.progress:
             self._hand_out()
             if self.outcome.skipped:
@@ -138,7 +140,7 @@ class _Pool:
     def _step(self) -> None:
         """Start what can start, wait until something happens, and note it."""
         self.interrupts.check()
-        while self.queue and self.free and not self.stopping:
+        while self.queue and not self.stopping and self._place() is not None:
             self._start(self.queue.popleft())
         for task in list(self.elsewhere):
             self._look_at(task)
@@ -152,6 +154,10 @@ class _Pool:
         elif self.elsewhere and not self.queue:
             self.interrupts.wait([], POLL_SECONDS)
         self._hand_out()
+
+    def _place(self) -> Slot | None:
+        """Where the next job may run; None: nowhere at the moment."""
+        return self.sharing.place(self.free, [task.slot for task in self.running.values() if task.slot is not None])
 
     def _hand_out(self) -> None:
         """Take the plan's next jobs, until it has none that can start."""
@@ -216,7 +222,8 @@ class _Pool:
 
     def _start_process(self, task: QueuedRun) -> None:
         task.attempts += 1
-        slot = self.free[-1]
+        slot = self._place()
+        assert slot is not None
         task.log.parent.mkdir(parents=True, exist_ok=True)
         if task.attempts > 1:
             with task.log.open("a", encoding="utf-8") as log:
@@ -224,7 +231,7 @@ class _Pool:
         self.progress.start(str(task.folder.path), task.title, slot.title)
         process = processes.start(self._spec(task, slot))
         task.since, task.overdue = time.monotonic(), False
-        self.free.pop()
+        self.free.remove(slot)
         task.slot = slot
         self.running[process] = task
 
@@ -273,6 +280,13 @@ class _Pool:
             task.attempts -= 1
             self._leave_elsewhere(task, holder or "?")
             return
+        if status == job_spec.OUT_OF_MEMORY:
+            others = [other.slot for other in self.running.values() if other.slot is not None]
+            if (said := self.sharing.lower(task.slot, others)) and not self.stopping:
+                task.attempts -= 1
+                self.progress.say(f"{task.title}: {said}; it runs again")
+                self.queue.append(task)
+                return
         minutes = self.options.minutes_per_job
         reason = f"killed after minutes_per_job={minutes:g}" if task.overdue else reason_of(status)
         may_pass = status < 0 or status in (1, processes.SERVER_LOST)
@@ -335,6 +349,8 @@ class _Pool:
 
     def _succeed(self, task: QueuedRun, record: dict[str, Any]) -> None:
         task.ended = True
+        if task.attempts and (said := self.sharing.learn(record)):
+            self.progress.say(said)
         for job in task.jobs:
             _take(self.outcome, job, task.folder, record, before=False)
             self._say_finished(job, task.folder.path)

@@ -12,6 +12,7 @@ from peftlab.records.divergence import ENDED
 from peftlab.records.folder import RunFolder
 from peftlab.signals import CTRL_C, RESUMABLE
 from peftlab.sweeps import processes
+from peftlab.sweeps.job_spec import OUT_OF_MEMORY
 from peftlab.sweeps.jobs import Job
 from peftlab.sweeps.slots import Slot
 
@@ -70,6 +71,8 @@ def reason_of(status: int) -> str:
         return "ended without a record"
     if status == processes.SERVER_LOST:
         return "its server died"
+    if status == OUT_OF_MEMORY:
+        return "the GPU's memory is too small for it"
     if status in (RESUMABLE, CTRL_C):
         return "interrupted; it goes on where it was"
     if status > 0:

@@ -23,9 +23,11 @@ class PoolOptions:
     """
 
     n_parallel: int | None = None
-    """Jobs at a time; None: one for each ``devices_per_job`` GPUs, or CPUs where there is no GPU."""
+    """Jobs at a time; None: ``jobs_per_device`` for each ``devices_per_job`` GPUs, or one for so many CPUs."""
     devices_per_job: int = 1
     """GPUs of each job, its own (CUDA_VISIBLE_DEVICES); without GPUs, CPUs that a job is counted with."""
+    jobs_per_device: int | None = 1
+    """Jobs that share a GPU at a time; None: as many as fit into its memory, by what the first of them took."""
     threads_per_job: int | None = None
     """CPU threads of each job that does not set trainer.threads; None: OMP_NUM_THREADS, or CPUs / n_parallel."""
     on_error: str = "continue"
@@ -45,6 +47,7 @@ class PoolOptions:
             )
         _require_whole("n_parallel", self.n_parallel, least=1, none=True)
         _require_whole("devices_per_job", self.devices_per_job, least=1)
+        _require_whole("jobs_per_device", self.jobs_per_device, least=1, none=True)
         _require_whole("threads_per_job", self.threads_per_job, least=1, none=True)
         _require_whole("retries", self.retries, least=0)
         if self.on_error not in ("continue", "stop"):
@@ -85,18 +88,27 @@ class Machine:
         gpus, cpus = machine.visible_gpus(), machine.cpus()
         each = options.devices_per_job
         if gpus:
-            most = len(gpus) // each
-            if most == 0:
+            groups = len(gpus) // each
+            if groups == 0:
                 raise ConfigError(f"devices_per_job={each}: this machine has only {len(gpus)} GPUs.")
+            sharing = options.jobs_per_device or max(1, cpus // groups)  # a job keeps a CPU busy too
+            most = groups * sharing
             if (options.n_parallel or 1) > most:
+                shared = f" and jobs_per_device={options.jobs_per_device}" if options.jobs_per_device != 1 else ""
                 raise ConfigError(
-                    f"n_parallel={options.n_parallel} with devices_per_job={each} needs {options.n_parallel * each} "  # type: ignore[operator]
-                    f"GPUs, and there are {len(gpus)}: at most n_parallel={most}."
+                    f"n_parallel={options.n_parallel} with devices_per_job={each}{shared}: there are {len(gpus)} GPUs, "
+                    f"so at most n_parallel={most}; more jobs share a GPU with a greater jobs_per_device."
                 )
         else:
-            most = max(1, cpus // each)
+            if (options.jobs_per_device or 1) > 1:
+                raise ConfigError(
+                    f"jobs_per_device={options.jobs_per_device}: there is no GPU here that jobs could share. "
+                    "How many run at once on the CPU says n_parallel (peftlab sweep --jobs)."
+                )
+            groups, most = 1, max(1, cpus // each)
         count = options.n_parallel or most
-        slots = tuple(Slot(i, tuple(gpus[i * each : (i + 1) * each])) for i in range(count))
+        of_group = (i % groups for i in range(count)) if gpus else (0 for _ in range(count))
+        slots = tuple(Slot(i, tuple(gpus[g * each : (g + 1) * each])) for i, g in enumerate(of_group))
         return cls(slots, options.threads_per_job or _threads_by_environment() or max(1, cpus // count))
 
     @property

@@ -14,11 +14,11 @@ import transformers  # noqa: F401
 
 from peftlab import process
 from peftlab.config import from_plain
-from peftlab.errors import PeftlabError, RunError, RunInUse
+from peftlab.errors import OutOfMemory, PeftlabError, RunError, RunInUse
 from peftlab.records.folder import RunFolder
 from peftlab.runs.train import train
 from peftlab.signals import ASKED, CTRL_C, Interrupted
-from peftlab.sweeps.job_spec import IN_USE, JobSpec
+from peftlab.sweeps.job_spec import IN_USE, OUT_OF_MEMORY, JobSpec
 from peftlab.training.ranks import lead
 
 
@@ -40,6 +40,9 @@ def work(spec: JobSpec) -> int:
     except RunInUse as error:
         print(f"peftlab train: {error}", file=sys.stderr, flush=True)
         return IN_USE
+    except OutOfMemory as error:
+        print(f"peftlab train: {error}", file=sys.stderr, flush=True)
+        return OUT_OF_MEMORY
     except KeyboardInterrupt as error:
         print(f"peftlab train: {str(error) or 'interrupted.'}", file=sys.stderr, flush=True)
         return error.status if isinstance(error, Interrupted) else CTRL_C
