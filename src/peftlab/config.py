@@ -8,7 +8,7 @@ the file it stands in, what is allowed and the nearest name.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -111,6 +111,8 @@ def from_plain(values: dict[str, Any]) -> RunConfig:
     parts = without_method(values)
     method = validate_group("peft", values.get("peft"), PEFTStrategy)
     method.fit_tasks(max(len(parts["data"].task_names()), 1))
+    if parts["trainer"].strategy == "fsdp":
+        _require_shardable(parts, method)
     return RunConfig(peft=method, **parts)
 
 
@@ -155,6 +157,26 @@ def _fit_to_objective(trainer: TrainerConfig, objective: Learned) -> None:
             f"trainer.label_smoothing={trainer.label_smoothing:g} has no meaning for {objective.about}. Leave it at 0."
         )
         raise BadValue([("trainer.label_smoothing", said)])
+
+
+def _require_shardable(parts: Mapping[str, Any], method: PEFTStrategy) -> None:
+    """Refuse what does not work where each process has a part of every frozen weight."""
+    ways = "Choose trainer.strategy=ddp"
+    wrong: list[tuple[str, str]] = []
+    if not method.supports.sharded:
+        said = f"peft={method.name} trains the backbone's weights, and fsdp cuts only those that are frozen"
+        wrong.append(("peft", f"trainer.strategy=fsdp: {said}. {ways}, or a method that adds weights (peft=lora)."))
+    if parts["backbone"].quantize == "int8":
+        said = "backbone.quantize=int8 keeps scales in its weights that are lost when these are cut"
+        wrong.append(("backbone.quantize", f"trainer.strategy=fsdp: {said}. {ways}, or backbone.quantize=nf4."))
+    if parts["measure_forgetting"]:
+        said = "measure_forgetting=true tests in one process, which has a part of the model only"
+        wrong.append(("measure_forgetting", f"trainer.strategy=fsdp: {said}. {ways}, or measure_forgetting=false."))
+    if parts["trainer"].accelerator == "mps":
+        said = "trainer.accelerator=mps has no collectives"
+        wrong.append(("trainer.accelerator", f"trainer.strategy=fsdp: {said}. Set trainer.strategy=auto."))
+    if wrong:
+        raise BadValue(wrong)
 
 
 def _no_mean(mixture: Learned) -> str:

@@ -141,6 +141,16 @@ def stored_bytes(module: nn.Module) -> int:
     return total
 
 
+def quant_states(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The scales of 4-bit weights by name, which are kept beside these where the weights themselves are cut."""
+    return {
+        f"{name}.quant_state.{part}": tensor
+        for name, module in model.named_modules()
+        if (state := getattr(module, "quant_state", None)) is not None
+        for part, tensor in state.as_dict(packed=True).items()
+    }
+
+
 def _state_bytes(state: object) -> int:
     if state is None:
         return 0

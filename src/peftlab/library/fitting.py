@@ -177,7 +177,7 @@ def _hydra_as_it_was() -> Iterator[None]:
 
 def _require_one_device(config: RunConfig) -> None:
     trainer = config.trainer
-    if trainer.devices not in (1, "auto") or trainer.num_nodes > 1 or trainer.strategy == "ddp":
+    if trainer.devices not in (1, "auto") or trainer.num_nodes > 1 or trainer.strategy != "auto":
         raise ConfigError(
             f"fit trains on one device: trainer.devices={trainer.devices}, trainer.num_nodes={trainer.num_nodes}, "
             f"trainer.strategy={trainer.strategy} starts further processes, each by running this program again from "

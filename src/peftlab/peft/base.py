@@ -66,6 +66,8 @@ class Supports:
     """Trains tensors that the backbone has, and no other: the trained model is a plain one, with nothing to merge."""
     quantized: bool = True
     """Works on a backbone whose frozen weights are stored in 4 or 8 bits."""
+    sharded: bool = True
+    """Works where each process keeps a part of every frozen weight (``trainer.strategy=fsdp``)."""
     encoder: bool = True
     """Works on encoders (BERT and kin)."""
     decoder: bool = True

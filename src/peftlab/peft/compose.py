@@ -57,6 +57,7 @@ class _SupportsOfParts:
             mergeable=any(part.supports.mergeable for part in parts) and not _unmergeable(parts),
             adds_nothing=all(part.supports.adds_nothing for part in parts),
             quantized=all(part.supports.quantized for part in parts),
+            sharded=all(part.supports.sharded for part in parts),
             encoder=all(part.supports.encoder for part in parts),
             decoder=all(part.supports.decoder for part in parts),
             identity_at_start=all(part.supports.identity_at_start for part in parts),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class FullFineTuning(PEFTStrategy, name="full"):
     """Train every weight of the backbone."""
 
-    supports = Supports(quantized=False, adds_nothing=True)
+    supports = Supports(quantized=False, sharded=False, adds_nothing=True)
     count = "all"
 
     def select(self, backbone: Backbone) -> Selection:

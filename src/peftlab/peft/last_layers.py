@@ -36,7 +36,7 @@ _FINAL_NORM = re.compile(r"norm|ln_f|final_\w*norm")
 class LastLayers(SelectiveTuning, name="last_layers"):
     """Train the last k transformer blocks with all that is in them."""
 
-    supports = Supports(quantized=False, adds_nothing=True)
+    supports = Supports(quantized=False, sharded=False, adds_nothing=True)
     count = "parameters of the last k blocks"
 
     layers: PositiveInt = 2

@@ -51,6 +51,7 @@ from peftlab.training.precision import require_precision
 from peftlab.training.ranks import Ranks, lead_from, led_from, world_size
 from peftlab.training.reached import RequireGradients
 from peftlab.training.resuming import newest_whole
+from peftlab.training.sharding import ShardedStrategy
 from peftlab.training.trainer import build_trainer, quiet
 
 
@@ -216,7 +217,7 @@ class _Run:
             logger=self.logger,
             rows_per_step=config.data.batch_size * world_size(config.trainer),
             ranks=self.ranks,
-            trains_own=bool(self.assembled.adapter.own_names()),
+            adapter=self.assembled.adapter,
         )
         # in front of the callbacks that write checkpoints, which stay last
         trainer_callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -254,7 +255,7 @@ class _Run:
         Raises:
             RunError: if a frozen weight has changed, or not every row was seen.
         """
-        if frozen_fingerprint(self.assembled.adapter) != self._frozen_before:
+        if not self._frozen_as_before():
             raise RunError(
                 f"peft={self.config.peft.name} changed weights that do not train: the adapter file would not "
                 "restore this model. This is a defect of the method; no result is written."
@@ -264,6 +265,12 @@ class _Run:
         seconds = time.perf_counter() - began
         require_all_rows(self.module.test_metrics["rows"], len(self.splits.test))
         return seconds
+
+    def _frozen_as_before(self) -> bool:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardedStrategy):
+            return strategy.unchanged()
+        return frozen_fingerprint(self.assembled.adapter) == self._frozen_before
 
     def write_down(
         self,

@@ -87,8 +87,9 @@ class TrainerConfig:
     devices: PositiveInt | Literal["auto"] = 1
     """Processes a node, one device each."""
     num_nodes: PositiveInt = 1
-    strategy: Literal["auto", "ddp"] = "auto"
-    """How several devices work together; auto is one device, or DDP on several."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several devices work together: ddp, each has the whole model; fsdp, each has a part of every frozen weight;
+    auto is one device, or ddp on several."""
     accumulate_grad_batches: PositiveInt = 1
     gradient_clip_norm: NonNegativeFloat = 1.0
     """Largest norm of the gradient; 0 leaves it alone."""

@@ -26,11 +26,13 @@ from rich.text import Text
 from peftlab.errors import ConfigError
 from peftlab.metric_names import MetricName
 from peftlab.objectives.base import Figure
+from peftlab.peft.adapter import Adapter
 from peftlab.training.checkpoint import AtomicCheckpointIO, KeepsCheckpoints
 from peftlab.training.config import TrainerConfig
 from peftlab.training.meeting import address
 from peftlab.training.precision import in_full
 from peftlab.training.ranks import Ranks
+from peftlab.training.sharding import ShardedStrategy
 
 ALONE = Ranks()
 
@@ -44,7 +46,7 @@ def build_trainer(
     logger: Logger | None,
     rows_per_step: int,
     ranks: Ranks = ALONE,
-    trains_own: bool = False,
+    adapter: Adapter | None = None,
 ) -> L.Trainer:
     """The Trainer of one run.
 
@@ -56,7 +58,7 @@ def build_trainer(
         logger: per-step logger, or None.
         rows_per_step: texts a step takes in all processes, for the bar's samples/s.
         ranks: which of the run's processes this is.
-        trains_own: whether tensors of the backbone train, of which some may take no part (a pooler that is not read).
+        adapter: what trains; None: nothing will.
 
     Raises:
         ConfigError: if the machine has not what the config asks for.
@@ -81,7 +83,7 @@ def build_trainer(
             )
         )
     callbacks.append(KeepsCheckpoints(checkpoints, config, monitor))
-    trainer = _trainer(config, callbacks, folder, logger, ranks, show_bar=show_bar, trains_own=trains_own)
+    trainer = _trainer(config, callbacks, folder, logger, ranks, show_bar=show_bar, adapter=adapter)
     vars(trainer)["_signal_connector"] = _NoSignals(trainer)
     return trainer
 
@@ -94,14 +96,14 @@ def _trainer(
     ranks: Ranks,
     *,
     show_bar: bool,
-    trains_own: bool,
+    adapter: Adapter | None,
 ) -> L.Trainer:
     try:
         return L.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=_strategy(config, trains_own),
+            strategy=_strategy(config, adapter),
             precision=in_full(config.precision),
             max_epochs=config.max_epochs,
             accumulate_grad_batches=config.accumulate_grad_batches,
@@ -203,13 +205,18 @@ def _environment(ranks: Ranks) -> ClusterEnvironment:
     return _Srun(ranks) if ranks.starter == "srun" else _Own(ranks)
 
 
-def _strategy(config: TrainerConfig, trains_own: bool) -> Strategy | str:
+def _strategy(config: TrainerConfig, adapter: Adapter | None) -> Strategy | str:
     several = config.devices not in (1, "auto") or config.num_nodes > 1
-    if config.strategy == "ddp" or several:
+    if adapter is None or (config.strategy == "auto" and not several):
+        return "auto"
+    ddp: dict[str, Any] = {
         # No buffer of ours changes in training; broadcasting them in each forward pass would also
         # hang an evaluation in which the ranks have different numbers of batches.
-        return DDPStrategy(broadcast_buffers=False, find_unused_parameters=trains_own)
-    return "auto"
+        "broadcast_buffers": False,
+        # Of the backbone's own tensors some may take no part (a pooler that is not read).
+        "find_unused_parameters": bool(adapter.own_names()),
+    }
+    return ShardedStrategy(adapter, **ddp) if config.strategy == "fsdp" else DDPStrategy(**ddp)
 
 
 def quiet() -> None:
