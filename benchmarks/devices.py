@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "layernorm": ("peft=layernorm",),
     "hf_peft (OFT)": ("peft=hf_peft",),
     "head": ("peft=head",),
+    "lora (global batch)": ("peft=lora", "data.global_batch_size=12", "data.batch_size=3"),
 }
 OPTIMIZERS = {"sgd": ("optim=sgd", "optim.lr=0.1"), "adamw": ("optim=adamw", "optim.lr=1e-3")}
 WITHIN = {"sgd": 1e-6, "adamw": 1e-5}
@@ -135,14 +137,24 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 class Losses(Callback):
-    """Of each step, over the rows of all processes."""
+    """Of each step, over the rows of all its batches in all processes."""
 
     def __init__(self) -> None:
         self.found: list[float] = []
+        self._of_step: list[float] = []
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        mean: Any = trainer.strategy.reduce(outputs["loss"].clone(), reduce_op="mean")  # each is weighted by its rows
-        self.found.append(float(mean))
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        batches = trainer.accumulate_grad_batches
+        # each is weighted by its rows beside those of the step's first batch, and divided by the batches
+        mean: Any = trainer.strategy.reduce(outputs["loss"].clone() * batches, reduce_op="mean")
+        self._of_step.append(float(mean))
+        if len(self._of_step) == batches:
+            loader: Any = trainer.train_dataloader
+            sizes = loader.batch_sampler.sizes(trainer.current_epoch)[batch_idx + 1 - batches : batch_idx + 1]
+            self.found.append(sum(self._of_step) * sizes[0] / sum(sizes))
+            self._of_step = []
 
 
 class Parts:
@@ -153,6 +165,7 @@ class Parts:
         from peftlab.config import check
         from peftlab.data.module import TextDataModule
         from peftlab.runs.assemble import assemble, lightning_module
+        from peftlab.runs.batches import batches_a_step
         from peftlab.training.config import monitored
         from peftlab.training.ranks import Ranks
         from peftlab.training.trainer import build_trainer
@@ -164,7 +177,7 @@ class Parts:
         self.data = TextDataModule(config.data, self.splits, self.assembled.backbone.tokenizer, config.seed)
         alone = config.trainer.devices == 1
         self.trainer = build_trainer(
-            config.trainer,
+            replace(config.trainer, accumulate_grad_batches=batches_a_step(config)),
             monitored(config.trainer, self.module.objective),
             folder=Path("run"),
             checkpoints=Path("run"),

@@ -133,6 +133,7 @@ def without_method(values: dict[str, Any]) -> dict[str, Any]:
     parts["trainer"] = validate(_as_mapping("trainer", values.get("trainer")), TrainerConfig, "trainer")
     learned = parts["data"].what_is_learned()
     _fit_to_objective(parts["trainer"], learned)
+    _require_one_step_size(parts["data"], parts["trainer"])
     _decide_head(parts["backbone"], learned)
     if parts["measure_forgetting"] and parts["backbone"].from_run is None:
         raise ConfigError(
@@ -157,6 +158,17 @@ def _fit_to_objective(trainer: TrainerConfig, objective: Learned) -> None:
             f"trainer.label_smoothing={trainer.label_smoothing:g} has no meaning for {objective.about}. Leave it at 0."
         )
         raise BadValue([("trainer.label_smoothing", said)])
+
+
+def _require_one_step_size(data: DataSet, trainer: TrainerConfig) -> None:
+    """Refuse two answers to how many batches a step has."""
+    if data.global_batch_size is not None and trainer.accumulate_grad_batches != 1:
+        said = (
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} is not allowed beside "
+            f"data.global_batch_size={data.global_batch_size}, which says how many texts a step has and is cut into "
+            "batches of at most data.batch_size. Leave one of them out."
+        )
+        raise BadValue([("trainer.accumulate_grad_batches", said)])
 
 
 def _require_shardable(parts: Mapping[str, Any], method: PEFTStrategy) -> None:

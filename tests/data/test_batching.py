@@ -125,3 +125,30 @@ def test_evaluation_sees_every_row_exactly_once(rows: int, world_size: int, grou
 def test_evaluation_order() -> None:
     assert list(EvaluationBatchSampler([3, 9, 5, 9], 2)) == [[1, 3], [2, 0]]
     assert list(EvaluationBatchSampler([3, 9, 5, 9], 2, group_by_length=False)) == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("group_by_length", [True, False])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(("rows", "together", "batch_size"), [(1003, 32, 5), (97, 12, 12), (65, 64, 7), (5, 7, 1)])
+def test_a_global_batch_is_cut_alike_for_any_number_of_ranks(
+    rows: int, together: int, batch_size: int, world_size: int, group_by_length: bool
+) -> None:
+    """Each step has the rows that one process has which takes them at once, in as few batches as will do."""
+    how = {"group_by_length": group_by_length, "global_batch_size": together}
+    ranks = [
+        LengthGroupedBatchSampler(SKEWED[:rows], batch_size, 7, rank=rank, world_size=world_size, **how)
+        for rank in range(world_size)
+    ]
+    whole = LengthGroupedBatchSampler(SKEWED[:rows], together, 7, group_by_length=group_by_length).batches(2)
+    batches = [sampler.batches(2) for sampler in ranks]
+    parts = -(-len(batches[0]) // len(whole))
+    assert parts == min(n for n in range(1, together + 1) if n * world_size * batch_size >= together)
+    assert {len(part) for part in batches} == {len(ranks[0])} == {len(whole) * parts}
+    for number, step in enumerate(whole):
+        mine = slice(number * parts, (number + 1) * parts)
+        cut = [part[mine] for part in batches]
+        assert sorted(counted(chain(*cut))) == sorted(step)
+        sizes = [len(counted([batch])) for one in cut for batch in one]
+        assert max(sizes) <= batch_size
+        assert max(sizes) - min(sizes) <= 1
+        assert ranks[0].sizes(2)[mine] == [sum(len(counted([one[i]])) for one in cut) for i in range(parts)]

@@ -166,6 +166,7 @@ CONFIGS: tuple[tuple[str, ...], ...] = (
     # -- what came later, at the end
     ("data=hub", "data.id=some/reviews"),
     (*_FILES, "backbone=hf", "backbone.name_or_path=some/bert"),
+    (*_FILES, "backbone=tiny", "trainer=fsdp"),
 )  # fmt: skip
 
 PATH_IS_PART_OF_THE_KEY = ("backbone.name_or_path=", "backbone.glove=", "peft.methods=")

@@ -84,6 +84,30 @@ def test_rows_that_do_not_divide(peftlab: Peftlab, scratch: Path, processes: int
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-6)
 
 
+def test_a_global_batch_is_the_same_step_on_any_number_of_processes(peftlab: Peftlab, scratch: Path) -> None:
+    """Of 25 rows, in one piece in one process, and in three pieces of at most 5 in each of two; 73 rows leave some."""
+    write_reviews(scratch, rows=93)
+    common = [*(word for word in ALIKE if "accumulate" not in word), "data.global_batch_size=25"]
+    assert peftlab("train", *common, "name=one", "data.batch_size=25").status == 0
+    command = [
+        sys.executable, "-m", "peftlab", "train", *common, "name=two", "data.batch_size=5", "trainer.devices=2",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "25 texts a step, in 3 batches a device" in done.stdout
+    one, two = (json.loads((run_folder(name) / "record.json").read_text()) for name in ("one", "two"))
+    assert one["key"] != two["key"], "the order of the sums is another"
+    for mine, theirs in zip(two["history"], one["history"], strict=True):
+        assert (mine["step"], mine["train_rows"]) == (theirs["step"], theirs["train_rows"])
+        for figure in ("train/loss", "validation/loss"):
+            assert abs(mine[figure] - theirs[figure]) < 1e-6
+    weights = [load_file(run_folder(name) / "adapter.safetensors") for name in ("one", "two")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-6)
+
+
 INTERRUPTED = (
     *TINY, "data.path=reviews.jsonl", "data.batch_size=2", "peft.dropout=0.2", "trainer.max_epochs=2",
     "trainer.accelerator=cpu", "trainer.devices=2", "trainer.progress_bar=false", "trainer.threads=1",

@@ -23,16 +23,19 @@ from peftlab.peft.bitfit import BitFit
 from peftlab.peft.lora import LoRA
 from peftlab.peft.vera import VeRA
 from peftlab.training.sharding import ShardedStrategy, fingerprint_of_parts, shard
-from tests.backbones.tiny_backbones import ARCHITECTURES, tiny
+from tests.backbones.tiny_backbones import ARCHITECTURES, batch, tiny
 from tests.conftest import TINY, Peftlab, run_folder
 
 CASES: dict[str, tuple[str, PEFTStrategy, dict[str, Any]]] = {
-    **{kind: (kind, LoRA(targets=["query"], dropout=0), {}) for kind in ARCHITECTURES},
+    **{kind: (kind, LoRA(targets=["ffn_down"], dropout=0), {}) for kind in ARCHITECTURES},
     "embedding": ("t5", LoRA(targets=["embedding"], dropout=0), {}),
     "nf4": ("bert", LoRA(dropout=0), {"quantize": "nf4"}),
     "frozen matrices": ("bert", VeRA(), {}),
-    "own tensors": ("gpt2", BitFit(), {"dtype": "bfloat16"}),
+    "own tensors": ("gpt2", BitFit(), {}),
+    "own tensors in 16 bits": ("gpt2", BitFit(), {"dtype": "bfloat16"}),
 }
+WITHIN = {"own tensors in 16 bits": 1e-3}
+"""Where products are rounded to 16 bits; else 1e-6."""
 PROCESSES, ROWS, STEPS = 2, 6, 2
 
 
@@ -40,10 +43,10 @@ def steps(adapter: Adapter, rows: slice, processes: int) -> list[float]:
     """Loss of each step over all rows, by the plainest way to average gradients."""
     backbone, losses = adapter.backbone.eval(), []
     optimizer = torch.optim.SGD(adapter.param_groups(0.1))
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(STEPS):
-        ids = torch.randint(10, 250, (ROWS, 12), generator=generator)[rows]
-        loss = F.cross_entropy(backbone(ids, torch.ones_like(ids)), (torch.arange(ROWS) % 3)[rows])
+    for step in range(STEPS):
+        texts = [f"text {step} of {number}: {'xyz'[number % 3] * 4}" for number in range(ROWS)]
+        ids, mask = (whole[rows] for whole in batch(backbone, texts))
+        loss = F.cross_entropy(backbone(ids, mask), (torch.arange(ROWS) % 3)[rows])
         loss.backward()
         parts = [loss.detach(), *(p.grad for p in adapter.parameters(beside=True) if p.grad is not None)]
         for part in parts if processes > 1 else ():
@@ -78,7 +81,7 @@ def process(rank: int, folder: Path) -> None:
         assert before == fingerprint_of_parts(cut), case
         assert saved == set(cut.state_dict())
         assert not any(isinstance(tensor, DTensor) for tensor in cut.state_dict().values())
-        torch.testing.assert_close(cut.state_dict(), alone.state_dict(), rtol=0, atol=2e-6)
+        torch.testing.assert_close(cut.state_dict(), alone.state_dict(), rtol=0, atol=2 * WITHIN.get(case, 1e-6))
         if rank == 0:
             (folder / f"{case}.json").write_text(json.dumps({"losses": losses, "sizes": sizes}))
     (folder / f"changed-{rank}").write_text(str(notices_a_change_in_one_process(cut, rank)))
@@ -113,7 +116,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_computes_and_learns_what_it_does_whole(results: Path, case: str) -> None:
     found = json.loads((results / f"{case}.json").read_text())
     alone, cut = found["losses"]
-    assert cut == pytest.approx(alone, abs=1e-6)
+    assert cut == pytest.approx(alone, abs=WITHIN.get(case, 1e-6))
     whole, part, stays = found["sizes"]
     assert part < stays + 0.6 * (whole - stays)  # a half, and what padding and scales of the last part add
 

@@ -80,7 +80,9 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
     ``world_size``-th of them, so the ranks work on equal lengths and all have the same number of batches.
     The rows that fill no batch form a smaller one, shared out evenly: sizes differ by one at most. A rank that has none
     of it gets a stand-in, ``~row`` (:func:`stand_in`). Which rows a step has is thus the same for any number of ranks
-    with the same ``batch_size * world_size``.
+    with the same ``batch_size * world_size``; or, with ``global_batch_size``, for any number of ranks. A step then has
+    :func:`micro_batches` batches, the last and smaller one of an epoch too: parts of equal lengths and of equal sizes,
+    but for a row.
 
     Args:
         lengths: tokens of each row, (N,).
@@ -89,6 +91,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         group_by_length: False shuffles and cuts, nothing else.
         rank: of this process.
         world_size: number of processes.
+        global_batch_size: rows of a step in all processes, in batches of at most ``batch_size``; None: a batch is one.
     """
 
     def __init__(
@@ -100,12 +103,15 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         group_by_length: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        global_batch_size: int | None = None,
     ) -> None:
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.seed = seed
         self.group_by_length = group_by_length
         self.rank, self.world_size = rank, world_size
+        self._together = global_batch_size or batch_size * world_size
+        self._parts = micro_batches(global_batch_size, batch_size, world_size)
         self.epoch = 0
         self._begun = (0, 0)
 
@@ -134,18 +140,21 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     def batches(self, epoch: int) -> list[list[int]]:
         """This rank's batches of ``epoch``, those that are done too."""
-        groups = self._groups(epoch)
-        return [group[self.rank :: self.world_size].tolist() or [stand_in(int(group[0]))] for group in groups]
+        return [
+            part[self.rank :: self.world_size].tolist() or [stand_in(int(group[0]))]
+            for group in self._groups(epoch)
+            for part in np.array_split(group, self._parts)
+        ]
 
     def sizes(self, epoch: int) -> list[int]:
         """Rows of each batch of ``epoch``, in all ranks together."""
-        return [len(group) for group in self._groups(epoch)]
+        return [len(part) for group in self._groups(epoch) for part in np.array_split(group, self._parts)]
 
     def _groups(self, epoch: int) -> list[npt.NDArray[np.int64]]:
-        """What all ranks together have in each batch of ``epoch``."""
+        """What all ranks together have in each batch of ``epoch``, or in each step of a ``global_batch_size``."""
         random = np.random.default_rng(derive_seed(self.seed, "batches", epoch))
         rows = self.order(epoch, random)
-        together = self.batch_size * self.world_size
+        together = self._together
         # Split off before sorting: otherwise the smaller batch would always be made of the longest texts.
         rows, rest = np.split(rows, [len(rows) - len(rows) % together])
         chunk = together * BATCHES_IN_CHUNK
@@ -167,7 +176,12 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         return iter(self.batches(self.epoch)[done if self.epoch == epoch else 0 :])
 
     def __len__(self) -> int:
-        return -(-self.epoch_rows // (self.batch_size * self.world_size))
+        return -(-self.epoch_rows // self._together) * self._parts
+
+
+def micro_batches(global_batch_size: int | None, batch_size: int, world_size: int) -> int:
+    """Batches that each of the processes has in a step of ``global_batch_size`` rows, of at most ``batch_size``."""
+    return 1 if global_batch_size is None else -(-global_batch_size // (batch_size * world_size))
 
 
 class MixtureBatchSampler(LengthGroupedBatchSampler):
@@ -184,7 +198,7 @@ class MixtureBatchSampler(LengthGroupedBatchSampler):
         quotas: rows of each task an epoch, at least 1.
         batch_size: as for :class:`LengthGroupedBatchSampler`, which also says the rest.
         seed: of the order.
-        more: ``group_by_length``, ``rank`` and ``world_size``.
+        more: ``group_by_length``, ``rank``, ``world_size`` and ``global_batch_size``.
     """
 
     def __init__(

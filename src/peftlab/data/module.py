@@ -83,6 +83,7 @@ class TextDataModule(LightningDataModule):
             "group_by_length": self.dataset.group_by_length,
             "rank": rank,
             "world_size": world_size,
+            "global_batch_size": self.dataset.global_batch_size,
         }
         if self._task_of is not None:
             tasks = [self._task_of(label) for label in rows.labels]

@@ -10,6 +10,7 @@ from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.records.folder import RunFolder
 from peftlab.report.render.terminal import console, print_facts
+from peftlab.runs.batches import batches_a_step
 
 
 def print_before(
@@ -54,8 +55,14 @@ def _facts(
         f"{parameters['stored']:,} numbers in about {parameters['adapter_bytes']:,} bytes; the whole model has "
         f"{parameters['model_bytes']:,} bytes",
     )
-    step = config.data.batch_size * config.trainer.accumulate_grad_batches
-    yield ("batch", f"{step} texts a step and device, at most {config.data.max_length} tokens each")
+    yield ("batch", f"{_step_line(config)}, at most {config.data.max_length} tokens each")
+
+
+def _step_line(config: RunConfig) -> str:
+    batches, together = batches_a_step(config), config.data.global_batch_size
+    if together is None:
+        return f"{config.data.batch_size * batches} texts a step and device"
+    return f"{together} texts a step, in {batches} batch{'es' if batches > 1 else ''} a device"
 
 
 def _backbone_line(backbone: Backbone) -> str:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from peftlab.report.result import print_result
 from peftlab.runs import record
 from peftlab.runs.adapter_file import frozen_fingerprint, save_adapter
 from peftlab.runs.assemble import Assembled, assemble, count_parameters, lightning_module
+from peftlab.runs.batches import batches_a_step, rows_of_a_batch
 from peftlab.runs.epochs import WritesEpochs
 from peftlab.runs.evaluate import require_all_rows
 from peftlab.runs.finished import finished_record
@@ -48,7 +50,7 @@ from peftlab.training.inside_epoch import KeepsSteps, Travels
 from peftlab.training.meeting import Decision, Meeting
 from peftlab.training.places import place_of
 from peftlab.training.precision import require_precision
-from peftlab.training.ranks import Ranks, lead_from, led_from, world_size
+from peftlab.training.ranks import Ranks, lead_from, led_from
 from peftlab.training.reached import RequireGradients
 from peftlab.training.resuming import newest_whole
 from peftlab.training.sharding import ShardedStrategy
@@ -210,12 +212,12 @@ class _Run:
             plain = json.loads(json.dumps(config.plain()))  # a copy of plain containers, as loggers want it
             self.logger = config.logger.build(name=config.name, key=folder.key, folder=folder.logs, config=plain)
         self.trainer = build_trainer(
-            config.trainer,
+            replace(config.trainer, accumulate_grad_batches=batches_a_step(config)),
             monitored(config.trainer, self.module.objective),
             folder=folder.path,
             checkpoints=folder.checkpoints,
             logger=self.logger,
-            rows_per_step=config.data.batch_size * world_size(config.trainer),
+            rows_per_step=rows_of_a_batch(config),
             ranks=self.ranks,
             adapter=self.assembled.adapter,
         )
