@@ -1,4 +1,4 @@
-# make install | train | test | test-fast | conformance | check | bench | lecture | devices | torture | torture-sweep | clean
+# make install | train | test | test-fast | conformance | check | bench | bench-gpu | lecture | devices | torture | torture-sweep | clean
 # Each works alone on a fresh clone.
 PYTHON ?= python3
 VENV   := .venv
@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 STAMP  := $(VENV)/.installed
 
-.PHONY: install train test test-fast conformance check bench lecture devices torture torture-sweep clean
+.PHONY: install train test test-fast conformance check bench bench-gpu lecture devices torture torture-sweep clean
 
 install: $(STAMP)
 
@@ -44,6 +44,10 @@ bench: install
 	$(BIN)/python benchmarks/sweep_overhead.py
 	$(BIN)/python benchmarks/report_10000.py
 	$(BIN)/python benchmarks/marks.py
+
+# LoRA, DoRA and QLoRA on one GPU beside transformers.Trainer + HF peft; 5 minutes. Lines of JSON.
+bench-gpu: install
+	$(BIN)/python benchmarks/gpu.py
 
 # The lecture's table and pictures, into README.md and docs/. DATA: a folder with ag_news/ and imdb/; 14 minutes.
 GLOVE ?= outputs/glove/glove.100d.txt

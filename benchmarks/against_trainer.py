@@ -78,7 +78,7 @@ def peer(overrides: list[str]) -> dict[str, float]:
     from peftlab.composition import checked
     from peftlab.records.environment import peak_memory_mib
 
-    config = checked(overrides, real=True)
+    config = checked(overrides)
     splits = config.data.load()
     backbone = config.backbone.build(len(splits.label_names), seed=config.seed)
     model = peft.get_peft_model(

@@ -34,6 +34,15 @@ def test_collate_pads_on_the_right() -> None:
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 
+@pytest.mark.parametrize(("lengths", "width"), [([3, 1], 4), ([4], 4), ([5], 8), ([9, 2], 10), ([10], 10), ([11], 11)])
+def test_collate_pads_to_a_multiple_but_not_beyond_the_longest_text(lengths: list[int], width: int) -> None:
+    fn = collate(9, objective("classification"), multiple_of=4, at_most=10)
+    batch = fn([{"input_ids": np.ones(length, dtype=np.int32), "label": 0} for length in lengths])
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (len(lengths), width)
+    assert batch["attention_mask"].sum(dim=1).tolist() == lengths
+    assert (batch["input_ids"] == 9).sum() == len(lengths) * width - sum(lengths)
+
+
 @pytest.mark.parametrize("group_by_length", [True, False])
 @pytest.mark.parametrize(("rows", "batch_size"), [(1003, 8), (1000, 8), (5, 8), (1, 1), (801, 2)])
 def test_every_row_once_an_epoch(rows: int, batch_size: int, group_by_length: bool) -> None:

@@ -84,12 +84,12 @@ def test_a_tasks_block_of_the_head_learns_from_its_own_rows_alone(kind: str, hea
     batch = {
         "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "task_ids": TASK_OF_CLASS[labels],
     }  # fmt: skip
-    module._loss("train", batch).backward()
+    module.computed(batch)["loss"].backward()
     together = layer.weight.grad.clone()
     assert (together[6:] == 0).all(), "no row of task c, no gradient, to the bit"
     rows = TASK_OF_CLASS[labels] == 1
     layer.weight.grad = None
-    module._loss("train", {name: part[rows] for name, part in batch.items()}).backward()
+    module.computed({name: part[rows] for name, part in batch.items()})["loss"].backward()
     torch.testing.assert_close(together[2:6], layer.weight.grad[2:6] * rows.sum() / len(rows))
     assert (layer.weight.grad[:2] == 0).all()
 

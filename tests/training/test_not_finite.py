@@ -85,6 +85,27 @@ def test_it_stops_at_once_and_says_where(
     assert peftlab("report", "outputs", "--to", "r", "--format", "csv,md").status in (0, 2)
 
 
+@pytest.mark.parametrize("at", [(0, 3), (1, 5)], ids=["between", "last step of an epoch"])
+def test_a_later_look_says_what_one_at_once_says(
+    peftlab: Peftlab, reviews: Path, monkeypatch: pytest.MonkeyPatch, at: tuple[int, int]
+) -> None:
+    """As on a GPU: the numbers of a step are seen when the next has been launched, before anything is kept."""
+    from peftlab.training import finite
+
+    poison(monkeypatch, {at}, what="gradient")
+    assert peftlab(*COMMAND, "output_dir=once").status == 1
+    monkeypatch.setattr(finite.FiniteSteps, "looks_later", lambda self, device: True)
+    monkeypatch.setattr(finite._Look, "travelling", lambda self: self)
+    assert peftlab(*COMMAND, "output_dir=later", "trainer.checkpoint_every_n_steps=1").status == 1
+    (once,), (later,) = (list(Path(folder).glob("n/*")) for folder in ("once", "later"))
+    expected, found = record_of(once), record_of(later)
+    assert found["diverged"] == expected["diverged"]
+    assert (found["diverged"]["epoch"], len(found["history"])) == (at[0], at[0])
+    for file in (later / "checkpoints").glob("*.ckpt"):  # nothing that came of that step
+        state = torch.load(file, weights_only=True)["state_dict"]
+        assert all(tensor.isfinite().all() for tensor in state.values())
+
+
 def test_the_rows_are_those_of_the_batch(peftlab: Peftlab, reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from peftlab.data.module import TextDataModule
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -152,6 +152,14 @@ class Backbone(nn.Module, ABC):
         """Undo :meth:`add_soft_prompt`."""
         self.token_embedding()
         raise NotImplementedError(f"{type(self).__name__} has token embeddings, but no remove_soft_prompt")
+
+    def network(self) -> nn.Module:
+        """What :meth:`forward` calls for the whole of its work: the model, or its trunk."""
+        return self.model
+
+    def unpadded(self) -> AbstractContextManager[None]:
+        """Inside, batches have no padding, and the model need not look for it (on a GPU a look waits for it)."""
+        return nullcontext()
 
     def files(self) -> dict[str, str]:
         """Small text files a run must keep to be rebuilt (a vocabulary): file name to content."""

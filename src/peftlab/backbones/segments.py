@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -61,10 +62,19 @@ class Segments:
 
     def of(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Segments (B, T) int64 of ids (B, T) and their mask; 0 on padding."""
-        device, most = input_ids.device, len(self.of_texts) - 1
-        text, special = (torch.tensor(table, device=device) for table in (self.of_texts, self.of_specials))
-        is_special = torch.isin(input_ids, torch.tensor(self.special, device=device)) & (attention_mask > 0)
+        most = len(self.of_texts) - 1
+        text, special, tokens = _tables(self, input_ids.device)
+        is_special = torch.isin(input_ids, tokens) & (attention_mask > 0)
         behind = is_special.long().cumsum(dim=1).clamp(max=most)  # (B, T)
         kind = behind[:, -1:].expand_as(behind)
         found = torch.where(is_special, special[kind, behind], text[kind, behind])
         return torch.where(attention_mask > 0, found, 0)
+
+
+@lru_cache(maxsize=64)
+def _tables(segments: Segments, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """``of_texts``, ``of_specials`` and ``special`` on ``device``, to carry them there but once."""
+    text, special, tokens = segments.of_texts, segments.of_specials, segments.special
+    with torch.inference_mode(False):  # training may take what evaluation has made
+        tables = [torch.tensor(table, device=device) for table in (text, special, tokens)]
+    return tables[0], tables[1], tables[2]

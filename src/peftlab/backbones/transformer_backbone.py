@@ -201,6 +201,7 @@ class TransformerBackbone(Backbone):
         self._embeddings: list[Holder] = []  # where the token embedding stood before a prompt was added
         self._mean_head = self._linear_head() if pooling == "mean" else None
         self._segments = _segments(model, tokenizer)
+        self._padded = True
         # XLNet's summary is what stands last, text or padding; its tokenizer pads on the left.
         self._reads_last_place = getattr(model.config, "summary_type", None) == "last"
         if self._reads_last_place and isinstance(tokenizer, HFTokenizer):
@@ -216,7 +217,7 @@ class TransformerBackbone(Backbone):
         if self._reads_last_place:
             input_ids, attention_mask = padded_left(input_ids, attention_mask)
             text_mask = padded_left(text_mask, attention_mask)[0] if self._prompt is not None else attention_mask
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask if self._padded else None}
         if self._segments is not None:
             inputs["token_type_ids"] = self._segments.of(input_ids, attention_mask)
         if self._mean_head is not None:
@@ -224,10 +225,25 @@ class TransformerBackbone(Backbone):
         logits: Tensor = self.model(**inputs).logits
         return at_least_single(logits)
 
-    def _from_mean(self, head: str, inputs: dict[str, Tensor], text_mask: Tensor) -> Tensor:
-        """Logits of the mean over the text's tokens, which leaves out padding and a soft prompt."""
+    def network(self) -> nn.Module:
+        """See :meth:`Backbone.network`."""
+        if self._mean_head is None:
+            return self.model
         trunk: nn.Module = self.model.base_model  # type: ignore[assignment]
-        hidden = trunk(**inputs).last_hidden_state  # (B, T, d)
+        return trunk
+
+    @contextmanager
+    def unpadded(self) -> Iterator[None]:
+        """See :meth:`Backbone.unpadded`: transformers' models are given no mask, which for them is one of ones."""
+        self._padded = False
+        try:
+            yield
+        finally:
+            self._padded = True
+
+    def _from_mean(self, head: str, inputs: dict[str, Tensor | None], text_mask: Tensor) -> Tensor:
+        """Logits of the mean over the text's tokens, which leaves out padding and a soft prompt."""
+        hidden = self.network()(**inputs).last_hidden_state  # (B, T, d)
         weight = text_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
         mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1)  # (B, d)
         dropout = getattr(self.model, "dropout", None)

@@ -119,6 +119,9 @@ class DataSet(ABC):
     themselves."""
     group_by_length: bool = True
     """Put texts of similar length into one batch (less padding); batches still come in random order."""
+    pad_to_multiple_of: PositiveInt | None = added(None)
+    """Pad batches to a multiple of this many tokens, but not beyond ``max_length``: few lengths, for which a GPU's
+    steps are recorded (``trainer.cuda_graphs``) or compiled. null: to the longest text of the batch."""
     num_workers: NonNegativeInt = bookkeeping(0)
     """Loader processes. Does not change the numbers."""
 

@@ -17,13 +17,31 @@ from peftlab.seeding import derive_seed
 
 STAND_IN = "stand_in"
 """Marks a row that a process without rows of a batch computes beside the others, and that does not count."""
+FULL = "full"
+"""In a batch, where it is asked for: whether no row of it is padded, as the host can tell without asking the device."""
 BATCHES_IN_CHUNK = 50
 """Batches sorted by length together: enough to save padding, few enough to keep the order random."""
 
 
-def pad(rows: Sequence[Sequence[int] | npt.NDArray[np.int32]], pad_id: int) -> dict[str, Tensor]:
-    """``input_ids`` and ``attention_mask``, both (B, T) int64, padded on the right to the longest row."""
+def pad(
+    rows: Sequence[Sequence[int] | npt.NDArray[np.int32]],
+    pad_id: int,
+    *,
+    multiple_of: int | None = None,
+    at_most: int | None = None,
+) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask``, both (B, T) int64, padded on the right.
+
+    Args:
+        rows: token ids of each.
+        pad_id: what they are padded with.
+        multiple_of: T is the length of the longest row; with this, the next multiple of it.
+        at_most: but no more than this, or the longest row.
+    """
     width = max(len(row) for row in rows)
+    if multiple_of is not None:
+        rounded = -(-width // multiple_of) * multiple_of
+        width = rounded if at_most is None else max(width, min(rounded, at_most))
     input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)  # (B, T)
     attention_mask = np.zeros((len(rows), width), dtype=np.int64)
     for i, row in enumerate(rows):
@@ -37,16 +55,20 @@ class Collate:
 
     With ``task_of``, which says the task of a label, the batch also has ``task_ids`` (B,) int64. Of tasks with
     different objectives ``labels`` are :data:`~peftlab.objectives.parts.mixed.Targets`.
+    ``padding`` goes to :func:`pad`.
     """
 
-    def __init__(self, pad_id: int, learned: Learned, task_of: Callable[[Label], int] | None = None) -> None:
+    def __init__(
+        self, pad_id: int, learned: Learned, task_of: Callable[[Label], int] | None = None, **padding: int | None
+    ) -> None:
         self.pad_id = pad_id
         self.learned = learned
         self.task_of = task_of
+        self.padding = padding
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """One batch of ``rows``; ``batch["stand_in"]`` is there, and true, if they are not to count."""
-        batch: dict[str, Any] = dict(pad([row["input_ids"] for row in rows], self.pad_id))
+        batch: dict[str, Any] = dict(pad([row["input_ids"] for row in rows], self.pad_id, **self.padding))
         if any(row.get(STAND_IN) for row in rows):
             batch[STAND_IN] = True
         batch["labels"] = self._labels(rows)
@@ -64,10 +86,10 @@ class Collate:
 
 
 def collate(
-    pad_id: int, learned: Learned, task_of: Callable[[Label], int] | None = None
+    pad_id: int, learned: Learned, task_of: Callable[[Label], int] | None = None, **padding: int | None
 ) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """The ``collate_fn`` of a loader (a class instance, so that loader processes can be spawned)."""
-    return Collate(pad_id, learned, task_of)
+    return Collate(pad_id, learned, task_of, **padding)
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):

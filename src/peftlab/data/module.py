@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from peftlab.backbones.base import Tokenizer
 from peftlab.data.base import DataSet, Splits, Texts
 from peftlab.data.batching import (
+    FULL,
     STAND_IN,
     EvaluationBatchSampler,
     LengthGroupedBatchSampler,
@@ -59,6 +60,8 @@ class TextDataModule(LightningDataModule):
         self.order_seed = order_seed if dataset.order_seed is None else dataset.order_seed
         self.start = (0, 0)
         """Epoch that training begins with, and batches of it that are done; a resumed run sets it."""
+        self.notes_padding = False
+        """Whether batches say that they are full (:data:`~peftlab.data.batching.FULL`)."""
         self._tokenized: dict[SplitName, TokenizedTexts] = {}
         self._task_of = TaskOf(splits.tasks) if splits.tasks else None
 
@@ -118,6 +121,12 @@ class TextDataModule(LightningDataModule):
         )
         return self._loader(rows, sampler)
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Say whether it is full, while the mask is on the host."""
+        if self.notes_padding:
+            batch[FULL] = bool(batch["attention_mask"].all())
+        return batch
+
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
@@ -129,7 +138,13 @@ class TextDataModule(LightningDataModule):
         return DataLoader(
             _MapStyle(rows),
             batch_sampler=sampler,
-            collate_fn=collate(self.tokenizer.pad_id, self.dataset.what_is_learned(), self._task_of),
+            collate_fn=collate(
+                self.tokenizer.pad_id,
+                self.dataset.what_is_learned(),
+                self._task_of,
+                multiple_of=self.dataset.pad_to_multiple_of,
+                at_most=self.dataset.max_length,
+            ),
             num_workers=self.dataset.num_workers,
             persistent_workers=self.dataset.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

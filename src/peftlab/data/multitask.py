@@ -15,9 +15,10 @@ objective has made of its cell; losses and figures are then those of :mod:`peftl
 Rows are drawn as :class:`~peftlab.data.batching.MixtureBatchSampler` says: without repetition within a pass over the
 task, small tasks again and again, large ones in turn. Validation and test are every row of every task, once.
 
-``max_length``, batch sizes, ``truncation``, ``order_seed``, ``group_by_length`` and ``num_workers`` are the mixture's
-own. ``limit_train``, ``limit_val``, ``limit_test``, ``val_fraction`` and ``split_seed`` hold for each task separately
-(``data.limit_train=300`` is 300 rows of every task); an entry of ``tasks`` may say its own.
+``max_length``, batch sizes, ``truncation``, ``order_seed``, ``group_by_length``, ``pad_to_multiple_of`` and
+``num_workers`` are the mixture's own. ``limit_train``, ``limit_val``, ``limit_test``, ``val_fraction`` and
+``split_seed`` hold for each task separately (``data.limit_train=300`` is 300 rows of every task); an entry of
+``tasks`` may say its own.
 
 Imports no torch.
 """
@@ -44,7 +45,8 @@ from peftlab.objectives.parts.task import Task, TaskLabel
 from peftlab.shipped import config_folder
 
 OF_THE_MIXTURE = (
-    "max_length", "truncation", "batch_size", "eval_batch_size", "order_seed", "group_by_length", "num_workers",
+    "max_length", "truncation", "batch_size", "eval_batch_size", "order_seed", "group_by_length",
+    "pad_to_multiple_of", "num_workers",
 )  # fmt: skip
 """Fields that an entry cannot say, as batches hold rows of all tasks."""
 OF_EACH_TASK = ("limit_train", "limit_val", "limit_test", "val_fraction", "split_seed", "objective")

@@ -92,9 +92,9 @@ class Classification(Objective, name="classification"):
 
     def states(self, names: Sequence[str]) -> dict[str, Metric]:
         """Whole numbers, so that the figures are exact quotients, whatever the batches and processes."""
-        from torchmetrics.classification import MulticlassConfusionMatrix
+        from peftlab.objectives.parts.split import ConfusionMatrix
 
-        return {"confusion": MulticlassConfusionMatrix(len(names))}
+        return {"confusion": ConfusionMatrix(len(names))}
 
     def update(self, states: nn.ModuleDict, outputs: Tensor, labels: Tensor) -> None:
         """Count what was predicted of what."""

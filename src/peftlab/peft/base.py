@@ -180,6 +180,11 @@ class PEFTStrategy(metaclass=_Checked):
         """
         return None
 
+    def acts_between_steps(self) -> bool:
+        """Whether a step depends on where training is, by :meth:`regularization` or :meth:`on_step`."""
+        cls, base = type(self), PEFTStrategy
+        return cls.regularization is not base.regularization or cls.on_step is not base.on_step
+
     def over_budget(self, adapter: Adapter) -> int | None:
         """Components that ``adapter`` has beyond the method's final budget; None for a method without one.
 

@@ -177,6 +177,10 @@ class Compose(PEFTStrategy, name="compose"):
         terms = [term for part in _parts_of(adapter) if (term := part.regularization(step, total)) is not None]
         return None if not terms else sum(terms[1:], start=terms[0])
 
+    def acts_between_steps(self) -> bool:
+        """Whether one of the methods does."""
+        return any(method.acts_between_steps() for method in self.parts)
+
     def over_budget(self, adapter: Adapter) -> int | None:
         """The sum over the methods that have a budget."""
         over = [number for part in _parts_of(adapter) if (number := part.over_budget()) is not None]

@@ -163,7 +163,10 @@ class LowRank(Delta):
         return update
 
     def _float(self, x: Tensor) -> Tensor:
-        return x.to(self.lora_A.dtype)
+        """``x`` in the type of the factors; left alone where autocast would only turn it back, and keep both."""
+        device = x.device.type
+        turned_back = torch.is_autocast_enabled(device) and x.dtype == torch.get_autocast_dtype(device)
+        return x if turned_back and not isinstance(self.dropout, nn.Dropout) else x.to(self.lora_A.dtype)
 
     def project(self, x: Tensor) -> Tensor:
         """s · B A x without dropout, (…, in) → (…, out)."""

@@ -25,6 +25,7 @@ from peftlab.records.folder import RunFolder, finished_run
 from peftlab.records.identity import content_sha256
 from peftlab.records.integrity import require_as_recorded
 from peftlab.runs.adapter_file import backbone_fingerprint, load_adapter, read_facts
+from peftlab.training.compiled import compile_backbone
 from peftlab.training.module import TrainingModule
 from peftlab.training.precision import into_precision
 
@@ -221,6 +222,8 @@ def _attached(config: RunConfig, backbone: Backbone) -> Assembled:
 
 def lightning_module(config: RunConfig, assembled: Assembled, splits: Splits) -> TrainingModule:
     """The module that trains or tests ``assembled`` on ``splits``."""
+    if config.trainer.compile:
+        compile_backbone(assembled.backbone, deterministic=config.trainer.deterministic)
     return TrainingModule(
         assembled.adapter,
         config.optim,
@@ -232,6 +235,8 @@ def lightning_module(config: RunConfig, assembled: Assembled, splits: Splits) ->
         label_smoothing=config.trainer.label_smoothing,
         max_steps=config.trainer.max_steps,
         on_nan=config.trainer.on_nan,
+        cuda_graphs=config.trainer.cuda_graphs,
+        compiled=config.trainer.compile,
     )
 
 

@@ -39,6 +39,10 @@ class RowsOfAStep:
         self._all += together
         return loss if rows * processes == self._first else loss * (rows * processes / self._first)
 
+    def leaves(self, rows: int) -> bool:
+        """Whether :meth:`weighted` would leave the loss of a batch with ``rows`` as it is, in one process."""
+        return rows > 0 and self._first in (0, rows)
+
     def settle(self, optimizer: Optimizer, batches: int) -> None:
         """Before the gradients are clipped: give them the size of the mean over the step's rows.
 

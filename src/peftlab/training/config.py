@@ -104,12 +104,18 @@ class TrainerConfig:
     """Only algorithms that give the same bits again."""
     threads: PositiveInt | None = None
     """CPU threads of each process; null: as torch chooses. Sums may differ in the last bit between counts."""
+    compile: bool = added(False)
+    """Let torch.compile make one program of backbone and adapter, for all lengths: a minute before the first step, and
+    faster ones after. Needs a C++ compiler. Dropout then draws in another way, and the last bits are others."""
     on_nan: OnNaN = added("stop")
     """A loss or gradient that is no finite number: stop training, the run has diverged; or skip such steps."""
     checkpoint_every_n_steps: PositiveInt | None = bookkeeping(None)
     """Inside an epoch, write a checkpoint after every so many optimizer steps; null: not by steps."""
     checkpoint_every_minutes: PositiveFloat | None = bookkeeping(10.0)
     """Inside an epoch, write a checkpoint when the last one is so old; null: not by time."""
+    cuda_graphs: bool = bookkeeping(False)
+    """Record forward and backward pass of batches of one shape and replay them (CUDA graphs), where that gives the
+    same bits: one GPU, a method without a schedule of its own. The time of launches goes; a shape is recorded once."""
     keep_checkpoints: bool = bookkeeping(False)
     """Keep them, with the optimizer's states, when the run has ended; its weights are in the adapter file."""
     log_every_n_steps: PositiveInt = bookkeeping(10)

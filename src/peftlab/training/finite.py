@@ -1,8 +1,14 @@
-"""Whether a step's loss and gradients are finite: one look a step, at one number on the device."""
+"""Whether a step's loss and gradients are finite: one look a step, at two numbers on the device.
+
+On a GPU a look waits until the device has done the step, and the device then waits for the next one to be launched.
+There the numbers travel while the next step runs, and are looked at when it has been launched: a run that diverges ends
+one step later, before anything of it is saved or validated, and with the facts of the step that it diverged in.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -28,6 +34,11 @@ class FiniteSteps:
         self.on_nan = on_nan
         self.skipped = 0
         self._loss: Tensor | None = None
+        self._travelling: _Look | None = None
+
+    def looks_later(self, device: torch.device) -> bool:
+        """Whether a step's numbers are looked at after the next one: where waiting costs, and nothing is left out."""
+        return device.type == "cuda" and self.on_nan == "stop"
 
     def add(self, loss: Tensor) -> None:
         """The loss of a batch of the step, a scalar."""
@@ -48,15 +59,28 @@ class FiniteSteps:
         if gradients:  # the largest entry, as a sum of squares may overflow where no entry does
             largest = torch._foreach_norm(gradients, math.inf)
             parts.append(torch.stack([one.float() for one in largest]).max())
-        if not parts or math.isfinite(torch.stack(parts).sum().item()):
+        if not parts:
             return
-        if self.on_nan == "skip":
+        numbers = torch.stack([torch.stack(parts).sum(), parts[0] if loss is None else loss])
+        look = _Look(_place(module), loss is not None, numbers)
+        if self.looks_later(numbers.device):
+            self.settle(module)
+            self._travelling = look.travelling()
+        elif not look.is_finite() and self.on_nan == "skip":
             self.skipped += 1
             optimizer.zero_grad(set_to_none=True)  # optimizers pass over what has no gradient
-            return
-        what = "loss" if loss is not None and not loss.isfinite() else "gradient"
-        facts = _facts(module, what)
-        raise Diverged(facts, in_words(facts))
+        else:
+            look.require_finite(module)
+
+    def settle(self, module: L.LightningModule) -> None:
+        """Look at what is still travelling: before anything is kept of what came out of it.
+
+        Raises:
+            Diverged: as :meth:`check`, with the facts of that step.
+        """
+        look, self._travelling = self._travelling, None
+        if look is not None:
+            look.require_finite(module)
 
     def end_if_wanted(self, module: L.LightningModule, what: str) -> None:
         """End the training, whose last step has led to ``what``, unless such steps are to be skipped.
@@ -65,7 +89,7 @@ class FiniteSteps:
             Diverged: naming the step.
         """
         if self.on_nan == "stop":
-            facts = _facts(module, what) | {"step": module.trainer.global_step - 1, "rows": []}
+            facts = _facts(module, _place(module), what) | {"step": module.trainer.global_step - 1, "rows": []}
             raise Diverged(facts, in_words(facts))
 
 
@@ -73,26 +97,73 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _facts(module: L.LightningModule, what: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Place:
+    """Where a step is: epoch, its last batch in it, optimizer step, all from 0; and its learning rate."""
+
+    epoch: int
+    batch: int
+    step: int
+    lr: float
+
+
+def _place(module: L.LightningModule) -> _Place:
     trainer = module.trainer
-    batch = trainer.fit_loop.epoch_loop.batch_idx
-    first = batch - batch % trainer.accumulate_grad_batches
-    return {
-        "what": what,
-        "epoch": trainer.current_epoch,
-        "step": trainer.global_step,
-        "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
-        "rows": _rows(trainer, first, batch),
-    }
+    return _Place(
+        trainer.current_epoch,
+        trainer.fit_loop.epoch_loop.batch_idx,
+        trainer.global_step,
+        float(trainer.optimizers[0].param_groups[0]["lr"]),
+    )
 
 
-def _rows(trainer: L.Trainer, first: int, last: int) -> list[int]:
-    """Numbers, from 1, in the training split, of the rows of batches ``first`` … ``last`` of this epoch and process.
+@dataclass(frozen=True)
+class _Look:
+    """A step and its two numbers: one that is finite if loss and gradients are, and the loss."""
+
+    place: _Place
+    has_loss: bool
+    numbers: Tensor
+    arrived: torch.cuda.Event | None = None
+
+    def travelling(self) -> _Look:
+        """The same, on its way to the host, while the device goes on."""
+        host = torch.empty(2, pin_memory=True)
+        host.copy_(self.numbers, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        return _Look(self.place, self.has_loss, host, arrived)
+
+    def is_finite(self) -> bool:
+        return math.isfinite(self._numbers()[0])
+
+    def require_finite(self, module: L.LightningModule) -> None:
+        if self.is_finite():
+            return
+        what = "loss" if self.has_loss and not math.isfinite(self._numbers()[1]) else "gradient"
+        facts = _facts(module, self.place, what)
+        raise Diverged(facts, in_words(facts))
+
+    def _numbers(self) -> list[float]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        numbers: list[float] = self.numbers.tolist()
+        return numbers
+
+
+def _facts(module: L.LightningModule, place: _Place, what: str) -> dict[str, Any]:
+    first = place.batch - place.batch % module.trainer.accumulate_grad_batches
+    rows = _rows(module.trainer, place.epoch, first, place.batch)
+    return {"what": what, "epoch": place.epoch, "step": place.step, "lr": place.lr, "rows": rows}
+
+
+def _rows(trainer: L.Trainer, epoch: int, first: int, last: int) -> list[int]:
+    """Numbers, from 1, in the training split, of the rows of batches ``first`` … ``last`` of ``epoch`` and process.
 
     Which rows a batch has is a function of seed and epoch: the sampler can be asked again.
     """
     sampler = getattr(trainer.train_dataloader, "batch_sampler", None)
-    batches = sampler.batches(trainer.current_epoch) if sampler is not None else []
+    batches = sampler.batches(epoch) if sampler is not None else []
     return [row + 1 for batch in batches[first : last + 1] for row in batch if row >= 0]
 
 

@@ -23,10 +23,12 @@ from peftlab.objectives.parts.split import KeptOutputs, SplitMetrics
 from peftlab.objectives.parts.task import Task
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.legacy import FORMAT, present_state
-from peftlab.seeding import derive_seed
+from peftlab.seeding import derive_seed, seed_draws
 from peftlab.training.accumulation import RowsOfAStep
+from peftlab.training.compiled import compiling
 from peftlab.training.config import OVER_BUDGET, OnNaN, OptimizerConfig, ScheduleConfig
 from peftlab.training.finite import FiniteSteps
+from peftlab.training.graphs import Computed, GraphedSteps, graphed_steps
 from peftlab.training.partial import set_states, states_of
 
 Batch = dict[str, Any]
@@ -54,6 +56,8 @@ class TrainingModule(L.LightningModule):
         label_smoothing: float = 0.0,
         max_steps: int | None = None,
         on_nan: OnNaN = "stop",
+        cuda_graphs: bool = False,
+        compiled: bool = False,
         tasks: Sequence[Task] = (),
     ) -> None:
         super().__init__()
@@ -83,6 +87,9 @@ class TrainingModule(L.LightningModule):
         self._rows_of_step = RowsOfAStep()
         self._together: list[int] = []
         self._finite = FiniteSteps(on_nan)
+        self.cuda_graphs, self.compiled = cuda_graphs, compiled
+        self.graphs: GraphedSteps | None = None
+        """What records steps and replays them, while training does so."""
 
     def _new_metrics(self, names: Sequence[str], tasks: Sequence[Task]) -> nn.Module:
         if self.mixed is not None:
@@ -94,16 +101,20 @@ class TrainingModule(L.LightningModule):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None = None) -> Tensor:
         """Outputs of the head (B, C) in fp32; of several classifications, -inf for classes not of a row's own task."""
-        if task_ids is None:
-            logits: Tensor = self.backbone(input_ids, attention_mask)
-            return logits.float()
-        outputs: Tensor = self.backbone(input_ids, attention_mask, task_ids).float()
+        with compiling(f"this {self.backbone.architecture}"):
+            if task_ids is None:
+                logits: Tensor = self.backbone(input_ids, attention_mask)
+                return logits.float()
+            outputs: Tensor = self.backbone(input_ids, attention_mask, task_ids).float()
         return outputs if self.tasks is None else self.tasks.masked(outputs, task_ids)
 
     # -- training ------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         """Of an epoch that is gone on with, nothing else says that it starts."""
+        if self.cuda_graphs:
+            self.graphs = graphed_steps(self)
+            self.trainer.datamodule.notes_padding = self.graphs is not None  # type: ignore[attr-defined]
         if self.trainer.fit_loop.restarted_mid_epoch:
             self.on_train_epoch_start()
 
@@ -120,18 +131,38 @@ class TrainingModule(L.LightningModule):
         Masks are then a function of where training is and not of what was drawn before, so a resumed run
         draws the same ones, on every rank, without any random state in the checkpoint.
         """
-        torch.manual_seed(derive_seed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank))
+        seed_draws(derive_seed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank), self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The batch's mean loss, and the method's own term if it has one."""
-        loss = self._loss("train", batch, self.label_smoothing)
+        rows = 0 if STAND_IN in batch else len(batch["labels"])
+        computed = self._by_graph(batch, rows) or self.computed(batch)
+        loss = computed["loss"]
+        self._count("train", batch, computed)
         self._finite.add(loss)
-        self.log(MetricName("train", "loss_step").in_history, loss, prog_bar=True)
+        if self._shows_steps():
+            self.log(MetricName("train", "loss_step").in_history, loss, prog_bar=True)
         penalty = self.adapter.regularization(self.global_step + 1, self._total_steps())
         whole = loss if penalty is None else loss + penalty
-        rows = 0 if STAND_IN in batch else len(batch["labels"])
         together = self._together[batch_idx] if self._together else None
         return self._rows_of_step.weighted(whole, rows, together, self.trainer.world_size)
+
+    def _by_graph(self, batch: Batch, rows: int) -> Computed | None:
+        """Forward and backward pass of a batch that counts as it is, if there is a graph for it."""
+        if self.graphs is None or not self._rows_of_step.leaves(rows):
+            return None
+        return self.graphs.step(batch, self.trainer.accumulate_grad_batches)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The backward pass; a graph has done it already."""
+        if self.graphs is None or not self.graphs.give_gradients():
+            super().backward(loss, *args, **kwargs)
+
+    def _shows_steps(self) -> bool:
+        """Whether somebody sees this step's own loss: Lightning's way with it takes a millisecond."""
+        trainer = self.trainer
+        bar = getattr(trainer.progress_bar_callback, "is_enabled", False)
+        return bar or (bool(trainer.loggers) and trainer._logger_connector.should_update_logs)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Weight the step's batches by their rows, and look at loss and gradients, before they are clipped.
@@ -162,6 +193,7 @@ class TrainingModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Validation is not training time."""
+        self._finite.settle(self)
         self._clock.pause()
 
     def on_validation_epoch_end(self) -> None:
@@ -174,6 +206,7 @@ class TrainingModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Add the epoch's row to the history, and print it."""
+        self._finite.settle(self)
         train = self._computed("train")
         if self._finite.skipped:
             self.print(f"  {self._finite.skipped} steps were skipped: their loss or gradient was no finite number")
@@ -228,18 +261,22 @@ class TrainingModule(L.LightningModule):
 
     def _evaluate(self, split: str, batch: Batch, number: int | None = None) -> None:
         """One batch of a split; of the test its ``number``, by which the rows are known."""
-        self._loss(split, batch, number=number)
+        computed = self.computed(batch, smoothed=False)
+        self._count(split, batch, computed)
+        if number is not None and STAND_IN not in batch:
+            self._kept.update(self._rows_of_test(number), computed["outputs"])
 
     def _rows_of_test(self, number: int) -> list[int]:
         loader: Any = self.trainer.test_dataloaders
         rows: list[int] = loader.batch_sampler.batch(number)
         return rows
 
-    def _loss(self, split: str, batch: Batch, label_smoothing: float = 0.0, *, number: int | None = None) -> Tensor:
-        """The batch's mean loss; what the batch says is added to the split's metrics."""
-        labels, task_ids, metrics = batch["labels"], batch.get("task_ids"), self._metrics(split)
+    def computed(self, batch: Batch, *, smoothed: bool = True) -> Computed:
+        """``outputs`` (B, C), the mean ``loss``, and what metrics take beside them, ``said``: losses, detached."""
+        labels, task_ids = batch["labels"], batch.get("task_ids")
+        label_smoothing = self.label_smoothing if smoothed else 0.0
         outputs = self(batch["input_ids"], batch["attention_mask"], task_ids)
-        said: Any  # what the metrics of the split take beside outputs and labels
+        said: Any
         if self.mixed is not None:
             of_tasks = self.mixed.losses(outputs, labels, label_smoothing)
             said = {task: one.detach() for task, one in of_tasks.items()}
@@ -251,14 +288,14 @@ class TrainingModule(L.LightningModule):
             assert isinstance(self.objective, Objective)
             loss = self.objective.loss(outputs, labels, label_smoothing=label_smoothing)
             said = loss.detach()
-        if split == "train" and self._finite.on_nan == "skip" and not loss.isfinite():
-            return loss  # its rows are not learned from, and not counted
-        if STAND_IN in batch:
-            return loss
-        metrics.update(outputs.detach(), labels, said)
-        if number is not None:
-            self._kept.update(self._rows_of_test(number), outputs)
-        return loss
+        return {"outputs": outputs, "loss": loss, "said": said}
+
+    def _count(self, split: str, batch: Batch, computed: Computed) -> None:
+        """Add what was computed of a batch to the split's metrics, if its rows count."""
+        skips = split == "train" and self._finite.on_nan == "skip"
+        if STAND_IN in batch or (skips and not computed["loss"].isfinite()):  # not learned from, and not counted
+            return
+        self._metrics(split).update(computed["outputs"].detach(), batch["labels"], computed["said"])
 
     def _log_figures(self, split: str, values: dict[str, Any]) -> None:
         """Show the figures to loggers, checkpointing and early stopping; an undefined one is as bad as can be."""
@@ -304,6 +341,7 @@ class TrainingModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter and what trains beside it, never the frozen backbone."""
+        self._finite.settle(self)
         checkpoint["state_dict"] = self.adapter.state_dict()
         checkpoint["adapter_format"] = FORMAT
         checkpoint["history"] = self.history

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftlab.fields import PositiveFloat, PositiveInt, Probability
+from peftlab.fields import PositiveFloat, PositiveInt, Probability, added
 from peftlab.training.config import Factor, OptimizerConfig, ScheduleConfig, Share
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ class AdamW(OptimizerConfig):
     beta1: Probability = 0.9
     beta2: Probability = 0.999
     eps: PositiveFloat = 1e-8
+    fused: bool = added(False)
+    """One kernel for all tensors, on a GPU: less time a step, and other last bits."""
 
     def build(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimizer over ``groups``."""
@@ -30,6 +32,7 @@ class AdamW(OptimizerConfig):
             lr=self.lr,
             betas=(self.beta1, self.beta2),
             eps=self.eps,
+            fused=self.fused or None,
         )
 
 

@@ -66,6 +66,9 @@ def build_trainer(
     quiet()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    # With deterministic algorithms torch fills all memory that it hands out, so that a program that reads what nobody
+    # wrote shows it: a pass over every tensor more, and on a GPU a launch.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     callbacks: list[Callback] = []
     notebook = in_notebook()
     show_bar = config.progress_bar and (notebook or sys.stdout.isatty())

@@ -84,7 +84,8 @@ class TaskLosses(Metric):
     def update(self, losses: Tensor, task_ids: Tensor) -> None:
         """Add rows: their ``losses`` (B,) and tasks (B,)."""
         self.total.index_put_((task_ids,), losses.to(self.total), accumulate=True)
-        self.rows += torch.bincount(task_ids, minlength=len(self.rows))
+        numbers = torch.arange(len(self.rows), device=task_ids.device)
+        self.rows += (task_ids[:, None] == numbers).sum(dim=0)  # bincount waits for the device
 
     def compute(self) -> Tensor:
         """(tasks,), 0 for a task without rows."""

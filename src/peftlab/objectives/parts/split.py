@@ -50,13 +50,34 @@ class WeightedMean(Metric):
 
     def update(self, value: Tensor, weight: float) -> None:
         """Add values of any shape, each of which stands for ``weight`` rows."""
-        weights = torch.as_tensor(weight, dtype=self.total.dtype, device=self.total.device).broadcast_to(value.shape)
-        self.total += (value.to(self.total.dtype) * weights).sum()
-        self.weight += weights.sum()
+        self.total += (value.to(self.total.dtype) * weight).sum()
+        self.weight += weight * value.numel()
 
     def compute(self) -> Tensor:
         """The mean, a scalar; NaN of nothing."""
         return self.total / self.weight
+
+
+class ConfusionMatrix(Metric):
+    """Rows counted by true and predicted class, without a look at the device's numbers (torchmetrics' waits)."""
+
+    full_state_update = False
+    confmat: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.add_state("confmat", torch.zeros(classes, classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, labels: Tensor) -> None:
+        """Add rows: ``predicted`` and ``labels`` (B,) int64, both among the classes."""
+        classes = torch.arange(len(self.confmat), device=labels.device)
+        with torch.autocast(labels.device.type, enabled=False):  # float32 holds counts of a batch exactly
+            true = (labels[:, None] == classes).float()
+            self.confmat += (true.T @ (predicted[:, None] == classes).float()).long()
+
+    def compute(self) -> Tensor:
+        """(C, C) int64: rows of each true class (first) that were taken for each (second)."""
+        return self.confmat
 
 
 class Collected(Metric):
