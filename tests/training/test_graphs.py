@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from peftlab import Run, fit
 from peftlab.backbones.transformer import TransformerConfig
@@ -215,16 +216,33 @@ def test_it_says_where_it_does_not_apply(
     assert reason in capfd.readouterr().err
 
 
-def test_a_model_without_padding_needs_no_mask() -> None:
-    """For the models of transformers no mask is one of ones: to the bit, as a graph is compared with the plain step."""
-    backbone = TransformerConfig(architecture={**BERT, "model_type": "bert"}).build(2, seed=0).eval()
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+@pytest.mark.parametrize("full", [True, False])
+def test_what_is_recorded_takes_the_way_of_the_plain_step(
+    monkeypatch: pytest.MonkeyPatch, model_type: str, full: bool
+) -> None:
+    """transformers looks whether a mask has padding, and goes another way through attention if it has none."""
+    backbone = TransformerConfig(architecture={**BERT, "model_type": model_type}).build(2, seed=0).eval()
     ids = torch.randint(5, 250, (3, 16))
-    with torch.no_grad(), backbone.unpadded():
-        found = backbone(ids, torch.ones_like(ids))
+    mask = torch.ones_like(ids) if full else torch.ones_like(ids).index_fill(1, torch.arange(12, 16), 0)
+    ways: list[Any] = []
+    attend = F.scaled_dot_product_attention
+
+    def noting(*given: Any, **how: Any) -> Tensor:
+        ways.append((how.get("attn_mask") is None, how.get("is_causal")))
+        return attend(*given, **how)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noting)
     with torch.no_grad():
-        assert torch.equal(found, backbone(ids, torch.ones_like(ids)))
-        mask = torch.ones_like(ids).index_fill(1, torch.arange(8, 16), 0)
-        assert not torch.equal(found, backbone(ids, mask))
+        expected = backbone(ids, mask)
+    plain, ways = ways, []
+    monkeypatch.setattr(Tensor, "__bool__", lambda self: pytest.fail("it looks at a tensor"))
+    with torch.no_grad(), backbone.without_a_look(full=full):
+        found = backbone(ids, mask)
+    monkeypatch.undo()
+    assert torch.equal(found, expected)
+    assert ways == plain
+    assert ways[0][0] == full
 
 
 def test_a_steps_draws_are_seeded_as_torch_seeds_them() -> None:

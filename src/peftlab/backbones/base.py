@@ -157,8 +157,11 @@ class Backbone(nn.Module, ABC):
         """What :meth:`forward` calls for the whole of its work: the model, or its trunk."""
         return self.model
 
-    def unpadded(self) -> AbstractContextManager[None]:
-        """Inside, batches have no padding, and the model need not look for it (on a GPU a look waits for it)."""
+    def without_a_look(self, *, full: bool) -> AbstractContextManager[None]:
+        """Inside, the model computes what it always computes, but is told whether a batch is ``full``.
+
+        Models that look for padding themselves take other ways without any; on a GPU a look waits for the device.
+        """
         return nullcontext()
 
     def files(self) -> dict[str, str]:

@@ -233,13 +233,26 @@ class TransformerBackbone(Backbone):
         return trunk
 
     @contextmanager
-    def unpadded(self) -> Iterator[None]:
-        """See :meth:`Backbone.unpadded`: transformers' models are given no mask, which for them is one of ones."""
-        self._padded = False
+    def without_a_look(self, *, full: bool) -> Iterator[None]:
+        """See :meth:`Backbone.without_a_look`.
+
+        transformers' models are given no mask if there is no padding, which for them is one of ones; without one they
+        would look for several texts in a row, by positions, but here a row is a text. What is padded they do not look
+        at where they are traced.
+        """
+        from transformers import masking_utils
+
+        answers = {"is_tracing": not full, "find_packed_sequence_indices": None}
+        looks = {name: getattr(masking_utils, name) for name in answers if hasattr(masking_utils, name)}
+        self._padded = not full
+        for name in looks:
+            setattr(masking_utils, name, lambda *_, answer=answers[name]: answer)
         try:
             yield
         finally:
             self._padded = True
+            for name, look in looks.items():
+                setattr(masking_utils, name, look)
 
     def _from_mean(self, head: str, inputs: dict[str, Tensor | None], text_mask: Tensor) -> Tensor:
         """Logits of the mean over the text's tokens, which leaves out padding and a soft prompt."""

@@ -17,7 +17,6 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -213,7 +212,9 @@ class GraphedSteps:
     def _done(self, compute: Compute, batch: Batch, batches: int) -> tuple[Computed, list[Tensor | None]]:
         """What is computed of a batch, detached, and the gradients."""
         computed = compute(batch)
-        gradients = torch.autograd.grad(computed["loss"] / batches, self._parameters, allow_unused=True)
+        share = computed["loss"] / batches
+        with torch.autocast(share.device.type, enabled=False):  # as Lightning: its backward pass is outside of it
+            gradients = torch.autograd.grad(share, self._parameters, allow_unused=True)
         return {name: tensor.detach() for name, tensor in computed.items()}, list(gradients)
 
     def _record(self, batch: Batch, batches: int, gradients: Sequence[Tensor | None]) -> _Graph:
@@ -277,8 +278,9 @@ def graphed_steps(module: TrainingModule, recorder: Recorder | None = None) -> G
         return None
 
     def without_a_look(batch: Batch) -> Computed:
-        full = batch.get(FULL) and not module.compiled  # what is compiled does not look
-        with module.backbone.unpadded() if full else nullcontext():
+        if module.compiled:  # what is compiled does not look
+            return module.computed(dict(batch))
+        with module.backbone.without_a_look(full=batch[FULL]):
             return module.computed(dict(batch))
 
     groups = module.trainer.optimizers[0].param_groups
