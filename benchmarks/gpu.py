@@ -97,7 +97,7 @@ class Row:
     def __init__(self, name: str, given: argparse.Namespace, out: TextIO | None) -> None:
         self.name, self.rounds, self.out = name, given.rounds, out
         words = words_of(name, given)
-        names = self.SIDES.get(name, ["graphs", "peer", "plain"])
+        names = self.SIDES.get(name, ["graphs", "peer"])
         self.sides = {side: Process(side, words) for side in names}
         self.found: dict[str, list[dict[str, Any]]] = {side: [] for side in names}
         self.errors: dict[str, str] = {}
