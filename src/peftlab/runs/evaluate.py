@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from peftlab.allocator import keeping_memory
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits, Texts
 from peftlab.data.module import TextDataModule
@@ -89,7 +90,8 @@ def measured(config: RunConfig, assembled: Assembled, splits: Splits, rows: Text
         logger=None,
         rows_per_step=config.data.eval_batch_size,
     )
-    trainer.test(module, data, verbose=False)
+    with keeping_memory(config.trainer.keep_memory):
+        trainer.test(module, data, verbose=False)
     require_all_rows(module.test_metrics["rows"], len(rows))
     return module
 

@@ -16,6 +16,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
 from peftlab import process
+from peftlab.allocator import keeping_memory
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import TextDataModule
@@ -171,13 +172,14 @@ def _train(
     if ranks.rank == 0:
         print_before(config, RunFolder.of(config), splits, run.assembled.backbone, run.parameters)
     try:
-        try:
-            run.fit(folder.checkpoints / resume if resume else None)
-        except Diverged as error:
-            error.facts["history"] = run.module.history
-            raise
-        chosen = run.load_chosen()
-        test_seconds = run.test()
+        with keeping_memory(config.trainer.keep_memory):
+            try:
+                run.fit(folder.checkpoints / resume if resume else None)
+            except Diverged as error:
+                error.facts["history"] = run.module.history
+                raise
+            chosen = run.load_chosen()
+            test_seconds = run.test()
     except SystemExit as error:  # what Lightning makes of an interrupt
         raise _interrupt(error) from error
     finally:
