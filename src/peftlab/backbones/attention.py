@@ -28,6 +28,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask,
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 
+from peftlab.backbones import fast_dropout
 from peftlab.backbones.base import Backbone
 from peftlab.errors import BackboneError, listed
 
@@ -138,15 +139,33 @@ def takes_a_cache(trunk: nn.Module) -> bool:
 
 
 def _sdpa(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any) -> Any:
+    return _with_extra(sdpa_attention_forward, module, query, key, value, mask, rest)
+
+
+def _dropout_sdpa(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any
+) -> Any:
+    return _with_extra(fast_dropout.attention, module, query, key, value, mask, rest)
+
+
+def _with_extra(
+    attend: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    rest: dict[str, Any],
+) -> Any:
     extra = _extra(module)
     if extra is None:
-        return sdpa_attention_forward(module, query, key, value, mask, **rest)
+        return attend(module, query, key, value, mask, **rest)
     causal = rest.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if mask is None and causal and query.shape[2] > 1:
         # Without a mask sdpa would be causal by its flag, which would hide extra keys from the first queries.
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=key.device).tril()[None, None]
-    return sdpa_attention_forward(module, query, *_extended(extra, key, value, mask, rest), **rest)
+    return attend(module, query, *_extended(extra, key, value, mask, rest), **rest)
 
 
 def _eager(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any) -> Any:
@@ -177,10 +196,16 @@ def _extended(
 
 
 # The mask functions are those of the attention underneath: boolean for sdpa, additive for eager.
-_NAMES = {"sdpa": "peftlab_prefixed_sdpa", "eager": "peftlab_prefixed_eager"}
+_NAMES = {
+    "sdpa": "peftlab_prefixed_sdpa",
+    fast_dropout.NAME: "peftlab_prefixed_dropout_sdpa",
+    "eager": "peftlab_prefixed_eager",
+}
 ALL_ATTENTION_FUNCTIONS.register(_NAMES["sdpa"], _sdpa)
+ALL_ATTENTION_FUNCTIONS.register(_NAMES[fast_dropout.NAME], _dropout_sdpa)
 ALL_ATTENTION_FUNCTIONS.register(_NAMES["eager"], _eager)
 ALL_MASK_ATTENTION_FUNCTIONS.register(_NAMES["sdpa"], sdpa_mask)
+ALL_MASK_ATTENTION_FUNCTIONS.register(_NAMES[fast_dropout.NAME], sdpa_mask)
 ALL_MASK_ATTENTION_FUNCTIONS.register(_NAMES["eager"], eager_mask)
 
 

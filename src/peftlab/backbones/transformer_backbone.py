@@ -75,6 +75,10 @@ def build(
         keep_head_in_float32(model, head)
     if given.quantize is not None and device.type != "meta":
         quantize(model, given.quantize, keep=head, device=device)
+    if given.fast_dropout:
+        from peftlab.backbones.fast_dropout import use_fast_dropout
+
+        use_fast_dropout(model)
     provenance = {
         **(source.provenance if source else {"source": "random", "settings": dict(given.architecture or {})}),
         "architecture": config.model_type,

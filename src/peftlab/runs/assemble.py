@@ -187,7 +187,16 @@ def plain_weights(assembled: Assembled, plain: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-FREE_TO_DIFFER = {"from_run", "train_head", "freeze", "glove", "dropout", "attention_dropout", "attention"}
+FREE_TO_DIFFER = {
+    "from_run",
+    "train_head",
+    "freeze",
+    "glove",
+    "dropout",
+    "attention_dropout",
+    "fast_dropout",
+    "attention",
+}
 """Backbone fields that may be other than the earlier run's: they change how it trains, not what it is."""
 
 

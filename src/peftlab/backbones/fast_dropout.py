@@ -1,0 +1,206 @@
+"""``backbone.fast_dropout``: on CPUs, dropout from random bytes, and attention with it in blocks that fit the cache.
+
+torch draws a number for each element, one after the other, and with dropout leaves its fused attention for one that
+writes scores, weights and masks of all heads to memory. Here a byte b decides an element, which is kept if
+b < k, k = round(256 (1 - p)), and then scaled by 256 / k: the rate is p to 1/512, and the expectation exact. Attention
+
+    O = (M ⊙ softmax(Q Kᵀ / √d + mask)) V · 256 / k        M (B, H, T, T) of zeros and ones
+
+goes over a few heads at a time; backward computes the weights once more instead of keeping them. Memory for a layer's
+attention is a byte a weight.
+
+It acts where a model is in training, on a CPU and in float32, on ``nn.Dropout`` modules and on attention that
+``transformers`` looks up as ``sdpa``; anywhere else the plain code runs. Draws come from torch's generator, so that a
+step's seed decides them, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "peftlab_dropout_sdpa"
+"""Of the attention, in transformers' registry."""
+BLOCK = 3 * 2**20
+"""Bytes of the scores of one block."""
+
+
+def use_fast_dropout(model: Any) -> None:
+    """Let ``model`` (of ``transformers``) drop by bytes: its modules stay what they are, under their names."""
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = ByteDropout
+    if getattr(model.config, "_attn_implementation", None) == "sdpa":
+        model.set_attn_implementation(NAME)
+
+
+def kept(p: float) -> int:
+    """k of 256 bytes for which an element is kept, where it is dropped with probability ``p``: 1 … 256."""
+    return max(1, round(256 * (1 - p)))
+
+
+def keep_mask(shape: tuple[int, ...], p: float) -> Tensor:
+    """Whether each element is kept, bool, drawn from torch's generator of the CPU: eight at once."""
+    size = torch.Size(shape).numel()
+    drawn = torch.randint(-(2**63), 2**63 - 1, (-(-size // 8),), dtype=torch.int64)
+    return (drawn.view(torch.uint8)[:size] < kept(p)).view(shape)
+
+
+class ByteDropout(nn.Dropout):
+    """``nn.Dropout``, drawn by bytes on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x``, with elements that are dropped and others that are scaled, in training."""
+        if not (self.training and self.p > 0 and applies(x)):
+            return super().forward(x)
+        dropped: Tensor = _Dropped.apply(x, keep_mask(tuple(x.shape), self.p), 256 / kept(self.p))  # type: ignore[no-untyped-call]
+        return dropped
+
+
+def applies(x: Tensor) -> bool:
+    """Whether the fast code is for this tensor."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+
+
+class _Dropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(keep)
+        ctx.scale = scale
+        return torch.where(keep, x, 0.0).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (keep,) = ctx.saved_tensors
+        return torch.where(keep, gradients[0], 0.0).mul_(ctx.scale), None, None
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """As ``transformers``' ``sdpa_attention_forward``: (B, H, T, d) each to (B, T, H, d)."""
+    if dropout == 0 or not applies(query) or rest.get("position_bias") is not None:
+        plain: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **rest
+        )
+        return plain
+    groups = getattr(module, "num_key_value_groups", 1)
+    if groups > 1:
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is None and causal and query.shape[2] > 1:
+        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()[None, None]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    keep = keep_mask((*query.shape[:3], key.shape[2]), dropout)
+    return blockwise(query, key, value, attention_mask, keep, 256 / kept(dropout), scale), None
+
+
+def blockwise(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, keep: Tensor, factor: float, scale: float
+) -> Tensor:
+    """Attention with the weights that ``keep`` keeps, times ``factor``.
+
+    Args:
+        query: (B, H, T, d).
+        key: (B, H, S, d).
+        value: (B, H, S, d).
+        mask: broadcast to (B, H, T, S): bool, true where there is something to attend to; or float, that is added.
+        keep: (B, H, T, S) bool.
+        factor: of weights that are kept.
+        scale: of scores.
+
+    Returns:
+        (B, T, H, d), contiguous.
+    """
+    added = _to_add(mask, query.dtype)
+    out: Tensor = _Attention.apply(query, key, value, added, keep, factor, scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+def plain(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, keep: Tensor, factor: float, scale: float
+) -> Tensor:
+    """What :func:`blockwise` computes, by its formula."""
+    scores = query @ key.mT * scale
+    added = _to_add(mask, query.dtype)
+    weights = (scores if added is None else scores + added).softmax(dim=-1)
+    return ((weights * keep * factor) @ value).transpose(1, 2)
+
+
+def _to_add(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask as what is added to scores, four-dimensional; its rows once, if they are all the same."""
+    if mask is None:
+        return None
+    mask = mask[(None,) * (4 - mask.dim())]
+    if mask.shape[2] > 1 and mask.stride(2) == 0:
+        mask = mask[:, :, :1]
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, keep: Tensor, factor: float, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v, added, keep)
+        ctx.factor, ctx.scale = factor, scale
+        batch, heads, length, _ = q.shape
+        out = q.new_empty(batch, length, heads, v.shape[-1])
+        for b, some in _blocks(q, k):
+            weights = _weights(q[b, some] * scale, k, added, b, some).mul_(keep[b, some])
+            out[b, :, some] = torch.bmm(weights, v[b, some]).mul_(factor).transpose(0, 1)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        q, k, v, added, keep = ctx.saved_tensors
+        given = gradients[0]
+        dq, dk, dv = (torch.empty_like(one.transpose(1, 2), memory_format=torch.contiguous_format) for one in (q, k, v))
+        for b, some in _blocks(q, k):
+            scaled, kept_here = q[b, some] * ctx.scale, keep[b, some]
+            weights = _weights(scaled, k, added, b, some)
+            outer = given[b, :, some].transpose(0, 1) * ctx.factor  # (h, T, d)
+            d_weights = torch.bmm(outer, v[b, some].mT).mul_(kept_here)
+            dv[b, :, some] = torch.bmm((weights * kept_here).mT, outer).transpose(0, 1)
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            dq[b, :, some] = torch.bmm(d_scores, k[b, some]).mul_(ctx.scale).transpose(0, 1)
+            dk[b, :, some] = torch.bmm(d_scores.mT, scaled).transpose(0, 1)
+        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None, None, None
+
+
+def _blocks(q: Tensor, k: Tensor) -> Iterator[tuple[int, slice]]:
+    """A row of the batch and some of its heads at a time."""
+    batch, heads, length, _ = q.shape
+    at_once = max(1, min(heads, BLOCK // (q.element_size() * length * k.shape[2])))
+    for b in range(batch):
+        for first in range(0, heads, at_once):
+            yield b, slice(first, first + at_once)
+
+
+def _weights(scaled: Tensor, k: Tensor, added: Tensor | None, b: int, some: slice) -> Tensor:
+    """softmax(Q Kᵀ · scale + mask) of one block, (h, T, S), from its ``scaled`` Q."""
+    scores = torch.bmm(scaled, k[b, some].mT)
+    if added is not None:
+        of_row = added[b if added.shape[0] > 1 else 0]
+        scores.add_(of_row[some] if of_row.shape[0] > 1 else of_row)
+    return torch.softmax(scores, dim=-1)
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
