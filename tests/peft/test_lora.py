@@ -6,7 +6,10 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from peftlab.backbones.base import Target
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.errors import PeftlabError
 from peftlab.peft.adapter import Adapter
@@ -119,6 +122,33 @@ def test_dropout_acts_on_the_low_rank_path_only() -> None:
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
     assert torch.equal(layer(x), layer(x))
+
+
+@pytest.mark.parametrize("alpha", [16.0, 1.0, 12.0])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_scale_rounds_as_if_it_stood_last(alpha: float, autocast: bool) -> None:
+    """s · (B (A x)), to the bit, wherever a power of two stands; and an input that autocast would turn back."""
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 40)
+    strategy = LoRA(rank=8, alpha=alpha)
+    target = Target("layer", layer, None)
+    delta = LowRank(target, 8, scale=strategy.scale_at(target), dropout=0.0, generator=torch.Generator().manual_seed(1))
+    nn.init.normal_(delta.lora_B)
+    x = torch.randn(5, 24)
+    outer = torch.randn(5, 40)
+
+    def last(x: Tensor) -> Tensor:
+        return F.linear(F.linear(x.float(), delta.lora_A), delta.lora_B) * (alpha / 8)
+
+    found: list[Tensor] = []
+    expected: list[Tensor] = []
+    for compute, into in ((delta.low_rank, found), (last, expected)):
+        given = (x.bfloat16() if autocast else x).clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = compute(given)
+        into += [out, *torch.autograd.grad((out.float() * outer).sum(), (given, delta.lora_A, delta.lora_B))]
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_initialisation_depends_on_seed_and_place_alone() -> None:

@@ -173,7 +173,12 @@ class LowRank(Delta):
         return self.expand(F.linear(x, self.lora_A))
 
     def expand(self, low: Tensor) -> Tensor:
-        """The way up, (…, r) → (…, out)."""
+        """The way up, (…, r) → (…, out).
+
+        A scale that is a power of two rounds nothing wherever it stands: then it stands where there is least of it.
+        """
+        if math.frexp(self.scale)[0] == 0.5:
+            return F.linear(low * self.scale, self.lora_B)
         return F.linear(low, self.lora_B) * self.scale
 
     def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
