@@ -114,8 +114,8 @@ class Sweep:
         """First processes of the jobs at work: those that hold a run's lock."""
         found = []
         for lock in self.output.glob("*/*/.lock"):
-            text = lock.read_text()
-            if text.isdigit() and Path(f"/proc/{text}").exists() and not (lock.parent / "record.json").exists():
+            text = str(json.loads(lock.read_text() or "{}").get("pid"))
+            if Path(f"/proc/{text}").exists() and not (lock.parent / "record.json").exists():
                 found.append(int(text))
         return found
 

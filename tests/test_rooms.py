@@ -12,7 +12,7 @@ ROOMS = [
     "commands",
     "library",
     "interop tables",
-    "audit",
+    "audit cluster",
     "sweeps",
     "runs",
     "report",

@@ -19,6 +19,8 @@ from peftlab.version import __version__
 COMMANDS = {
     "train": "fine-tune: compose a config from groups and key=value, run it, leave a record",
     "sweep": "run a declared sweep (sweeps/*.yaml) and make its table and pictures",
+    "submit": "submit one train, or the jobs of train -m, to a Slurm cluster",
+    "status": "say how the runs of a folder stand, local or on a cluster",
     "report": "make tables, statistics, figures and a page of the records in a folder",
     "evaluate": "test a finished run again, on its own data or on other data",
     "predict": "label texts with a finished run",

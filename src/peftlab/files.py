@@ -110,7 +110,7 @@ def open_lock(path: Path, *, create: bool = True) -> IO[str]:
         what = "a link" if error.errno == errno.ELOOP else "no regular file"
         raise PeftlabError(f"{path} is {what}, and peftlab locks none through it. Remove it.") from error
     file.seek(0)
-    if (found := file.read(40)) and not found.strip().isdigit():
+    if (found := file.read(40)) and not found.strip().isdigit() and not found.startswith('{"pid": '):
         file.close()
         raise PeftlabError(f"{path} is no lock of peftlab's: it holds other content. Move it away.")
     file.seek(0)
@@ -125,7 +125,7 @@ def take_lock(file: IO[str], kind: Literal["alone", "shared"] = "alone", *, atte
     killed process leaves behind; and it cannot be looked at without being taken.
 
     Raises:
-        PeftlabError: if the file system has no locks; the file is closed then.
+        PeftlabError: if the file system has no locks, or grants them to everybody; the file is closed then.
     """
     wanted = fcntl.LOCK_EX if kind == "alone" else fcntl.LOCK_SH
     for attempt in range(attempts):
@@ -141,8 +141,26 @@ def take_lock(file: IO[str], kind: Literal["alone", "shared"] = "alone", *, atte
                 f"cannot lock {file.name} ({error.strerror or error}): two processes could write there at once. "
                 "Choose a folder on a file system that has locks, as a local disk has."
             ) from error
+        if kind == "alone":
+            _require_kept(file)
         return True
     return False
+
+
+def _require_kept(file: IO[str]) -> None:
+    """Ask for the lock that this process has once more, which must fail: some file systems grant it without a look."""
+    try:
+        with open(open_regular(Path(file.name)), encoding="ascii") as second:
+            if not os.path.samestat(os.fstat(file.fileno()), os.fstat(second.fileno())):
+                return  # the folder was replaced by another
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # BlockingIOError, as it should be; or the file is gone
+        return
+    file.close()
+    raise PeftlabError(
+        f"cannot lock {file.name}: its file system grants every lock and keeps none, so that two processes could write "
+        "there at once. Choose a folder on another file system, or let it be mounted with locks (Lustre: -o flock)."
+    )
 
 
 def exchange(first: Path, second: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from peftlab import files
 from peftlab.files import exchange
 from peftlab.records.folder import ASIDE, RunFolder
+from peftlab.records.holder import Holder
 from peftlab.training import checkpoint
 from tests.conftest import Peftlab
 from tests.runs.small_runs import CLASSIFIER, finished, record_of
@@ -215,6 +217,6 @@ def test_a_lock_of_a_folder_that_was_replaced_meanwhile_is_taken_anew(run: Path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("peftlab.records.folder.take_lock", slow)
         with folder.locked():
-            assert (run / ".lock").read_text() == str(os.getpid())
-            assert folder.held_by() == str(os.getpid())
+            assert json.loads((run / ".lock").read_text())["pid"] == str(os.getpid())
+            assert folder.held_by() == Holder.here()
     assert folder.held_by() is None

@@ -19,6 +19,7 @@ from rich.console import Console
 from peftlab.errors import ConfigError
 from peftlab.machine import visible_gpus
 from peftlab.records.folder import RunFolder
+from peftlab.records.holder import Holder
 from peftlab.sweeps import pool, processes
 from peftlab.sweeps.cache import ConfigCache
 from peftlab.sweeps.job_spec import JobSpec
@@ -212,7 +213,7 @@ def test_a_worker_that_finds_its_run_taken_is_not_a_failure(reviews: Path, monke
     folder, looks = folder_of(one), []
     really = RunFolder.held_by
 
-    def not_yet(self: RunFolder) -> str | None:
+    def not_yet(self: RunFolder) -> Holder | None:
         looks.append(self.path)
         if len(looks) > 3:
             released.set()

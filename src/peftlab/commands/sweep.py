@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,10 +48,12 @@ def _sweep(arguments: Sequence[str]) -> int:
         jobs_per_device=_jobs_per_device(given.jobs_per_device),
         threads_per_job=given.threads_per_job,
         on_error=given.on_error,
-        retries=given.retries,
+        retries=given.retries or 0,
         minutes_per_job=given.minutes_per_job,
     )
     call = Call(Path(given.file), given.overrides)
+    if given.on is not None or given.cluster is not None or given.set:
+        return _submit(given, call)
     publish = None if given.publish is None else Path(given.publish)
     if publish is not None:
         require_markers(publish, call.sweep.name)
@@ -61,6 +64,10 @@ def _sweep(arguments: Sequence[str]) -> int:
     plan = call.plan(reading=given.report_only, slots=len(Machine.divided(options).slots))
     try:
         outcome = pool.finished(plan) if given.report_only else pool.run(plan, options)
+        if outcome.elsewhere:
+            _tell_failures(plan, outcome)
+            print(f"{len(outcome.elsewhere)} jobs are at work in other workers; the last of them makes the table.")
+            return 1 if outcome.failures else 0
         if not outcome.records and not outcome.failures and not outcome.diverged:
             raise ConfigError(f"no run of {given.file} is finished: there is nothing to make a table of.")
         try:
@@ -100,10 +107,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads-per-job", type=int, metavar="N", help="CPU threads of a run (default: CPUs / jobs)")
     parser.add_argument("--on-error", default="continue", metavar="continue|stop", help="after a run has failed")
-    parser.add_argument("--retries", type=int, default=0, metavar="N", help="of a run that crashed (default: 0)")
+    parser.add_argument("--retries", type=int, metavar="N", help="of a run that crashed (default: 0; on a cluster 1)")
     parser.add_argument("--minutes-per-job", type=float, metavar="N", help="then a run is killed (default: never)")
     parser.add_argument("--dry-run", action="store_true", help="check and list the jobs, run nothing")
     parser.add_argument("--report-only", action="store_true", help="make the table from what is there, run nothing")
+    parser.add_argument(
+        "--on", metavar="slurm", help="submit it to a cluster as an array of equal workers; see also peftlab status"
+    )
+    parser.add_argument("--cluster", metavar="FILE", help="where workers run and what each has (default: as shipped)")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="a key of the cluster file")
     parser.add_argument(
         "--publish",
         metavar="FILE",
@@ -118,6 +130,24 @@ def _jobs_per_device(given: str) -> int | None:
     if not given.isdigit() or int(given) < 1:
         raise ConfigError(f"--jobs-per-device {given}: it must be a whole number, at least 1, or auto.")
     return int(given)
+
+
+def _submit(given: argparse.Namespace, call: Call) -> int:
+    from peftlab.cluster.command import pool_options, submit_and_tell
+    from peftlab.cluster.settings import read_cluster
+    from peftlab.cluster.work import sweep_work
+
+    if given.on != "slurm":
+        was = "--cluster and --set go with --on slurm" if given.on is None else f"--on {given.on}: it must be slurm"
+        raise ConfigError(f"{was}.")
+    if given.publish is not None or given.report_only:
+        raise ConfigError("--publish and --report-only work on what is finished: call them without --on slurm then.")
+    cluster = read_cluster(None if given.cluster is None else Path(given.cluster), given.set)
+    if given.dry_run:
+        _list(call)
+        return 0
+    again = f"peftlab sweep {given.file} {shlex.join(given.overrides)}".strip()
+    return submit_and_tell(sweep_work(call, pool_options(given)), cluster, table=f"{again} --report-only")
 
 
 def _list(call: Call) -> None:

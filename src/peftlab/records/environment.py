@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from peftlab.reading import Unreadable, read_json
+
 PACKAGES = (
     "peftlab", "torch", "lightning", "torchmetrics", "transformers", "tokenizers", "datasets", "hydra-core",
     "omegaconf", "safetensors", "bitsandbytes", "numpy", "wandb",
@@ -28,8 +30,26 @@ def versions() -> dict[str, str]:
     return found
 
 
+SNAPSHOT = "peftlab_snapshot.json"
+"""Lies beside the package where it is a copy that was made for a sweep's workers (:mod:`peftlab.cluster.snapshot`)."""
+
+
+def snapshot() -> dict[str, Any] | None:
+    """``hash`` of the copy of the code that runs, and ``git`` of what was copied; None if it is no copy."""
+    try:
+        found = read_json(Path(__file__).parents[2] / SNAPSHOT)
+    except (OSError, Unreadable):
+        return None
+    return found if isinstance(found, dict) and {"hash", "git"} <= set(found) else None
+
+
 def git_state() -> dict[str, Any]:
-    """Revision of the checkout that peftlab runs from, and whether it differs from it; None for a wheel."""
+    """Revision of the checkout that peftlab runs from, and whether it differs from it; None for a wheel.
+
+    Of a copy that was made for workers: those of what was copied.
+    """
+    if (copied := snapshot()) is not None:
+        return dict(copied["git"])
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:

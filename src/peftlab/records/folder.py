@@ -16,10 +16,11 @@ from typing import IO, Any
 import yaml
 
 from peftlab.config import RunConfig, from_plain
-from peftlab.errors import RunError, RunInUse, first_line
+from peftlab.errors import PeftlabError, RunError, RunInUse, first_line
 from peftlab.files import exchange, open_lock, replaced_name, take_lock, write_atomically
 from peftlab.reading import Unreadable, read_json, read_yaml
 from peftlab.records.divergence import ENDED, diverged, in_words, without_bare_words
+from peftlab.records.holder import SILENT_SECONDS, Holder, heard_of, told
 from peftlab.records.identity import run_key
 from peftlab.records.integrity import PREDICTIONS, WAY_OUT, broken_integrity, record_checksum, require_as_recorded
 
@@ -56,6 +57,11 @@ class RunFolder:
     def config(self) -> Path:
         """The resolved config."""
         return self.path / "config.yaml"
+
+    @property
+    def lock(self) -> Path:
+        """Held while the run is made; says who holds it (:mod:`peftlab.records.holder`)."""
+        return self.path / ".lock"
 
     @property
     def record(self) -> Path:
@@ -133,14 +139,11 @@ class RunFolder:
             RunInUse: if another process holds it.
             RunError: if its folder cannot be written.
         """
-        with self._locked_file() as file:
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+        with self._locked_file() as file, told(file):
             yield
 
     def _locked_file(self) -> IO[str]:
-        lock = self.path / ".lock"
+        lock = self.lock
         while True:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -148,23 +151,34 @@ class RunFolder:
             except OSError as error:
                 raise RunError(f"cannot write {self.path}: {error.strerror}. Choose another output_dir.") from error
             if not take_lock(file, attempts=5):
-                file.seek(0)
-                holder = file.read().strip() or "?"
+                holder = Holder.read(file) or Holder()
                 file.close()
                 raise RunInUse(f"{self.path} is in use by process {holder}. Wait for it, or stop it.")
+            if (other := _beyond_the_lock(file)) is not None:
+                file.close()
+                raise RunInUse(
+                    f"{self.path} is in use by process {other}, which was heard of less than {SILENT_SECONDS:.0f} s "
+                    "ago: wait for it, or, if it was killed, that long."
+                )
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                     return file
             file.close()  # the folder was replaced by another while we waited
 
-    def held_by(self) -> str | None:
-        """The process that holds the run (its number, or ``?``), or None if nobody does."""
+    def held_by(self) -> Holder | None:
+        """The process that holds the run, or None if nobody does."""
         try:
-            file = open_lock(self.path / ".lock", create=False)
+            file = open_lock(self.lock, create=False)
         except OSError:
             return None
         with file:  # closing lets go of what we took to find out
-            return None if take_lock(file, "shared") else file.read().strip() or "?"
+            return _beyond_the_lock(file) if take_lock(file, "shared") else Holder.read(file) or Holder()
+
+    def last_holder(self) -> Holder | None:
+        """Whom the lock names, whether or not it lives: one that ended in order has taken its name out of it."""
+        with contextlib.suppress(OSError, PeftlabError), open_lock(self.lock, create=False) as file:
+            return Holder.read(file)
+        return None
 
     def require_no_links(self) -> None:
         """Refuse links inside the folder that a run would write through: what they point to is not the run's.
@@ -205,6 +219,12 @@ class RunFolder:
         before = replaced_name(self.path)
         if before.is_dir() and not self.path.exists():
             before.rename(self.path)
+
+
+def _beyond_the_lock(file: IO[str]) -> Holder | None:
+    """Who holds the run although its lock is free: a process on another machine, where locks do not reach so far."""
+    holder = Holder.read(file)
+    return holder if holder is not None and holder.elsewhere and heard_of(file) else None
 
 
 _OF_A_RUN = frozenset({

@@ -46,6 +46,7 @@ def head(
         "argv": argv,
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": environment.git_state(),
+        **({"snapshot": copied["hash"]} if (copied := environment.snapshot()) is not None else {}),
         "versions": environment.versions(),
         "hardware": environment.hardware(),
         "processes": world_size(config.trainer),

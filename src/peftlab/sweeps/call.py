@@ -27,6 +27,7 @@ class Call:
     def __init__(self, file: Path, overrides: Sequence[str]) -> None:
         parse(overrides)
         self.file = file
+        self.overrides = tuple(overrides)
         declared = read_sweep(file)
         keys = [key_of(entry) for entry in overrides]
         for entry, key in zip(overrides, keys, strict=True):

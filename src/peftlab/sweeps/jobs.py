@@ -58,6 +58,8 @@ class Outcome:
     """Jobs whose training diverged, and where; they have ended, and are no failures."""
     pruned: dict[str, str] = field(default_factory=dict)
     """Jobs that their plan has stopped early (``stop_early``), and why; they are no failures."""
+    elsewhere: set[str] = field(default_factory=set)
+    """Ids of jobs that were left to other workers, which have them at work."""
 
 
 class Plan(Protocol):

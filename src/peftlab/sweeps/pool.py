@@ -20,13 +20,11 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, PeftlabError
-from peftlab.records.divergence import ENDED, STATUS, in_words
-from peftlab.records.find import known_folder
-from peftlab.records.folder import RunFolder
-from peftlab.sweeps import job_spec, processes
+from peftlab.records.holder import Holder
+from peftlab.sweeps import job_spec, processes, roster
 from peftlab.sweeps.cache import ConfigCache
+from peftlab.sweeps.finished import finished, folder_of, take
 from peftlab.sweeps.interrupts import Interrupts
 from peftlab.sweeps.job_spec import JobSpec
 from peftlab.sweeps.jobs import Failure, Job, Outcome, Plan
@@ -45,6 +43,9 @@ POLL_SECONDS = 0.5
 """How often a run that another process holds is looked at."""
 ASK_SECONDS = 1.0
 """How often a plan that may stop jobs early is asked about each running one."""
+WORKER = "PEFTLAB_WORKER"
+"""Environment variable of one of several equal workers (:mod:`peftlab.cluster`): it ends when all that is left is at
+work in others."""
 GO_ON = "The same command again skips what is finished and runs the rest."
 
 
@@ -57,45 +58,6 @@ def run(plan: Plan, options: PoolOptions | None = None, *, progress: Progress | 
     """
     with ConfigCache() as cache, Interrupts() as interrupts:
         return _Pool(plan, options or PoolOptions(), cache, progress or Progress(), interrupts).run()
-
-
-def finished(plan: Plan, *, to_run: bool = False) -> Outcome:
-    """What is there already; runs nothing. ``plan`` cannot be used again.
-
-    Args:
-        plan: the jobs.
-        to_run: leave out the runs that ``force=true`` would make again.
-    """
-    outcome = Outcome()
-    with ConfigCache() as cache:
-        while jobs := plan.ready(outcome):
-            cache.refresh()
-            for job in jobs:
-                try:
-                    config = cache.config(job)
-                    folder = _folder_of(job, config)
-                    if not (to_run and config.force):
-                        _take(outcome, job, folder, folder.read_record(), before=True)
-                except PeftlabError:  # the run it starts from is gone, a damaged record: not finished
-                    continue
-    return outcome
-
-
-def _folder_of(job: Job, config: RunConfig) -> RunFolder:
-    """Where the job's run is: a declared sweep keeps all of its own together, others are known under any name."""
-    return known_folder(config) if job.arm is None else RunFolder.of(config)
-
-
-def _take(outcome: Outcome, job: Job, folder: RunFolder, record: dict[str, Any] | None, *, before: bool) -> bool:
-    if record is None or record["status"] not in ENDED:
-        return False
-    if record["status"] == STATUS:
-        outcome.diverged[job.id] = in_words(record)
-    else:
-        outcome.records[job.id], outcome.folders[job.id] = record, folder.path
-    if before:
-        outcome.skipped.add(job.id)
-    return True
 
 
 @dataclass
@@ -112,6 +74,10 @@ class _Pool:
     """Runs that another process holds."""
     tasks: dict[Path, QueuedRun] = field(default_factory=dict)
     stopping: bool = False
+    shares: bool = field(default_factory=lambda: WORKER in os.environ)
+    """Whether runs that others hold are left to them."""
+    received: int = 0
+    """Jobs that the plan has handed out."""
 
     def run(self) -> Outcome:
         self.machine = Machine.divided(self.options)
@@ -152,7 +118,10 @@ class _Pool:
             self._stop_early()
             self._end_overdue()
         elif self.elsewhere and not self.queue:
-            self.interrupts.wait([], POLL_SECONDS)
+            if self.shares and self.received >= self.plan.total():
+                self._leave_to_others()
+            else:
+                self.interrupts.wait([], POLL_SECONDS)
         self._hand_out()
 
     def _place(self) -> Slot | None:
@@ -167,13 +136,24 @@ class _Pool:
                 self.interrupts.check()
                 self.progress.total = self.plan.total()
                 self._receive(job)
+            self.received += len(jobs)
+            self._note_jobs()
         self.progress.total = self.plan.total()
+
+    def _note_jobs(self) -> None:
+        """Let ``peftlab status`` know of the runs that are to be made, and how many cannot be named yet."""
+        by_folder: dict[Path, list[roster.Entry]] = {}
+        for task in self.queue:
+            by_folder.setdefault(task.folder.path.parent, []).append(roster.Entry(task.folder.key, task.title))
+        for folder, entries in by_folder.items():
+            coming = roster.Entry("", str(max(0, self.plan.total() - self.received)))
+            roster.note(folder, [*entries, coming])
 
     def _receive(self, job: Job) -> None:
         try:
             config = self.cache.config(job)
             self._require_a_number(config.trainer.devices)
-            folder = _folder_of(job, config)
+            folder = folder_of(job, config)
             task = self.tasks.get(folder.path)
             if task is None:
                 task = self.tasks[folder.path] = QueuedRun([job], config, folder)
@@ -182,7 +162,7 @@ class _Pool:
                 if record is None:
                     self.queue.append(task)
                 else:
-                    task.ended = _take(self.outcome, job, folder, record, before=True)
+                    task.ended = take(self.outcome, job, folder, record, before=True)
                     self.progress.skip()
                     self.progress.take(record, job.title)
                 return
@@ -194,7 +174,7 @@ class _Pool:
             self._fail_job(job, task.failure, task.log)
         elif task.ended:
             before = task.jobs[0].id in self.outcome.skipped
-            _take(self.outcome, job, folder, task.folder.read_record(), before=before)
+            take(self.outcome, job, folder, task.folder.read_record(), before=before)
             if before:
                 self.progress.skip()
             else:
@@ -276,9 +256,10 @@ class _Pool:
             self._fail(task, str(error))
             return
         # The job's own loaders hold its lock for a moment longer than itself when it is killed.
-        if status == job_spec.IN_USE or holder not in (None, str(process.pid)):
+        theirs = holder is not None and (holder.elsewhere or holder.pid != str(process.pid))
+        if status == job_spec.IN_USE or theirs:
             task.attempts -= 1
-            self._leave_elsewhere(task, holder or "?")
+            self._leave_elsewhere(task, holder or Holder())
             return
         if status == job_spec.OUT_OF_MEMORY:
             others = [other.slot for other in self.running.values() if other.slot is not None]
@@ -337,9 +318,9 @@ class _Pool:
         for job in others:
             self._receive(job)
 
-    def _leave_elsewhere(self, task: QueuedRun, holder: str) -> None:
+    def _leave_elsewhere(self, task: QueuedRun, holder: Holder) -> None:
         self.elsewhere.append(task)
-        self.progress.wait(str(task.folder.path), task.title, holder)
+        self.progress.wait(str(task.folder.path), task.title, str(holder))
 
     def _look_at(self, task: QueuedRun) -> None:
         """Has the other process ended, and how?"""
@@ -347,12 +328,24 @@ class _Pool:
             self.elsewhere.remove(task)
             self.queue.appendleft(task)  # starting it finds the record, if the other has finished it
 
+    def _leave_to_others(self) -> None:
+        """End although others are at work, and make nothing of what they have: the last to end finds all records.
+
+        Whoever leaves has written its own records before it looks at those of the others.
+        """
+        left, self.elsewhere = self.elsewhere, []
+        for task in left:
+            if task.folder.held_by() is None or _recorded(task):
+                self.queue.append(task)  # starting it finds the record
+            else:
+                self.outcome.elsewhere.update(job.id for job in task.jobs)
+
     def _succeed(self, task: QueuedRun, record: dict[str, Any]) -> None:
         task.ended = True
         if task.attempts and (said := self.sharing.learn(record)):
             self.progress.say(said)
         for job in task.jobs:
-            _take(self.outcome, job, task.folder, record, before=False)
+            take(self.outcome, job, task.folder, record, before=False)
             self._say_finished(job, task.folder.path)
 
     def _say_finished(self, job: Job, folder: Path) -> None:
@@ -363,6 +356,8 @@ class _Pool:
 
     def _fail(self, task: QueuedRun, reason: str) -> None:
         task.ended, task.failure = True, reason
+        entry = roster.Entry(task.folder.key, task.title, " ".join(reason.split()))
+        roster.note(task.folder.path.parent, [entry])
         for job in task.jobs:
             self._fail_job(job, reason, task.log, str(task.folder.path))
 
@@ -402,3 +397,11 @@ class _Pool:
         for process in self.running:
             processes.signal_job(process, signal.SIGKILL)
             process.join()
+
+
+def _recorded(task: QueuedRun) -> bool:
+    """Whether the run has ended; of a damaged record, starting it says what is wrong."""
+    try:
+        return task.record() is not None
+    except PeftlabError:
+        return True

@@ -37,7 +37,7 @@ def read_sweep(path: Path) -> Sweep:
         ConfigError: naming the file and the key that does not fit.
     """
     try:
-        values = read_yaml(path, _Loader)
+        values = read_yaml(path, UniqueKeys)
     except (OSError, Unreadable) as error:
         there = listed(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else "none"
         raise ConfigError(f"cannot read the sweep '{path}': {error}. Sweeps there: {there}.") from error
@@ -66,7 +66,7 @@ def read_sweep(path: Path) -> Sweep:
     return found
 
 
-class _Loader(yaml.SafeLoader):
+class UniqueKeys(yaml.SafeLoader):
     """Plain YAML, in which a key may stand once: PyYAML itself would take the last without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -1,0 +1,54 @@
+"""What the commands that submit share: the pool's options for workers, and what is said. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from peftlab.cluster.settings import Cluster
+from peftlab.cluster.submission import Submitted, submit
+from peftlab.cluster.work import Work
+
+_OPTIONS = {
+    "jobs": "--jobs",
+    "devices_per_job": "--devices-per-job",
+    "threads_per_job": "--threads-per-job",
+    "on_error": "--on-error",
+    "retries": "--retries",
+    "minutes_per_job": "--minutes-per-job",
+}
+
+
+def pool_options(given: argparse.Namespace) -> list[str]:
+    """The options of ``peftlab sweep`` as typed, for the workers: a run that was killed is tried once more."""
+    values = {name: getattr(given, name) for name in _OPTIONS}
+    values["retries"] = 1 if values["retries"] is None else values["retries"]
+    return [word for name, value in values.items() if value is not None for word in (_OPTIONS[name], f"{value}")]
+
+
+def submit_and_tell(work: Work, cluster: Cluster, *, table: str = "") -> int:
+    """Submit ``work`` and print what became of it; ``table`` is the command that makes its table."""
+    done = submit(work, cluster, cwd=Path.cwd())
+    for note in done.notes:
+        print(note)
+    print(_said(work, done))
+    shown = os.path.relpath(work.folder)
+    if done.to_run:
+        print(f"watch it: peftlab status {shown}")
+    elif table:
+        print(f"its table: {table}")
+    return 0
+
+
+def _said(work: Work, done: Submitted) -> str:
+    if not done.to_run:
+        return f"all {work.total} runs of {work.title} are finished: nothing was submitted."
+    living = ", ".join(f"{worker.id} {worker.state.lower()}" for worker in done.living)
+    if not done.sent:
+        return (
+            f"{done.to_run} of {work.total} runs are to be made, and their workers are in the queue already: {living}."
+        )
+    more = f"; with those in the queue already: {living}" if living else ""
+    workers = "1 worker" if done.sent == 1 else f"{done.sent} workers"
+    return f"submitted {workers} as job {done.job}, for {done.to_run} of {work.total} runs{more}."

@@ -1,0 +1,186 @@
+"""What workers are submitted for: a declared sweep, the jobs of ``train -m``, or one run. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peftlab.composition import jobs_of, parse
+from peftlab.config import RunConfig
+from peftlab.errors import ConfigError, PeftlabError
+from peftlab.records.divergence import ENDED
+from peftlab.records.find import known_folder
+from peftlab.records.folder import RunFolder
+from peftlab.sweeps import roster
+from peftlab.sweeps.cache import ConfigCache
+from peftlab.sweeps.call import Call
+from peftlab.sweeps.finished import finished
+from peftlab.sweeps.jobs import Job
+from peftlab.sweeps.plan import Variant
+from peftlab.sweeps.preflight import check_all, lines
+
+_LAUNCHER = {"n_parallel": "null", "retries": "1"}
+"""How the jobs of ``-m`` run in a worker, where nothing is said: as a declared sweep's do."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What workers share."""
+
+    title: str
+    """Names the jobs in the queue."""
+    folder: Path
+    """Where it is seen how it stands, ``<output_dir>/<name>``."""
+    call: str
+    """The same for the same files and words."""
+    command: Callable[[Path], list[str]]
+    """What a worker runs, given the folder of the snapshot: words behind ``peftlab``."""
+    total: int
+    runs: tuple[roster.Entry, ...]
+    """Those to make."""
+    files: dict[str, Path] = field(default_factory=dict)
+    """Name in the snapshot → file or folder that the command needs."""
+    most_workers: int | None = None
+    """So many can share it; None: as many as there are runs."""
+    nodes: int = 1
+    """Nodes that one run needs."""
+    tasks: int = 1
+    """Processes of it on each, where srun starts them."""
+
+
+def sweep_work(call: Call, options: Sequence[str]) -> Work:
+    """A declared sweep.
+
+    Args:
+        call: its file and what was typed behind it.
+        options: of ``peftlab sweep``, for the workers.
+
+    Raises:
+        ConfigError: naming the cell that cannot run on a cluster.
+        PeftlabError: naming the cell that does not compose.
+    """
+    plan = call.plan(reading=True)
+    try:
+        for one in check_all(plan):
+            _require_fits(one.config, f"cell '{one.variant.arm.id}'")
+        outcome = finished(plan)
+        open_jobs = [line.variant for line in lines(plan, outcome) if line.state == "to run"]
+        keys = [None if _to_be_chosen(variant) else plan.key(variant, outcome) for variant in open_jobs]
+    finally:
+        plan.close()
+    named = [roster.Entry(key, variant.title) for key, variant in zip(keys, open_jobs, strict=True) if key]
+    coming = roster.Entry("", str(keys.count(None)))
+    return Work(
+        title=call.sweep.name,
+        folder=plan.folder.absolute(),
+        call=_digest("sweep", call.file.read_text(encoding="utf-8"), *call.overrides),
+        command=lambda snapshot: ["sweep", str(snapshot / "sweep.yaml"), *call.overrides, *options],
+        total=plan.total(),
+        runs=(*named, *([coming] if keys.count(None) else [])),
+        files={"sweep.yaml": call.file},
+        most_workers=1 if any(arm.search for arm in plan.sweep.cells) else None,
+    )
+
+
+def train_work(arguments: Sequence[str]) -> Work:
+    """What ``peftlab train`` with these ``arguments`` does, a single run or the jobs of ``-m``.
+
+    Raises:
+        PeftlabError: naming the job that does not compose, or cannot run on a cluster.
+    """
+    parser = argparse.ArgumentParser("peftlab submit train", add_help=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-cd", "--config-dir")
+    parser.add_argument("-cn", "--config-name", default="train")
+    given = parser.parse_intermixed_args(list(arguments))
+    parse(given.overrides)
+    configs = _configs(given)
+    todo = _to_make(configs)
+    folders = {Path(config.output_dir, config.name) for config in configs.values()}
+    outputs = {folder.parent for folder in folders}
+    if len(outputs) > 1:
+        raise ConfigError(f"output_dir takes {len(outputs)} values: submit the jobs of each folder by themselves.")
+    one = next(iter(configs.values()))
+    words = list(given.overrides)
+    if given.multirun:
+        words += [f"hydra.launcher.{name}={value}" for name, value in _LAUNCHER.items() if not _says(words, name)]
+
+    def command(snapshot: Path) -> list[str]:
+        where = [] if given.config_dir is None else ["--config-dir", str(snapshot / "config_dir")]
+        where += [] if given.config_name == "train" else ["--config-name", given.config_name]
+        return ["train", *(["-m"] if given.multirun else []), *where, *words]
+
+    return Work(
+        title=one.name,
+        folder=(folders.pop() if len(folders) == 1 else outputs.pop()).absolute(),
+        call=_digest("train", *arguments),
+        command=command,
+        total=len(configs),
+        runs=tuple(todo),
+        files={} if given.config_dir is None else {"config_dir": Path(given.config_dir)},
+        most_workers=None if given.multirun else 1,
+        nodes=one.trainer.num_nodes,
+        tasks=one.trainer.devices if isinstance(one.trainer.devices, int) and one.trainer.num_nodes > 1 else 1,
+    )
+
+
+def _to_be_chosen(variant: Variant) -> bool:
+    return not variant.parameters and bool(variant.arm.tune or variant.arm.search)
+
+
+def _configs(given: argparse.Namespace) -> dict[str, RunConfig]:
+    """Title → checked config of each job."""
+    jobs = [list(given.overrides)]
+    if given.multirun:
+        jobs = jobs_of(given.overrides, config_dir=given.config_dir, config_name=given.config_name)
+    common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    config_dir = None if given.config_dir is None else str(Path(given.config_dir).resolve())
+    found: dict[str, RunConfig] = {}
+    with ConfigCache() as cache:
+        for number, overrides in enumerate(jobs):
+            kept = tuple(o for o in overrides if not o.startswith(("hydra/", "hydra.")))
+            where = f"job {number} ({' '.join(kept)})" if given.multirun else "this run"
+            try:
+                config = cache.config(Job(str(number), where, kept, config_dir, given.config_name))
+                RunFolder.of(config)
+            except PeftlabError as error:
+                raise type(error)(f"{where}: {error}" if given.multirun else str(error)) from error
+            _require_fits(config, where, alone=not given.multirun)
+            found[" ".join(o for o in kept if o not in common) or config.name] = config
+    return found
+
+
+def _to_make(configs: dict[str, RunConfig]) -> list[roster.Entry]:
+    found: dict[str, roster.Entry] = {}
+    for title, config in configs.items():
+        folder = known_folder(config)
+        record = folder.read_record()
+        if config.force or record is None or record["status"] not in ENDED:
+            found.setdefault(folder.key, roster.Entry(folder.key, title))
+    return list(found.values())
+
+
+def _require_fits(config: RunConfig, where: str, *, alone: bool = False) -> None:
+    """Refuse what a worker cannot run."""
+    if config.trainer.num_nodes > 1 and not alone:
+        raise ConfigError(
+            f"{where}: trainer.num_nodes={config.trainer.num_nodes} is more than a worker of a sweep has. Submit it by "
+            f"itself: peftlab submit --set nodes={config.trainer.num_nodes} train …"
+        )
+    if config.force and not alone:
+        raise ConfigError(
+            f"{where}: force=true would let each worker make every run anew. Remove the folders of the runs instead."
+        )
+
+
+def _says(words: Sequence[str], name: str) -> bool:
+    return any(word.lstrip("+").startswith(f"hydra.launcher.{name}=") for word in words)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

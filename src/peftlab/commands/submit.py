@@ -1,0 +1,35 @@
+"""``peftlab submit train …``: one run, or the jobs of ``-m``, on a Slurm cluster."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from peftlab.cluster.command import submit_and_tell
+from peftlab.cluster.settings import read_cluster
+from peftlab.cluster.work import train_work
+from peftlab.errors import ConfigError
+
+DESCRIPTION = """\
+Submit what stands behind 'train' to a Slurm cluster: one run as one worker, the jobs of -m as an array of equal
+workers. Called again, it submits what is missing. For a declared sweep: peftlab sweep FILE --on slurm."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check every job, submit workers, and say how many.
+
+    Returns:
+        0.
+    """
+    parser = argparse.ArgumentParser("peftlab submit", description=DESCRIPTION)
+    parser.add_argument("--cluster", metavar="FILE", help="where workers run and what each has (default: as shipped)")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="a key of the cluster file")
+    parser.add_argument("command", metavar="train", help="the command")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="…", help="what peftlab train is given")
+    given = parser.parse_args(list(arguments))
+    if given.command != "train":
+        other = "a sweep: peftlab sweep FILE --on slurm" if given.command == "sweep" else "none but train can be"
+        raise ConfigError(f"peftlab submit {given.command}: {other}. Write peftlab submit [--set key=value] train …")
+    cluster = read_cluster(None if given.cluster is None else Path(given.cluster), given.set)
+    return submit_and_tell(train_work(given.words), cluster)
