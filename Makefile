@@ -1,4 +1,4 @@
-# make install | train | test | test-fast | conformance | check | bench | bench-gpu | lecture | devices | torture | torture-sweep | clean
+# make install | train | test | test-fast | conformance | check | bench | bench-gpu | lecture | devices | torture | torture-sweep | cluster | clean
 # Each works alone on a fresh clone.
 PYTHON ?= python3
 VENV   := .venv
@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 STAMP  := $(VENV)/.installed
 
-.PHONY: install train test test-fast conformance check bench bench-gpu lecture devices torture torture-sweep clean
+.PHONY: install train test test-fast conformance check bench bench-gpu lecture devices torture torture-sweep cluster clean
 
 install: $(STAMP)
 
@@ -70,6 +70,10 @@ torture: install
 # A sweep of 18 jobs undisturbed, and again with its launcher and its jobs killed: the same table; a quarter of an hour.
 torture-sweep: install
 	$(BIN)/python benchmarks/torture_sweep.py sweeps/rank_alpha.yaml
+
+# A sweep on a real Slurm of two nodes, started here, through everything that goes wrong on one; five minutes, root.
+cluster: install
+	$(BIN)/python benchmarks/cluster.py
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache

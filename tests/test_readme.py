@@ -50,7 +50,7 @@ def test_command(
     monkeypatch.setenv("PEFTLAB_GLOVE", "glove.6B.100d.txt")
     assert command[0] == "peftlab"
     verb, arguments = command[1], command[2:]
-    if verb in ("evaluate", "predict", "inspect", "export", "report", "verify", "reproduce", "wandb-sync"):
+    if verb in ("evaluate", "predict", "inspect", "export", "report", "verify", "reproduce", "wandb-sync", "status"):
         assert peftlab("train", *TINY, f"data.path={reviews}", "name=t", "trainer.max_epochs=1").status == 0
         places = {"RUN": str(run_folder("t")), "outputs/rank_alpha": "outputs/t"}
         (scratch / "new.csv").write_text("id,text\n1,fine\n2,dull\n")

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from peftlab.cluster.settings import Cluster
 from peftlab.signals import RESUMABLE
-from peftlab.sweeps.pool import WORKER
+from peftlab.sweeps.pool import GRACE, GRACE_SECONDS, WORKER
+
+TO_LEAVE = 15.0
+"""Of the seconds before its end, those that a worker needs for itself when its jobs have ended."""
 
 _SCRIPT = r"""#!/bin/bash
 # One worker of {title}: it runs jobs until all are done or at work in other workers.
@@ -18,7 +21,8 @@ worker=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}_${{SLURM_ARRAY_TASK_ID:-0}}
 say "turn $(( ${{SLURM_RESTART_COUNT:-0}} + 1 )) begins"
 
 cd -- {cwd} || exit 1
-{setup}export {worker}="$worker" PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1
+{setup}export {worker}="$worker" {grace_name}={grace}
+export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1
 
 # Asked to end, the worker ends its jobs with checkpoints. USR1 says that its time is nearly over: it goes on in another
 # turn. TERM says that it was cancelled, or must make room: whether there is another turn Slurm itself knows then.
@@ -74,6 +78,8 @@ def worker_script(
         cwd=shlex.quote(str(cwd)),
         setup="".join(f"{line}\n" for line in cluster.setup),
         worker=WORKER,
+        grace_name=GRACE,
+        grace=max(GRACE_SECONDS, cluster.lead_seconds - TO_LEAVE),
         code=shlex.quote(str(code)),
         command=f"{starter}{container}{words}",
         resumable=RESUMABLE,

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field
 
 from peftlab.errors import ConfigError, listed
-from peftlab.fields import PositiveInt
+from peftlab.fields import NonNegativeInt, PositiveInt
 from peftlab.reading import Unreadable, parse_yaml, read_yaml
 from peftlab.schema import validate
 from peftlab.sweeps.reading import UniqueKeys
@@ -41,7 +41,7 @@ class Cluster:
     qos: Word | None = None
     workers: PositiveInt = 4
     """At most so many at a time."""
-    gpus: int | Word = 0
+    gpus: NonNegativeInt | Word = 0
     """Of each worker: a number, or type and number as ``a100:2``."""
     cpus: PositiveInt = 1
     """Of each worker."""
@@ -179,7 +179,7 @@ def seconds_of(time: str) -> int:
 
 
 def _require_gpus(gpus: int | str) -> None:
-    if isinstance(gpus, bool) or not re.fullmatch(r"(?:[A-Za-z][\w.-]*:)?\d+", str(gpus)):
+    if not re.fullmatch(r"(?:[A-Za-z][\w.-]*:)?\d+", str(gpus)):
         raise ValueError(f"gpus={gpus} is not allowed: it must be a number, or type and number as a100:2.")
 
 

@@ -19,7 +19,7 @@ from peftlab.records.folder import RunFolder
 from peftlab.sweeps import roster
 
 State = Literal["running", "queued", "failed", "lost", "done"]
-PATIENCE = 10.0
+PATIENCE = 5.0
 """Seconds that squeue may take."""
 
 

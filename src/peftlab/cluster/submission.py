@@ -53,20 +53,21 @@ def submit(work: Work, cluster: Cluster, *, cwd: Path) -> Submitted:
     to_run = sum(int(entry.title) if not entry.run else 1 for entry in work.runs)
     ledger = Ledger(work.folder)
     new = [path for path in (work.folder, *work.folder.parents) if not path.exists()]
+    listed = roster.read(work.folder)
     with ledger.held():
         try:
             living, notes = _living(ledger, work.call)
             most = min(cluster.workers, to_run, work.most_workers or to_run)
             if (missing := most - len(living)) <= 0:
                 return Submitted(living=tuple(living), to_run=to_run, notes=tuple(notes))
+            roster.note(work.folder, work.runs)
             job, snapshot_hash = _send(ledger, work, cluster, missing, cwd)
             others = {one.snapshot for one in ledger.submissions() if one.token in {w.token for w in living}}
             if others - {snapshot_hash}:
                 notes.append("the code has changed since: workers that are in the queue run the code of then.")
         except SlurmError:
-            _leave_nothing(ledger, new)
+            _leave_nothing(ledger, new, listed)
             raise
-    roster.note(work.folder, work.runs)
     return Submitted(missing, job, tuple(living), to_run, tuple(notes))
 
 
@@ -158,11 +159,13 @@ def _taken_all_the_same(ledger: Ledger, one: Submission, error: SlurmError) -> s
     raise error
 
 
-def _leave_nothing(ledger: Ledger, new: list[Path]) -> None:
+def _leave_nothing(ledger: Ledger, new: list[Path], listed: dict[str, roster.Entry]) -> None:
     """Remove what was written if no job of the folder was ever taken; of folders, those that were not there before."""
     if any(one.refused is None for one in ledger.submissions()):
         return
     shutil.rmtree(ledger.place, ignore_errors=True)
+    if not listed:
+        roster.remove(ledger.folder)
     for path in new:
         with contextlib.suppress(OSError):
             path.rmdir()

@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import get_args
 
+from rich.console import Console
+
 from peftlab.cluster.state import FolderState, State, folder_state
 from peftlab.report.render.terminal import console, print_lines, print_table
 from peftlab.report.table import Head, plain_table
@@ -33,12 +35,12 @@ def main(arguments: Sequence[str]) -> int:
     if given.json:
         print(json.dumps(state.plain(), ensure_ascii=False))
     else:
-        _print(state)
+        tell(state, console())
     return 0
 
 
-def _print(state: FolderState) -> None:
-    out = console()
+def tell(state: FolderState, out: Console) -> None:
+    """Print ``state``."""
     order = list(get_args(State))
     shown = sorted((run for run in state.runs if run.state != "done"), key=lambda run: order.index(run.state))
     if shown:

@@ -39,6 +39,8 @@ __all__ = ["PoolOptions", "finished", "run"]
 
 GRACE_SECONDS = 25.0
 """After Ctrl-C or another signal, jobs have this long for a step and a checkpoint; Slurm kills after 30."""
+GRACE = "PEFTLAB_GRACE_SECONDS"
+"""Environment variable that says so for a worker, which knows how long before its end it is told."""
 POLL_SECONDS = 0.5
 """How often a run that another process holds is looked at."""
 ASK_SECONDS = 1.0
@@ -379,7 +381,7 @@ class _Pool:
 
     def _interrupted(self) -> None:
         """Ctrl-C, or another signal: end the jobs; what is finished stays, what was running resumes."""
-        self._end_all(GRACE_SECONDS)
+        self._end_all(float(os.environ.get(GRACE, GRACE_SECONDS)))
         self.progress.close()
         done, total = len(self.outcome.records), self.plan.total()
         print(f"{done} of {total} jobs are finished. {GO_ON}", file=sys.stderr, flush=True)

@@ -18,6 +18,7 @@ from peftlab.files import open_lock, take_lock
 from peftlab.reading import read_bytes
 
 NAME = ".jobs.jsonl"
+_LOCK = ".jobs.lock"
 ATTEMPTS = 50
 """At 20 ms: a second, which no writer takes."""
 
@@ -61,10 +62,16 @@ def read(folder: Path) -> dict[str, Entry]:
     return found
 
 
+def remove(folder: Path) -> None:
+    """Take the list away."""
+    for name in (NAME, _LOCK):
+        (folder / name).unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    with open_lock(folder / ".jobs.lock") as lock:
+    with open_lock(folder / _LOCK) as lock:
         take_lock(lock, attempts=ATTEMPTS)
         yield
 
