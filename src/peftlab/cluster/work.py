@@ -151,7 +151,7 @@ def _configs(given: argparse.Namespace) -> dict[str, RunConfig]:
             except PeftlabError as error:
                 raise type(error)(f"{where}: {error}" if given.multirun else str(error)) from error
             _require_fits(config, where, alone=not given.multirun)
-            found[" ".join(o for o in kept if o not in common) or config.name] = config
+            found[" ".join(o for o in kept if given.multirun and o not in common) or config.name] = config
     return found
 
 

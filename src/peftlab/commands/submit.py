@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="…", help="what peftlab train is given")
     given = parser.parse_args(list(arguments))
     if given.command != "train":
-        other = "a sweep: peftlab sweep FILE --on slurm" if given.command == "sweep" else "none but train can be"
-        raise ConfigError(f"peftlab submit {given.command}: {other}. Write peftlab submit [--set key=value] train …")
+        sweep = " A sweep's file: peftlab sweep FILE --on slurm." if given.command == "sweep" else ""
+        raise ConfigError(f"peftlab submits train, not {given.command}: peftlab submit --set key=value train ….{sweep}")
     cluster = read_cluster(None if given.cluster is None else Path(given.cluster), given.set)
     return submit_and_tell(train_work(given.words), cluster)
