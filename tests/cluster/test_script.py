@@ -126,4 +126,5 @@ def test_a_run_on_several_nodes_is_started_by_srun(place: Path) -> None:
         submitted=["sbatch"],
         python="python",
     )
-    assert "\nsrun --kill-on-bad-exit=1 env python -m peftlab train &\n" in text
+    assert "\nsrun --kill-on-bad-exit=0 --wait=60 env python -m peftlab train &\n" in text
+    assert text.count('kill -USR1 "$child"') == 2, "at SIGTERM srun would kill the step"

@@ -27,8 +27,8 @@ export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1
 # Asked to end, the worker ends its jobs with checkpoints. USR1 says that its time is nearly over: it goes on in another
 # turn. TERM says that it was cancelled, or must make room: whether there is another turn Slurm itself knows then.
 again=
-trap 'again=yes; kill -TERM "$child"' USR1
-trap 'kill -TERM "$child"' TERM
+trap 'again=yes; kill -{ask} "$child" 2> /dev/null' USR1
+trap 'kill -{ask} "$child" 2> /dev/null' TERM
 
 {command} &
 child=$!
@@ -39,7 +39,7 @@ wait "$child" 2> /dev/null; last=$?  # what it ended with, if that was in the mo
 
 say "ended with exit status $status"
 case "$again$status" in
-  yes{resumable}|yes143)  # 143: it was still starting
+  yes{resumable}|yes143|yes138)  # killed by the signal: it was still starting
     if scontrol requeue "$worker"; then sleep 120; else say "cannot be queued again: submit it anew"; fi ;;
 esac
 exit "$status"
@@ -68,9 +68,8 @@ def worker_script(
         python: the worker's.
     """
     words = shlex.join([python, "-m", "peftlab", *command])
-    starter = ""
-    if cluster.nodes > 1:
-        starter = "srun --kill-on-bad-exit=1 "
+    # When one process ends, the others have a minute to write their checkpoint.
+    srun = "srun --kill-on-bad-exit=0 --wait=60 " if cluster.nodes > 1 else ""
     container = f"{cluster.container} " if cluster.container else ""
     return _SCRIPT.format(
         title=title,
@@ -81,6 +80,7 @@ def worker_script(
         grace_name=GRACE,
         grace=max(GRACE_SECONDS, cluster.lead_seconds - TO_LEAVE),
         code=shlex.quote(str(code)),
-        command=f"{starter}{container}{words}",
+        command=f"{srun}{container}{words}",
+        ask="USR1" if srun else "TERM",  # srun passes on the first, and kills its step at the second
         resumable=RESUMABLE,
     )
