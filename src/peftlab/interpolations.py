@@ -1,6 +1,7 @@
 """What the files of ``conf/`` may interpolate beside OmegaConf's own: the default name, and fields of one model only.
 
-Both follow from the config and the chosen files alone.
+Both follow from the config and the chosen files alone. Of the environment they may read what is no secret: a config is
+written into records, and its name into folders.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.resolvers import oc
 
 DEFAULT_NAME = "default_name"
 OF_ITS_MODEL = "of_its_model"
 NAMES = (DEFAULT_NAME, OF_ITS_MODEL)
 
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(API|ACCESS|PRIVATE)_?KEY|_KEY$", re.IGNORECASE)
+"""What is in the names of environment variables that hold one: HF_TOKEN, WANDB_API_KEY, AWS_SECRET_ACCESS_KEY."""
 _LONGEST = 40
 """Characters of a model or a set in a name."""
 
@@ -24,6 +28,21 @@ def register() -> None:
     """Make the interpolations known to OmegaConf; again does no harm."""
     OmegaConf.register_new_resolver(DEFAULT_NAME, _default_name, replace=True)
     OmegaConf.register_new_resolver(OF_ITS_MODEL, _of_its_model, replace=True)
+    OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
+
+
+def _environment(variable: str, *default: Any) -> Any:
+    """The environment variable, as ``oc.env`` reads it.
+
+    Raises:
+        ValueError: for one that holds a secret, by its name.
+    """
+    if _SECRET.search(variable):
+        raise ValueError(
+            f"{variable} holds a secret by its name, and a config is written into records: it may not be interpolated. "
+            "What needs it (the hub, W&B) reads it from the environment itself."
+        )
+    return oc.env(variable, *default)
 
 
 def _default_name(*, _root_: DictConfig) -> str:

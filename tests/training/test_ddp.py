@@ -63,7 +63,7 @@ ALIKE = (
 @pytest.mark.parametrize("processes", [2, 3])
 def test_rows_that_do_not_divide(peftlab: Peftlab, scratch: Path, processes: int) -> None:
     """73 rows in batches of 12 leave one: some processes have none of it; 2 validation rows are fewer than 3."""
-    write_reviews(scratch, rows=93)
+    write_reviews(scratch, rows=94)
     assert peftlab("train", *ALIKE, "name=one", "data.batch_size=12").status == 0
     command = [
         sys.executable, "-m", "peftlab", "train", *ALIKE, "name=several", f"data.batch_size={12 // processes}",
@@ -75,6 +75,7 @@ def test_rows_that_do_not_divide(peftlab: Peftlab, scratch: Path, processes: int
     assert done.returncode == 0, done.stderr
     one, several = (json.loads((run_folder(name) / "record.json").read_text()) for name in ("one", "several"))
     assert several["metrics"]["test"]["rows"] == one["metrics"]["test"]["rows"]
+    assert one["history"][0]["train_rows"] == 73, "which leave one"
     for mine, theirs in zip(several["history"], one["history"], strict=True):
         assert (mine["step"], mine["train_rows"]) == (theirs["step"], theirs["train_rows"])
         for figure in ("train/loss", "validation/loss"):
@@ -86,7 +87,7 @@ def test_rows_that_do_not_divide(peftlab: Peftlab, scratch: Path, processes: int
 
 def test_a_global_batch_is_the_same_step_on_any_number_of_processes(peftlab: Peftlab, scratch: Path) -> None:
     """Of 25 rows, in one piece in one process, and in three pieces of at most 5 in each of two; 73 rows leave some."""
-    write_reviews(scratch, rows=93)
+    write_reviews(scratch, rows=94)
     common = [*(word for word in ALIKE if "accumulate" not in word), "data.global_batch_size=25"]
     assert peftlab("train", *common, "name=one", "data.batch_size=25").status == 0
     command = [
@@ -98,6 +99,7 @@ def test_a_global_batch_is_the_same_step_on_any_number_of_processes(peftlab: Pef
     assert done.returncode == 0, done.stderr
     assert "25 texts a step, in 3 batches a device" in done.stdout
     one, two = (json.loads((run_folder(name) / "record.json").read_text()) for name in ("one", "two"))
+    assert one["history"][0]["train_rows"] == 73, "of which the last of three steps has 23"
     assert one["key"] != two["key"], "the order of the sums is another"
     for mine, theirs in zip(two["history"], one["history"], strict=True):
         assert (mine["step"], mine["train_rows"]) == (theirs["step"], theirs["train_rows"])

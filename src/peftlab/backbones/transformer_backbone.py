@@ -53,7 +53,7 @@ def build(
         config = random_config(dict(given.architecture or {}), num_labels)
     else:
         config = folder_config(source.folder, key, num_labels)
-    tokenizer = _tokenizer(given, key, source, config)
+    tokenizer, tokenizer_source = _tokenizer(given, key, source, config)
     _settle(given, config, tokenizer)
     dtype: torch.dtype = getattr(torch, given.dtype)
     if source is None or device.type == "meta":
@@ -87,6 +87,8 @@ def build(
         "quantize": given.quantize,
         "new_weights": "all" if source is None else new,
     }
+    if tokenizer_source is not None:
+        provenance["tokenizer"] = tokenizer_source.provenance  # of the hub, its commit
     if source is not None and not any(name.startswith(tuple(f"{module}." for module in head)) for name in new):
         provenance["head_classes"] = names_in(source.folder)  # taken out again by match_head
     return TransformerBackbone(model.to(device).train(), tokenizer, head, provenance, pooling=given.pooling)
@@ -112,9 +114,13 @@ def _source(given: TransformerConfig, *, weights: bool) -> tuple[str, Source | N
     return f"backbone.package={given.package}", Source(folder, provenance)
 
 
-def _tokenizer(given: TransformerConfig, key: str, source: Source | None, config: Any) -> ByteTokenizer | HFTokenizer:
+def _tokenizer(
+    given: TransformerConfig, key: str, source: Source | None, config: Any
+) -> tuple[ByteTokenizer | HFTokenizer, Source | None]:
+    """The tokenizer, and where it came from if not with the model."""
     foreign = source is None or given.tokenizer is not None
     tokenizer: ByteTokenizer | HFTokenizer
+    there = None
     if source is None and given.tokenizer is None:
         tokenizer = ByteTokenizer()
     elif given.tokenizer is not None:
@@ -129,7 +135,7 @@ def _tokenizer(given: TransformerConfig, key: str, source: Source | None, config
             f"the tokenizer has {len(tokenizer)} tokens, but the model embeds {size}. Set "
             f"backbone.architecture.vocab_size={len(tokenizer)}, or give the model's own tokenizer."
         )
-    return tokenizer
+    return tokenizer, there
 
 
 def _vocabulary_size(config: Any) -> int:

@@ -129,9 +129,16 @@ def _is_whole(folder: Path, rows: int) -> bool:
     """Whether the folder holds exactly what was once written there."""
     try:
         expected = read_json(folder / "complete.json")
-        return bool(expected["rows"] == rows and expected["sha256"] == _hashes(folder))
+        return bool(expected["rows"] == rows and expected["sha256"] == _hashes(folder) and _fits(folder, rows))
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _fits(folder: Path, rows: int) -> bool:
+    """Whether the arrays are of so many rows: their hashes lie beside them, and are whatever somebody writes there."""
+    ids, offsets = (np.load(folder / name, mmap_mode="r") for name in _ARRAYS)
+    types = ids.dtype == np.int32 and ids.ndim == 1 and offsets.dtype == np.int64 and offsets.shape == (rows + 1,)
+    return bool(types and offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) > 0).all())
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -180,6 +180,20 @@ class RunFolder:
             return Holder.read(file)
         return None
 
+    def require_inside(self) -> None:
+        """Refuse a folder that a link below ``output_dir`` has put elsewhere: a run would write over what lies there.
+
+        Raises:
+            RunError: naming the link.
+        """
+        named, output_dir = self.path.parent, self.path.parent.parent
+        for path in (named, self.path):
+            if path.is_symlink() and not path.resolve().is_relative_to(output_dir.resolve()):
+                raise RunError(
+                    f"{path} is a link to {path.readlink()}, outside of {output_dir}, where runs belong. Remove the "
+                    "link, choose another name, or make output_dir itself a link to where there is room."
+                )
+
     def require_no_links(self) -> None:
         """Refuse links inside the folder that a run would write through: what they point to is not the run's.
 

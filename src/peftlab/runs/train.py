@@ -83,6 +83,7 @@ def train(
     folder = RunFolder.of(config)
     if ranks.rank != 0:
         return _train_beside(config, folder, argv, ranks, meeting)
+    folder.require_inside()
     folder.recover()
     with folder.locked():
         if (finished := finished_record(config, folder)) is not None:
