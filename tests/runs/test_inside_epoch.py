@@ -13,8 +13,11 @@ import pytest
 import torch
 
 from peftlab.cli import main
+from peftlab.composition import composed
+from peftlab.config import check
 from peftlab.objectives.parts.blocks import MultitaskMetrics
 from peftlab.objectives.parts.task import Task
+from peftlab.runs.summary import say_where_it_was_begun
 from peftlab.training import checkpoint
 from peftlab.training.checkpoint import AtomicCheckpointIO
 from peftlab.training.inside_epoch import KeepsSteps
@@ -160,6 +163,29 @@ def test_of_what_is_damaged_the_one_before_is_used(
     else:
         assert "resuming" not in result.out
     assert ended("killed") == ended("whole")
+
+
+def test_one_of_other_processes_is_not_gone_on_with(killed: Path) -> None:
+    """What each process had added up is of those that there were."""
+    chosen, said = newest_whole(killed, None, processes=2)
+    assert chosen == killed / "last.ckpt"
+    assert "epoch-2-batch-7.ckpt is of a run on 1 process, and this one has 2" in said[0]
+
+
+def test_begun_on_other_devices_it_is_named(killed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = list(COMMAND[1:])
+    for more, named in (
+        (["trainer.devices=2"], True),
+        (["trainer.strategy=ddp"], True),
+        (["trainer.devices=2", "seed=9"], False),
+        (["trainer.devices=2", "optim.lr=0.5"], False),
+        ([], False),
+    ):
+        say_where_it_was_begun(check(composed([*words, *more])))
+        assert (f"{killed.parent} is this run on 1 process, and has not ended" in capsys.readouterr().out) == named
+    (killed.parent / "config.yaml").write_text("[")
+    say_where_it_was_begun(check(composed([*words, "trainer.devices=2"])))
+    assert not capsys.readouterr().out
 
 
 def test_by_the_clock_and_not_by_steps(peftlab: Peftlab, scratch: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peftlab.config import RunConfig
-from peftlab.errors import RunError
+from peftlab.config import RunConfig, from_plain
+from peftlab.errors import PeftlabError, RunError
 from peftlab.records.divergence import ENDED
-from peftlab.records.folder import RunFolder
+from peftlab.records.folder import RunFolder, read_config_values
+from peftlab.records.identity import run_key
+from peftlab.training.config import TrainerConfig
 
 _MARKS = {"record.json", "adapter.safetensors", "metrics.csv", "checkpoints"}
 """What only a run leaves; config.yaml alone may be anybody's."""
@@ -64,6 +66,24 @@ def known_folder(config: RunConfig) -> RunFolder:
             if record is not None and record["status"] in ENDED and record.get("key") == own.key:
                 return folder
     return own
+
+
+def begun_on_other_devices(config: RunConfig) -> Iterator[tuple[RunFolder, TrainerConfig]]:
+    """Unfinished runs of the same name that are ``config`` on other processes, and their trainers."""
+    own, plain = RunFolder.of(config), config.plain()
+    devices = ("devices", "num_nodes", "strategy")
+    mine = {name: getattr(config.trainer, name) for name in devices}
+    for path in sorted(own.path.parent.glob("*/checkpoints")):
+        folder = RunFolder(path.parent)
+        with contextlib.suppress(PeftlabError):  # damaged, or of a later peftlab: nothing can be said of it
+            values = read_config_values(folder)
+            if folder.path.name == own.key or any(values.get(name) != plain[name] for name in ("seed", "peft")):
+                continue
+            record, other = folder.read_record(), from_plain(values)
+            if (record is None or record["status"] not in ENDED) and run_key(
+                replace(other, trainer=replace(other.trainer, **mine))
+            ) == own.key:
+                yield folder, other.trainer
 
 
 def _below(path: Path) -> list[Path]:

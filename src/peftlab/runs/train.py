@@ -42,7 +42,7 @@ from peftlab.runs.finished import finished_record
 from peftlab.runs.forgetting import measure_forgetting
 from peftlab.runs.memory import memory_told
 from peftlab.runs.predictions import predictions_table
-from peftlab.runs.summary import print_before
+from peftlab.runs.summary import print_before, say_where_it_was_begun
 from peftlab.seeding import derive_seed
 from peftlab.signals import ASKED
 from peftlab.training.checkpoint import read_checkpoint, require_best
@@ -51,7 +51,7 @@ from peftlab.training.inside_epoch import KeepsSteps, Travels
 from peftlab.training.meeting import Decision, Meeting
 from peftlab.training.places import place_of
 from peftlab.training.precision import require_precision
-from peftlab.training.ranks import Ranks, lead_from, led_from
+from peftlab.training.ranks import Ranks, lead_from, led_from, world_size
 from peftlab.training.reached import RequireGradients
 from peftlab.training.resuming import newest_whole
 from peftlab.training.sharding import ShardedStrategy
@@ -134,6 +134,8 @@ def _train_noting_failure(
     if config.force:
         _forget(folder)
     resume = _resumes_from(config, folder)
+    if not resume:
+        say_where_it_was_begun(config)
     folder.write_config(config)
     identity = recorded(config)  # now: its files may change while it runs
     lead_from(resume)
@@ -369,7 +371,7 @@ def _resumes_from(config: RunConfig, folder: RunFolder) -> str:
     """The name of the checkpoint to go on from, the newest that is whole; empty: there is none."""
     best = config.trainer.select == "best"
     monitor = monitored(config.trainer, config.data.what_is_learned()) if best else None
-    checkpoint, said = newest_whole(folder.checkpoints, monitor)
+    checkpoint, said = newest_whole(folder.checkpoints, monitor, world_size(config.trainer))
     for line in said:
         print(line, flush=True)
     return "" if checkpoint is None else checkpoint.name

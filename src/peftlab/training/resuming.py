@@ -13,7 +13,7 @@ from peftlab.training.checkpoint import WAY_OUT, DamagedCheckpoint, read_checkpo
 from peftlab.training.places import Place, place_in_name, place_of, step_checkpoints
 
 
-def newest_whole(folder: Path, monitor: Figure | None) -> tuple[Path | None, list[str]]:
+def newest_whole(folder: Path, monitor: Figure | None, processes: int = 1) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from, and what is to be said of others that cannot be; those are moved to ``damaged``.
 
     Without one that is whole, the run begins anew: from the beginning, it ends with the same bits.
@@ -21,6 +21,7 @@ def newest_whole(folder: Path, monitor: Figure | None) -> tuple[Path | None, lis
     Args:
         folder: the run's ``checkpoints``.
         monitor: the figure that chooses ``best.ckpt``; None: the last epoch is chosen.
+        processes: that the run has.
     """
     for begun in folder.glob(".*.ckpt.*"):  # by a process that was killed meanwhile
         begun.unlink()
@@ -29,7 +30,7 @@ def newest_whole(folder: Path, monitor: Figure | None) -> tuple[Path | None, lis
 
     def whole(path: Path) -> Place | None:
         try:
-            return _require_all(path, monitor, best)
+            return _require_all(path, monitor, best, processes)
         except DamagedCheckpoint as error:
             wrong[path] = str(error)
             return None
@@ -57,13 +58,18 @@ def _put_aside(folder: Path, wrong: dict[Path, str], chosen: Path | None) -> lis
     return said
 
 
-def _require_all(path: Path, monitor: Figure | None, best: Callable[[], dict[str, Any]]) -> Place:
+def _require_all(path: Path, monitor: Figure | None, best: Callable[[], dict[str, Any]], processes: int) -> Place:
     """Read ``path``, and the best one that it needs.
 
     Raises:
         DamagedCheckpoint: naming the one that is not whole.
     """
     checkpoint = read_checkpoint(path)
+    if (inside := checkpoint.get("place")) is not None and (theirs := len(inside["ranks"])) != processes:
+        raise DamagedCheckpoint(
+            f"{path} is of a run on {theirs} process{'es' if theirs > 1 else ''}, and this one has {processes}. "
+            f"{WAY_OUT}"
+        )
     if monitor is not None and (history := checkpoint["history"]):
         require_best(best(), path.parent / "best.ckpt", history, monitor, ended=False)
     return place_of(checkpoint)
