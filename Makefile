@@ -1,4 +1,5 @@
-# make install | train | test | test-fast | conformance | check | bench | bench-gpu | lecture | devices | torture | torture-sweep | cluster | clean
+# make install | train | test | test-fast | conformance | check | bench | bench-gpu | lecture | devices | disk-full | torture |
+# torture-sweep | cluster | clean
 # Each works alone on a fresh clone.
 PYTHON ?= python3
 VENV   := .venv
@@ -6,7 +7,7 @@ BIN    := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 STAMP  := $(VENV)/.installed
 
-.PHONY: install train test test-fast conformance check bench bench-gpu lecture devices torture torture-sweep cluster clean
+.PHONY: install train test test-fast conformance check bench bench-gpu lecture devices disk-full torture torture-sweep cluster clean
 
 install: $(STAMP)
 
@@ -62,6 +63,10 @@ outputs/glove/glove.100d.txt: | install
 # Two and three processes, DDP and FSDP2, beside one: the loss of each step, the weights, the test rows; minutes.
 devices: install
 	$(BIN)/python benchmarks/devices.py
+
+# The disk is full at seventeen moments of a run, a sweep and a report; as root, some minutes.
+disk-full: install
+	$(BIN)/python benchmarks/disk_full.py
 
 # Kill a run at random moments and start it again, many times: it must end with the same bits; minutes.
 torture: install
