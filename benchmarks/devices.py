@@ -108,7 +108,7 @@ def rank(strategy: str, out: str, only: str) -> int:
                 more = ["data.path=rows.csv", "data.max_length=32", f"data.batch_size={ROWS_A_STEP // world}"]
                 found[f"{method} {name}"] = trained([*words, *more, *without_dropout(METHODS[method]), *optimizer])
         for rows in TESTED:
-            more = ["data.train=rows.csv", f"data.test=test_{rows}.csv", "data.max_length=8", "peft=lora"]
+            more = ["data.train=rows.csv", f"data.test=test_{rows}.csv", "data.max_length=10", "peft=lora"]
             found[str(rows)] = tested([*words, *more])
     if os.environ["RANK"] == "0":
         Path(out).write_text(json.dumps(found))
@@ -134,7 +134,7 @@ def write_rows(path: Path, rows: int) -> None:
     lines = ["text,label"]
     for number in range(rows):
         text = " ".join(generator.choice(words[number % 2]) for _ in range(generator.randint(2, 6)))
-        lines.append(f"{text} {number},{('bad', 'good')[number % 2]}")
+        lines.append(f"{number} {text},{('bad', 'good')[number % 2]}")
     path.write_text("\n".join(lines) + "\n")
 
 
