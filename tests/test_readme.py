@@ -28,6 +28,7 @@ ELSEWHERE = {
     "backbone=roberta_base": "the hub",
     "trainer=gpu": "a GPU",
     "trainer=ddp": "GPUs",
+    "trainer=fsdp": "GPUs",
 }
 
 
