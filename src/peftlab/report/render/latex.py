@@ -28,13 +28,19 @@ _SPECIAL |= {
 
 def latex_escaped(text: str) -> str:
     """``text`` as LaTeX prints it. Characters that plain pdfLaTeX cannot print are named by their code point."""
-    return "".join(_SPECIAL.get(sign) or _plain(sign) for sign in " ".join(text.split()))
+    return " ".join(text.split()).translate(_SIGNS)
 
 
-def _plain(sign: str) -> str:
-    if sign.isascii() or "À" <= sign <= "ſ":
-        return sign
-    return f"[U+{ord(sign):04X}]"
+class _Signs(dict[int, str]):
+    """What :meth:`str.translate` makes of each code point; one that is met the first time is added."""
+
+    def __missing__(self, code: int) -> str:
+        sign = chr(code)
+        self[code] = shown = sign if sign.isascii() or "À" <= sign <= "ſ" else f"[U+{code:04X}]"
+        return shown
+
+
+_SIGNS = _Signs({ord(sign): shown for sign, shown in _SPECIAL.items()})
 
 
 def render_latex(report: Report) -> str:
