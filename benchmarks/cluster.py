@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,7 +103,7 @@ class Trial:
         state = self.status("killed before sbatch")
         queued = state["sum"]["queued"] == state["sum"]["total"] == JOBS
         self.check("the killed launcher left no job, and all runs are queued", queued and not state["workers"])
-        self.launch(KILLS_AFTER.format(sbatch="/usr/bin/sbatch"))
+        self.launch(KILLS_AFTER.format(sbatch=shutil.which("sbatch")))
         self.status("killed after sbatch")
         self.check(f"the second left an array of {WORKERS}", len(self.workers()) == WORKERS)
         for count in ("third", "fourth"):

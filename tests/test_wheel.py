@@ -20,6 +20,7 @@ def test_the_wheel_runs_from_an_empty_folder(scratch: Path, reviews: Path) -> No
         archive.extractall(installed)
     assert (installed / "peftlab/conf/train.yaml").exists()
     assert (installed / "hydra_plugins/peftlab_process_launcher.py").exists()
+    assert (installed / "peftlab/cluster/default.yaml").exists()
     for name in ("page.html", "page.css", "page.js", "report.tex"):
         assert (installed / "peftlab/report/render/templates" / name).exists()
     assert not (installed / "hydra_plugins/__init__.py").exists()

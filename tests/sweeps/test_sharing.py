@@ -111,3 +111,13 @@ def test_what_is_to_be_made_is_listed(held: RunFolder) -> None:
     assert (folder / roster.NAME).read_bytes().startswith(before)
     roster.note(folder, [roster.Entry("new", "job 3")])
     assert (folder / roster.NAME).read_bytes().count(b"job 3") == 1
+
+
+def test_what_failed_in_a_worker_is_not_tried_by_all_others(reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = job(1, "data.act=crash")
+    for worker, tries in (("45_0", 1), ("45_1", 1), ("46_0", 2)):
+        monkeypatch.setenv(pool.WORKER, worker)
+        outcome = pool.run(FixedPlan([failing]), PoolOptions(n_parallel=1))
+        assert outcome.failures["job1"].reason == "exit status 1"
+        assert "the disk has melted" in outcome.failures["job1"].tail
+        assert len(events()) == tries

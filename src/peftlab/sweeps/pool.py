@@ -76,8 +76,8 @@ class _Pool:
     """Runs that another process holds."""
     tasks: dict[Path, QueuedRun] = field(default_factory=dict)
     stopping: bool = False
-    shares: bool = field(default_factory=lambda: WORKER in os.environ)
-    """Whether runs that others hold are left to them."""
+    array: str = field(default_factory=lambda: os.environ.get(WORKER, "").partition("_")[0])
+    """Of equal workers the array that they belong to: runs that others hold are left to them."""
     received: int = 0
     """Jobs that the plan has handed out."""
 
@@ -120,7 +120,7 @@ class _Pool:
             self._stop_early()
             self._end_overdue()
         elif self.elsewhere and not self.queue:
-            if self.shares and self.received >= self.plan.total():
+            if self.array and self.received >= self.plan.total():
                 self._leave_to_others()
             else:
                 self.interrupts.wait([], POLL_SECONDS)
@@ -148,6 +148,8 @@ class _Pool:
         for task in self.queue:
             by_folder.setdefault(task.folder.path.parent, []).append(roster.Entry(task.folder.key, task.title))
         for folder, entries in by_folder.items():
+            known = roster.read(folder)
+            entries = [entry for entry in entries if self._failed_beside(known.get(entry.run)) is None]
             coming = roster.Entry("", str(max(0, self.plan.total() - self.received)))
             roster.note(folder, [*entries, coming])
 
@@ -190,13 +192,20 @@ class _Pool:
                 "part of the run's key."
             )
 
+    def _failed_beside(self, known: roster.Entry | None) -> str | None:
+        """Why a run has failed in another worker of this array; each of them would only try it again."""
+        return known.failed if known is not None and self.array and known.failed and known.array == self.array else None
+
     def _start(self, task: QueuedRun) -> None:
+        known = roster.read(task.folder.path.parent).get(task.folder.key) if self.array and not task.attempts else None
         try:
             record = task.record()  # another launcher may have made it since
             if record is not None:
                 self._succeed(task, record)
             elif (holder := task.folder.held_by()) is not None:
                 self._leave_elsewhere(task, holder)
+            elif (reason := self._failed_beside(known)) is not None:
+                self._fail(task, reason)
             else:
                 self._start_process(task)
         except (PeftlabError, OSError) as error:
@@ -358,7 +367,7 @@ class _Pool:
 
     def _fail(self, task: QueuedRun, reason: str) -> None:
         task.ended, task.failure = True, reason
-        entry = roster.Entry(task.folder.key, task.title, " ".join(reason.split()))
+        entry = roster.Entry(task.folder.key, task.title, " ".join(reason.split()), self.array)
         roster.note(task.folder.path.parent, [entry])
         for job in task.jobs:
             self._fail_job(job, reason, task.log, str(task.folder.path))

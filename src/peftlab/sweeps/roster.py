@@ -32,6 +32,8 @@ class Entry:
     title: str = ""
     failed: str = ""
     """Why it has no record, if its last attempt failed."""
+    array: str = ""
+    """The array of workers in which it did: the others of that array leave it at that."""
 
 
 def note(folder: Path, entries: Iterable[Entry]) -> None:
