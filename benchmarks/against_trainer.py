@@ -1,9 +1,12 @@
-"""Side by side with transformers.Trainer + HF peft: the same reviews, backbone, LoRA and schedule.
+"""Side by side with transformers.Trainer + HF peft on a CPU: the same reviews, backbone, method, dropout and schedule.
 
-    python benchmarks/against_trainer.py [--reviews 640] [--tokens 128] [--repeats 3]
+    python benchmarks/against_trainer.py [--rows "LoRA, dropout" LoRA …] [--reviews 256] [--tokens 256] [--repeats 3]
 
-Runs each side in a fresh process, in turns, and prints the ratio of the medians (timings of one machine
-on one day; the ratio is what travels) and the test accuracy of both sides on the same held-out reviews.
+Runs each side in a fresh process, in turns, and prints for each row the medians, the ratios of the turns (timings of
+one machine on one day; the ratio is what travels) and the test accuracy of both sides on the same held-out reviews. In
+rows with dropout both sides have the model's own, 0.1 of hidden states and of attention, peftlab's drawn by
+``backbone.fast_dropout``. The other side pads to the longest text of a batch and groups texts by length, as peftlab
+does. Steps and trainable parameters must be equal. ``--out`` writes the same as JSON.
 """
 
 from __future__ import annotations
@@ -16,44 +19,66 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-OVERRIDES = ("trainer.max_epochs=1", "backbone.dropout=0", "optim.lr=2e-3", "data.limit_val=64", "logger=none")
+OVERRIDES = ("trainer.max_epochs=1", "optim.lr=2e-3", "data.limit_val=64", "logger=none")
+DROPOUT = ("backbone.dropout=0.1", "backbone.attention_dropout=0.1")
+NONE = ("backbone.dropout=0", "backbone.attention_dropout=0")
+ROWS = {
+    "LoRA, dropout": ("peft=lora", *DROPOUT),
+    "LoRA": ("peft=lora", *NONE),
+    "DoRA, dropout": ("peft=dora", *DROPOUT),
+    "DoRA": ("peft=dora", *NONE),
+}
+OURS = {True: ("backbone.fast_dropout=true",), False: ()}
+"""What only peftlab is told, with and without dropout."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--reviews", type=int, default=640)
-    parser.add_argument("--test", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--reviews", type=int, default=256)
+    parser.add_argument("--test", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--peer", help=argparse.SUPPRESS)  # a JSON list of overrides: run the other side, here
     given = parser.parse_args()
     if given.peer:
         print(json.dumps(peer(json.loads(given.peer))))
         return
-    overrides = [
-        *OVERRIDES,
-        f"data.limit_train={given.reviews}",
-        f"data.limit_test={given.test}",
-        f"data.max_length={given.tokens}",
-    ]
-    results: dict[str, list[dict[str, float]]] = {"peftlab": [], "Trainer + peft": []}
-    for turn in range(given.repeats):
-        results["peftlab"].append(ours(overrides))
+    print(f"{given.reviews} reviews, at most {given.tokens} tokens, 1 epoch, {given.repeats} turns")
+    found = {}
+    for name in given.rows:
+        found[name] = row(name, given)
+        if given.out is not None:
+            given.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def row(name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Both sides in turns; what each has, and the ratios."""
+    overrides = [*OVERRIDES, *ROWS[name], f"data.limit_train={given.reviews}"]
+    overrides += [f"data.limit_test={given.test}", f"data.max_length={given.tokens}"]
+    mine: list[dict[str, float]] = []
+    theirs: list[dict[str, float]] = []
+    for _ in range(given.repeats):
+        mine.append(ours([*overrides, *OURS["dropout" in name]]))
         command = [sys.executable, __file__, "--peer", json.dumps(overrides)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        results["Trainer + peft"].append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"turn {turn + 1}: " + "; ".join(f"{name} {runs[-1]}" for name, runs in results.items()), flush=True)
-    print(f"\n{given.reviews} reviews, at most {given.tokens} tokens, 1 epoch, medians of {given.repeats}")
-    medians = {
-        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in results.items()
-    }
-    for name, values in medians.items():
-        print(f"{name:16s}" + "   ".join(f"{key} {value:.4g}" for key, value in values.items()))
-    mine, theirs = medians["peftlab"], medians["Trainer + peft"]
-    print(
-        f"ratio of training speeds, peftlab / Trainer: {mine['samples_per_second'] / theirs['samples_per_second']:.2f}"
-    )
+        theirs.append(json.loads(done.stdout.splitlines()[-1]))
+        for what in ("steps", "trainable"):
+            assert mine[-1][what] == theirs[-1][what], (what, mine[-1], theirs[-1])
+    print(f"\n{name}")
+    medians = []
+    for side, runs in (("peftlab", mine), ("Trainer + peft", theirs)):
+        medians.append({key: statistics.median(run[key] for run in runs) for key in runs[0]})
+        print(f"  {side:16s}" + "   ".join(f"{key} {value:.4g}" for key, value in medians[-1].items()))
+    ratios: dict[str, list[float]] = {}
+    for key in ("samples_per_second", "evaluated_per_second", "peak_mib"):
+        turns = sorted(a[key] / b[key] for a, b in zip(mine, theirs, strict=True))
+        ratios[key] = [statistics.median(turns), turns[0], turns[-1]]
+        print(f"  ratio of {key}: {ratios[key][0]:.2f} ({turns[0]:.2f} … {turns[-1]:.2f})", flush=True)
+    return {"peftlab": mine, "peer": theirs, "ratios": ratios}
 
 
 def ours(overrides: list[str]) -> dict[str, float]:
@@ -64,8 +89,11 @@ def ours(overrides: list[str]) -> dict[str, float]:
         facts = json.loads(record.read_text())
     return {
         "samples_per_second": facts["timing"]["train_samples_per_second"],
+        "evaluated_per_second": facts["timing"]["evaluation_samples_per_second"],
         "accuracy": facts["metrics"]["test"]["accuracy"],
         "peak_mib": facts["memory"]["peak_mib"],
+        "steps": facts["history"][-1]["step"],
+        "trainable": facts["parameters"]["trainable"],
     }
 
 
@@ -89,6 +117,7 @@ def peer(overrides: list[str]) -> dict[str, float]:
             lora_alpha=config.peft.alpha,
             lora_dropout=config.peft.dropout,
             target_modules=["query", "value"],
+            use_dora=type(config.peft).__name__ == "DoRA",
         ),
     )
     tokenizer = transformers.BertTokenizerFast(
@@ -97,8 +126,14 @@ def peer(overrides: list[str]) -> dict[str, float]:
 
     def rows(split):
         ids = backbone.tokenizer.encode(split.texts, config.data.max_length)
-        return [{"input_ids": row, "labels": label} for row, label in zip(ids, split.labels, strict=True)]
+        return [
+            {"input_ids": row, "labels": label, "length": len(row)}
+            for row, label in zip(ids, split.labels, strict=True)
+        ]
 
+    grouped = {"train_sampling_strategy": "group_by_length"}
+    if "group_by_length" in transformers.TrainingArguments.__dataclass_fields__:  # before transformers 5
+        grouped = {"group_by_length": True}
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
             folder,
@@ -113,6 +148,7 @@ def peer(overrides: list[str]) -> dict[str, float]:
             disable_tqdm=True,
             seed=config.seed,
             use_cpu=True,
+            **grouped,
         )
         trainer = transformers.Trainer(
             model,
@@ -124,12 +160,17 @@ def peer(overrides: list[str]) -> dict[str, float]:
         began = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - began
+        began = time.perf_counter()
         accuracy = trainer.evaluate(rows(splits.test))["eval_accuracy"]
+        evaluated = len(splits.test) / (time.perf_counter() - began)
     assert torch.is_grad_enabled()
     return {
         "samples_per_second": len(splits.train) * config.trainer.max_epochs / seconds,
+        "evaluated_per_second": evaluated,
         "accuracy": accuracy,
         "peak_mib": peak_memory_mib()["peak_mib"],
+        "steps": trainer.state.global_step,
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
 
 
