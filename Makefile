@@ -22,12 +22,13 @@ $(STAMP): pyproject.toml constraints.txt
 train: install
 	$(BIN)/peftlab train experiment=first_run
 
+# Three workers keep two cores busy: many tests wait for processes that they start.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 # Tests that call no command and walk no matrix.
 test-fast: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not whole"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not whole"
 
 # Every method on every kind of backbone, as a table; a minute or two.
 conformance: install

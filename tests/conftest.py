@@ -20,15 +20,24 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each worker is a process already; thr
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-MATRICES = ("goldens", "conformance", "interop", "readme", "wheel")
+WHOLE = (
+    "goldens", "conformance", "interop", "test_readme", "test_wheel",
+    # processes, servers and real packages: ten seconds a file and more, together most of what the rest takes
+    "sweeps/test_launcher", "sweeps/test_pool", "sweeps/test_shipped", "sweeps/test_cache", "sweeps/test_declaration",
+    "sweeps/test_search", "sweeps/test_plan", "sweeps/test_sharing", "sweeps/test_interrupts", "sweeps/test_counting",
+    "tables", "config/test_listed_values", "config/test_wrong_inputs", "peft/test_hf_peft", "peft/test_compose", "training/test_compiled",
+    "training/test_wandb_sync", "training/test_graphs", "library/test_fit", "library/test_examples", "data/test_hub",
+    "data/test_glue", "audit/test_sizes", "backbones/test_backbone_sources", "records/test_identity_recorded",
+)  # fmt: skip
+"""Beginnings of paths below tests/ that ``make test-fast`` leaves out."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what ``make test-fast`` leaves out."""
     for item in items:
         calls = set(getattr(item, "fixturenames", ())) & {"peftlab", "project"}
-        place = item.path.relative_to(REPOSITORY / "tests").parts[0]
-        if calls or any(name in place for name in MATRICES) or item.get_closest_marker("slow"):
+        place = item.path.relative_to(REPOSITORY / "tests").as_posix()
+        if calls or place.startswith(WHOLE) or item.get_closest_marker("slow"):
             item.add_marker("whole")
 
 
