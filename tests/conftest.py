@@ -25,7 +25,8 @@ WHOLE = (
     # processes, servers and real packages: ten seconds a file and more, together most of what the rest takes
     "sweeps/test_launcher", "sweeps/test_pool", "sweeps/test_shipped", "sweeps/test_cache", "sweeps/test_declaration",
     "sweeps/test_search", "sweeps/test_plan", "sweeps/test_sharing", "sweeps/test_interrupts", "sweeps/test_counting",
-    "tables", "config/test_listed_values", "config/test_wrong_inputs", "peft/test_hf_peft", "peft/test_compose", "training/test_compiled",
+    "tables", "config/test_listed_values", "config/test_wrong_inputs", "peft/test_hf_peft", "peft/test_compose",
+    "training/test_compiled",
     "training/test_wandb_sync", "training/test_graphs", "library/test_fit", "library/test_examples", "data/test_hub",
     "data/test_glue", "audit/test_sizes", "backbones/test_backbone_sources", "records/test_identity_recorded",
 )  # fmt: skip

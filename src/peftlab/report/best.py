@@ -52,20 +52,39 @@ def against_best(
     All values must be finite. Rows with fewer than two values are not tested, and do not count as rows.
     """
     rows = sum(len(values) > 1 for values in (best, *others))
-    return [_compared(best, values, rows, level) for values in others]
+    first = _Row.of(best)
+    return [_compared(first, _Row.of(values), rows, level) for values in others]
 
 
-def _compared(best: Sequence[float], values: Sequence[float], rows: int, level: float) -> AgainstBest:
-    difference = float(np.mean(best) - np.mean(values))
-    if len(best) < 2 or len(values) < 2:
-        return AgainstBest(difference, why_not="one seed" if len(best) > 1 else "the best has one seed")
-    first, second = (float(np.var(of, ddof=1)) / len(of) for of in (best, values))
-    rounding = 8 * np.finfo(float).eps * max(np.abs(best).max(), np.abs(values).max())
-    if first + second <= rounding**2:
+@dataclass(frozen=True)
+class _Row:
+    """What is needed of a row's values."""
+
+    seeds: int
+    mean: float
+    largest: float
+    """Their largest magnitude."""
+    variance: float
+    """Of the mean; 0 with one seed, where it is not known."""
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> _Row:
+        row = np.asarray(values)
+        variance = float(row.var(ddof=1)) / len(row) if len(row) > 1 else 0.0
+        return cls(len(row), float(row.mean()), float(np.abs(row).max()), variance)
+
+
+def _compared(best: _Row, other: _Row, rows: int, level: float) -> AgainstBest:
+    difference = best.mean - other.mean
+    if best.seeds < 2 or other.seeds < 2:
+        return AgainstBest(difference, why_not="one seed" if best.seeds > 1 else "the best has one seed")
+    together = best.variance + other.variance
+    rounding = 8 * np.finfo(float).eps * max(best.largest, other.largest)
+    if together <= rounding**2:
         return AgainstBest(difference, why_not="the same value at every seed: no variance to test against")
-    quantiles = [studentized_range(rows, len(of) - 1, level) for of in (best, values)]
-    weighted = (quantiles[0] * first + quantiles[1] * second) / (first + second)
-    return AgainstBest(difference, weighted * sqrt((first + second) / 2))
+    quantiles = [studentized_range(rows, of.seeds - 1, level) for of in (best, other)]
+    weighted = (quantiles[0] * best.variance + quantiles[1] * other.variance) / together
+    return AgainstBest(difference, weighted * sqrt(together / 2))
 
 
 @cache

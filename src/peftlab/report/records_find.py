@@ -43,7 +43,7 @@ def find(folders: Sequence[str]) -> Found:
         RunError: if one of them is no folder.
     """
     found = Found()
-    visited: set[str] = set()
+    visited: set[tuple[int, int]] = set()
     for given in folders:
         path = Path(given)
         if path.is_file() and path.name == "record.json":
@@ -58,15 +58,15 @@ def find(folders: Sequence[str]) -> Found:
     return found
 
 
-def _walk(top: str, found: Found, visited: set[str]) -> None:
+def _walk(top: str, found: Found, visited: set[tuple[int, int]]) -> None:
     waiting = [top]
     while waiting:
         folder = waiting.pop()
-        real = os.path.realpath(folder)
-        if real in visited:
-            continue
-        visited.add(real)
         try:
+            stat = os.stat(folder)  # noqa: PTH116  of many thousands
+            if (stat.st_dev, stat.st_ino) in visited:
+                continue
+            visited.add((stat.st_dev, stat.st_ino))
             with os.scandir(folder) as entries:
                 here = list(entries)
         except OSError as error:

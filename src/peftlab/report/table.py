@@ -88,7 +88,9 @@ def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]], delimiter: str
 
 def _no_formula(value: Any) -> Any:
     """``value``; a text that a spreadsheet would run, with the apostrophe in front that makes it a text there."""
-    if not isinstance(value, str) or not value.lstrip().startswith(("=", "+", "-", "@")):
+    if not isinstance(value, str) or not value or (value[0] not in "=+-@" and not value[0].isspace()):
+        return value
+    if not value.lstrip().startswith(("=", "+", "-", "@")):
         return value
     try:
         float(value)
