@@ -18,7 +18,11 @@ def cpus() -> int:
     return machine.cpus() if hasattr(os, "sched_getaffinity") else 1
 
 
-def map_in_forks(function: Callable[..., Result], *arguments: Iterable[Any]) -> list[Result]:
-    """``map(function, *arguments)``, in as many forks as there are CPUs."""
+def map_in_forks(
+    function: Callable[..., Result], *arguments: Iterable[Any], meanwhile: Callable[[], Any] = lambda: None
+) -> list[Result]:
+    """``map(function, *arguments)``, in as many forks as there are CPUs; this process does ``meanwhile``."""
     with ProcessPoolExecutor(cpus(), multiprocessing.get_context("fork")) as pool:
-        return list(pool.map(function, *arguments))
+        results = pool.map(function, *arguments)
+        meanwhile()
+        return list(results)

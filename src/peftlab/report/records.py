@@ -151,7 +151,13 @@ def _read_all(folders: Sequence[tuple[str, frozenset[str]]], wanted: _Wanted) ->
         return _read_some(folders, wanted)
     size = -(-len(folders) // (4 * cpus()))
     parts = [folders[begin : begin + size] for begin in range(0, len(folders), size)]
-    return list(chain.from_iterable(map_in_forks(_read_some, parts, [wanted] * len(parts))))
+    read = map_in_forks(_read_some, parts, [wanted] * len(parts), meanwhile=_import_tests)
+    return list(chain.from_iterable(read))
+
+
+def _import_tests() -> None:
+    """Bring what the tests of rows need (:mod:`peftlab.report.best`) while others read."""
+    import scipy.stats  # type: ignore[import-untyped]  # noqa: F401
 
 
 def _read_some(folders: Sequence[tuple[str, frozenset[str]]], wanted: _Wanted) -> list[Run | LeftOut]:
