@@ -40,7 +40,7 @@ check: install
 	$(BIN)/mypy
 
 # Side by side with transformers.Trainer + HF peft on the same data and recipe; what a sweep costs beside its jobs; a
-# report of 10,000 records; how often its marks and intervals err. Minutes.
+# report of 10,000 records; how often its marks and intervals err. Three quarters of an hour.
 bench: install
 	$(BIN)/python benchmarks/against_trainer.py
 	$(BIN)/python benchmarks/sweep_overhead.py
