@@ -24,7 +24,7 @@ WHOLE = (
     "goldens", "conformance", "interop", "test_readme", "test_wheel",
     # processes, servers and real packages: ten seconds a file and more, together most of what the rest takes
     "sweeps/test_launcher", "sweeps/test_pool", "sweeps/test_shipped", "sweeps/test_cache", "sweeps/test_declaration",
-    "sweeps/test_search", "sweeps/test_plan", "sweeps/test_sharing", "sweeps/test_interrupts", "sweeps/test_counting",
+    "sweeps/test_search", "sweeps/test_plan", "sweeps/test_beside", "sweeps/test_interrupts", "sweeps/test_counting",
     "tables", "config/test_listed_values", "config/test_wrong_inputs", "peft/test_hf_peft", "peft/test_compose",
     "training/test_compiled",
     "training/test_wandb_sync", "training/test_graphs", "library/test_fit", "library/test_examples", "data/test_hub",

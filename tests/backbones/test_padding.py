@@ -66,3 +66,31 @@ def test_weights_that_overflow_are_refused() -> None:
         backbone.model.get_parameter("classifier.weight").fill_(float("inf"))
     with pytest.raises(BackboneError, match="its weights overflow"):
         require_padding_changes_nothing(backbone)
+
+
+class RoundsByShape(nn.Module):
+    """A classifier whose sums come out otherwise in batches of other shapes, as kernels of GPUs do, by ``share``."""
+
+    def __init__(self, model: nn.Module, share: float) -> None:
+        super().__init__()
+        self.inner, self.share = model, share
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Tensor) -> Tensor:
+        out = self.inner(input_ids=input_ids, attention_mask=attention_mask)
+        largest = out.logits.abs().max()
+        out.logits = out.logits + self.share * largest * (1 if input_ids.shape[0] > 1 else -1)
+        found: Tensor = out
+        return found
+
+
+def test_rounding_that_depends_on_the_shape_is_no_padding_in_16_bits() -> None:
+    backbone: TransformerBackbone = tiny("distilbert", dtype="bfloat16")
+    shake(backbone)
+    plain = backbone.model
+    backbone.model = RoundsByShape(plain, 0.02)
+    require_padding_changes_nothing(backbone)
+    narrow: TransformerBackbone = tiny("distilbert")
+    shake(narrow)
+    narrow.model = RoundsByShape(narrow.model, 0.02)
+    with pytest.raises(BackboneError, match="otherwise beside a longer text than alone"):
+        require_padding_changes_nothing(narrow)

@@ -164,6 +164,16 @@ def test_words_that_the_model_does_not_embed() -> None:
     assert HFTokenizer(theirs, size + 2).encode(["@user"], 8) == [[2, size, 3]]
 
 
+def test_what_stands_around_a_text_must_be_embedded_too() -> None:
+    theirs = wordpiece()
+    size = len(theirs)
+    theirs.add_special_tokens({"mask_token": "[LATER]"})
+    assert HFTokenizer(theirs, size).encode(["a"], 8), "a special token that no text is given may lie behind"
+    last = theirs.cls_token_id  # put before each text
+    with pytest.raises(BackboneError, match=rf"but the model embeds {last}: .* of them, first '\[CLS\]' \(id {last}\)"):
+        HFTokenizer(theirs, last)
+
+
 def test_a_padding_token_that_the_model_does_not_embed(scratch: Path) -> None:
     """It is never made; the saved files pad with one that is there."""
     theirs = byte_pairs()

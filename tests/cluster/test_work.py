@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from peftlab.commands.sweep import _parser
 from peftlab.errors import ConfigError
 from peftlab.records.folder import RunFolder
 from peftlab.sweeps.call import Call
+from peftlab.sweeps.slots import PoolOptions
 from tests.conftest import TINY
 
 SWEEP = """\
@@ -124,5 +127,11 @@ def test_a_mistake_names_its_job(reviews: Path) -> None:
 def test_the_options_of_the_pool_are_the_workers() -> None:
     given = _parser().parse_intermixed_args(["f.yaml", "-j", "2", "--minutes-per-job", "1.5"])
     assert pool_options(given) == [
-        "--jobs", "2", "--devices-per-job", "1", "--on-error", "continue", "--retries", "1", "--minutes-per-job", "1.5",
+        "--jobs", "2", "--devices-per-job", "1", "--jobs-per-device", "1", "--on-error", "continue", "--retries", "1",
+        "--minutes-per-job", "1.5",
     ]  # fmt: skip
+    given = vars(_parser().parse_intermixed_args(["f.yaml"]))
+    every = {"jobs" if field.name == "n_parallel" else field.name for field in fields(PoolOptions)}
+    assert every <= set(given)
+    asked = argparse.Namespace(**{**given, **dict.fromkeys(every, 3)})
+    assert pool_options(asked).count("3") == len(every), "each of the pool's options reaches the workers"

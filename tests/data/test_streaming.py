@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from peftlab.data import readers
 from peftlab.data.readers import read_table
+from peftlab.errors import DataError
 
 ROWS, LENGTH = 4_000, 2_000
 
@@ -59,3 +61,20 @@ def test_memory_is_that_of_the_texts(tmp_path: Path, name: str, write: Callable[
     texts = ROWS * LENGTH
     assert kept < 1.2 * texts
     assert peak < 1.6 * texts, f"{peak / texts:.2f} times the texts"
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 19, 20, 64])
+def test_characters_and_lines_are_whole_over_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(readers, "_PIECE", piece)
+    file = tmp_path / "one.csv"
+    whole = "\N{BYTE ORDER MARK}text,label\näöü €,pos\n\N{GRINNING FACE},neg\n".encode()
+    file.write_bytes(whole)
+    assert read_table(file).texts == ["äöü €", "\N{GRINNING FACE}"]
+    file.write_bytes(whole + "é".encode()[:1])  # cut at the end: 41 bytes, so that pieces of 1 end with it
+    with pytest.raises(DataError, match=r"line 4, byte \d+: 0xC3 is not UTF-8"):
+        read_table(file)
+    file.write_bytes(whole + b"a\0,pos\n")
+    with pytest.raises(DataError, match=r"line 4, byte \d+: a NUL byte"):
+        read_table(file)

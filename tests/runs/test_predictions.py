@@ -14,6 +14,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss
 
+from peftlab.backbones.text_classifier_backbone import TextClassifierBackbone
+from peftlab.commands.prediction_files import write_rows
 from peftlab.data.base import Splits, Texts
 from peftlab.errors import RunError
 from peftlab.library.run import load_run
@@ -185,6 +187,28 @@ def test_files_that_cannot_be_read_by_column(peftlab: Peftlab, reviews: Path) ->
         assert said in result.err
     ids = peftlab("predict", folder, "--file", "other.csv", "--text-column", "body", "--id-column", "n", "--json")
     assert json.loads(ids.out)["n"] == "1"
+
+
+def test_a_text_is_no_formula_of_a_spreadsheet(scratch: Path) -> None:
+    rows = [{"text": "=HYPERLINK(1)", "label": "-1", "probabilities": {"@a": 0.5}}]
+    for suffix, text in ((".csv", "'=HYPERLINK(1)"), (".tsv", "'=HYPERLINK(1)"), (".jsonl", "=HYPERLINK(1)")):
+        write_rows(scratch / f"rows{suffix}", rows)
+        (row,) = read_back(scratch / f"rows{suffix}")
+        assert (row["text"], row["label"]) == (text, "-1"), suffix
+
+
+def test_a_gpu_that_is_too_small_is_told(peftlab: Peftlab, reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = finished(reviews)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(TextClassifierBackbone, "forward", full)
+    for command in (("predict", folder, "--text", "fine"), ("evaluate", folder)):
+        result = peftlab(*command)
+        assert result.status == 2, command
+        assert "Tried to allocate 2.00 GiB. Lower data.batch_size" in result.err
+        assert "Traceback" not in result.err
 
 
 def test_evaluate_writes_a_row_a_text(peftlab: Peftlab, reviews: Path) -> None:

@@ -13,6 +13,7 @@ from peftlab.cluster.work import Work
 _OPTIONS = {
     "jobs": "--jobs",
     "devices_per_job": "--devices-per-job",
+    "jobs_per_device": "--jobs-per-device",
     "threads_per_job": "--threads-per-job",
     "on_error": "--on-error",
     "retries": "--retries",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from peftlab.cluster.settings import Cluster
 from peftlab.signals import RESUMABLE
-from peftlab.sweeps.pool import GRACE, GRACE_SECONDS, WORKER
+from peftlab.sweeps.beside import WORKER
+from peftlab.sweeps.pool import GRACE, GRACE_SECONDS
 
 TO_LEAVE = 15.0
 """Of the seconds before its end, those that a worker needs for itself when its jobs have ended."""

@@ -85,18 +85,23 @@ def _require_text(file: Path) -> bool:
                     f"{file}, line {line}, byte {position + nul}: a NUL byte, which no text has. "
                     "The file is damaged, compressed or not text; export it again as UTF-8 text."
                 )
-            try:
-                decoder.decode(piece, final=len(piece) < _PIECE)
-            except UnicodeDecodeError:
-                raw = file.read_bytes()
-                try:
-                    raw.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise not_utf8(file, raw, error) from None
-                raise
+            _decode(decoder, piece, file)
             quotes = quotes or b'"' in piece
             position, lines = position + len(piece), lines + piece.count(b"\n")
+    _decode(decoder, b"", file, final=True)
     return quotes
+
+
+def _decode(decoder: codecs.IncrementalDecoder, piece: bytes, file: Path, *, final: bool = False) -> None:
+    try:
+        decoder.decode(piece, final=final)
+    except UnicodeDecodeError:
+        raw = file.read_bytes()  # the decoder counts from its last piece
+        try:
+            raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise not_utf8(file, raw, error) from None
+        raise
 
 
 def not_utf8(file: Path, raw: bytes, error: UnicodeDecodeError) -> DataError:

@@ -175,9 +175,10 @@ class LowRank(Delta):
     def expand(self, low: Tensor) -> Tensor:
         """The way up, (…, r) → (…, out).
 
-        A scale that is a power of two rounds nothing wherever it stands: then it stands where there is least of it.
+        A scale that is a power of two rounds nothing wherever it stands, but for float16, whose smallest numbers lose
+        bits: then it stands where there is least of it.
         """
-        if math.frexp(self.scale)[0] == 0.5:
+        if math.frexp(self.scale)[0] == 0.5 and low.dtype != torch.float16:
             return F.linear(low * self.scale, self.lora_B)
         return F.linear(low, self.lora_B) * self.scale
 

@@ -129,7 +129,6 @@ def _require_same_labels(config: RunConfig, splits: Splits, facts: dict[str, Any
         )
 
 
-@memory_told()
 def predict(
     assembled: Assembled, facts: dict[str, Any], config: RunConfig, texts: Sequence[str], *, task: str | None = None
 ) -> Iterator[dict[str, Any]]:
@@ -141,6 +140,9 @@ def predict(
         config: the run's.
         texts: what to predict from.
         task: theirs, for a run on data of several tasks; the labels are that task's.
+
+    Raises:
+        RunError: for outputs that are no finite numbers, and for a GPU whose memory is too small (OutOfMemory).
     """
     from peftlab.data.module import predict_batches
 
@@ -157,7 +159,7 @@ def predict(
     for rows, batch in predict_batches(
         texts, tokenizer, max_length=config.data.max_length, batch_size=config.data.eval_batch_size
     ):
-        with torch.inference_mode():
+        with memory_told(), torch.inference_mode():
             inputs = [batch["input_ids"].to(device), batch["attention_mask"].to(device)]
             if number is not None:
                 inputs.append(torch.full((len(rows),), number, device=device))

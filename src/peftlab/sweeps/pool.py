@@ -22,7 +22,8 @@ from typing import Any
 
 from peftlab.errors import ConfigError, PeftlabError
 from peftlab.records.holder import Holder
-from peftlab.sweeps import job_spec, processes, roster
+from peftlab.sweeps import job_spec, processes
+from peftlab.sweeps.beside import Beside
 from peftlab.sweeps.cache import ConfigCache
 from peftlab.sweeps.finished import finished, folder_of, take
 from peftlab.sweeps.interrupts import Interrupts
@@ -45,9 +46,6 @@ POLL_SECONDS = 0.5
 """How often a run that another process holds is looked at."""
 ASK_SECONDS = 1.0
 """How often a plan that may stop jobs early is asked about each running one."""
-WORKER = "PEFTLAB_WORKER"
-"""Environment variable of one of several equal workers (:mod:`peftlab.cluster`): it ends when all that is left is at
-work in others."""
 GO_ON = "The same command again skips what is finished and runs the rest."
 
 
@@ -76,8 +74,7 @@ class _Pool:
     """Runs that another process holds."""
     tasks: dict[Path, QueuedRun] = field(default_factory=dict)
     stopping: bool = False
-    array: str = field(default_factory=lambda: os.environ.get(WORKER, "").partition("_")[0])
-    """Of equal workers the array that they belong to: runs that others hold are left to them."""
+    beside: Beside = field(default_factory=Beside)
     received: int = 0
     """Jobs that the plan has handed out."""
 
@@ -120,7 +117,7 @@ class _Pool:
             self._stop_early()
             self._end_overdue()
         elif self.elsewhere and not self.queue:
-            if self.array and self.received >= self.plan.total():
+            if self.beside.array and self.received >= self.plan.total():
                 self._leave_to_others()
             else:
                 self.interrupts.wait([], POLL_SECONDS)
@@ -139,19 +136,8 @@ class _Pool:
                 self.progress.total = self.plan.total()
                 self._receive(job)
             self.received += len(jobs)
-            self._note_jobs()
+            self.beside.announce(self.queue, self.plan.total() - self.received)
         self.progress.total = self.plan.total()
-
-    def _note_jobs(self) -> None:
-        """Let ``peftlab status`` know of the runs that are to be made, and how many cannot be named yet."""
-        by_folder: dict[Path, list[roster.Entry]] = {}
-        for task in self.queue:
-            by_folder.setdefault(task.folder.path.parent, []).append(roster.Entry(task.folder.key, task.title))
-        for folder, entries in by_folder.items():
-            known = roster.read(folder)
-            entries = [entry for entry in entries if self._failed_beside(known.get(entry.run)) is None]
-            coming = roster.Entry("", str(max(0, self.plan.total() - self.received)))
-            roster.note(folder, [*entries, coming])
 
     def _receive(self, job: Job) -> None:
         try:
@@ -192,19 +178,15 @@ class _Pool:
                 "part of the run's key."
             )
 
-    def _failed_beside(self, known: roster.Entry | None) -> str | None:
-        """Why a run has failed in another worker of this array; each of them would only try it again."""
-        return known.failed if known is not None and self.array and known.failed and known.array == self.array else None
-
     def _start(self, task: QueuedRun) -> None:
-        known = roster.read(task.folder.path.parent).get(task.folder.key) if self.array and not task.attempts else None
+        reason = self.beside.failure(task)  # before the record is looked at, which another attempt may have written
         try:
             record = task.record()  # another launcher may have made it since
             if record is not None:
                 self._succeed(task, record)
             elif (holder := task.folder.held_by()) is not None:
                 self._leave_elsewhere(task, holder)
-            elif (reason := self._failed_beside(known)) is not None:
+            elif reason:
                 self._fail(task, reason)
             else:
                 self._start_process(task)
@@ -367,8 +349,7 @@ class _Pool:
 
     def _fail(self, task: QueuedRun, reason: str) -> None:
         task.ended, task.failure = True, reason
-        entry = roster.Entry(task.folder.key, task.title, " ".join(reason.split()), self.array)
-        roster.note(task.folder.path.parent, [entry])
+        self.beside.note_failure(task, reason)
         for job in task.jobs:
             self._fail_job(job, reason, task.log, str(task.folder.path))
 

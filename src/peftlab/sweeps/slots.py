@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +116,9 @@ class Machine:
     def title(self) -> str:
         """``2 at a time, 1 CPU thread each``; sums may differ in the last bit between thread counts."""
         threads = f"{self.threads} CPU thread{'s' if self.threads > 1 else ''} each (where trainer.threads is null)"
-        devices = f", on {', '.join(slot.title for slot in self.slots)}" if self.slots[0].gpus else ""
+        places = Counter(slot.title for slot in self.slots)
+        named = (title if count == 1 else f"{title} ({count} jobs)" for title, count in places.items())
+        devices = f", on {', '.join(named)}" if self.slots[0].gpus else ""
         return f"{len(self.slots)} at a time, {threads}{devices}"
 
 
