@@ -25,7 +25,10 @@ WHOLE = (
     # processes, servers and real packages: ten seconds a file and more, together most of what the rest takes
     "sweeps/test_launcher", "sweeps/test_pool", "sweeps/test_shipped", "sweeps/test_cache", "sweeps/test_declaration",
     "sweeps/test_search", "sweeps/test_plan", "sweeps/test_beside", "sweeps/test_interrupts", "sweeps/test_counting",
-    "tables", "config/test_listed_values", "config/test_wrong_inputs", "peft/test_hf_peft", "peft/test_compose",
+    "tables", "config/test_listed_values", "config/test_wrong_inputs", "config/test_yaml_files", "config/test_trusted",
+    "peft/test_hf_peft", "peft/test_compose", "peft/test_product", "peft/test_prefix", "peft/test_soft_prompts",
+    "peft/test_adalora_against", "peft/test_adapter", "peft/test_rank_budget", "library/test_generate",
+    "cluster/test_work", "report/test_report", "data/test_multitask", "test_allocator",
     "training/test_compiled",
     "training/test_wandb_sync", "training/test_graphs", "library/test_fit", "library/test_examples", "data/test_hub",
     "data/test_glue", "audit/test_sizes", "backbones/test_backbone_sources", "records/test_identity_recorded",

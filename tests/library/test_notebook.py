@@ -19,6 +19,7 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     """What peftlab sees of a kernel: a shell that has one."""
     ipython = ModuleType("IPython")
     ipython.get_ipython = lambda: SimpleNamespace(kernel=object())  # type: ignore[attr-defined]
+    ipython.version_info = (9, 0, 0, "")  # type: ignore[attr-defined]  # matplotlib asks for it, once in a process
     monkeypatch.setitem(sys.modules, "IPython", ipython)
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,21 @@ def test_all_know_what_rank_0_has_found() -> None:
     assert meet(go, ["k", "k"]) == [None, go, go]
     finished = Decision(train=False, status=0)
     assert meet(finished, ["k", "other"]) == [None, finished, finished]
+
+
+def test_rank_0_is_there_until_the_others_know_that_all_went_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watch that reads slowly must not find the store gone, and take the end of rank 0 for its failure."""
+    read, ended = Meeting._read_end, []
+
+    def slowly(meeting: Meeting) -> int:
+        time.sleep(1)
+        return read(meeting)
+
+    monkeypatch.setattr(Meeting, "_read_end", slowly)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    go = Decision(train=True, key="k")
+    assert meet(go, ["k", "k"]) == [None, go, go]
+    assert ended == []
 
 
 def test_a_rank_that_would_train_another_run_stops_all() -> None:

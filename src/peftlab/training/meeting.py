@@ -108,9 +108,10 @@ class Meeting:
         """Another rank: its part is done, or there was none."""
         with contextlib.suppress(RuntimeError):  # rank 0 waits no longer
             self._store.set(self._end_of(self.ranks.rank), "0")
-            self._store.set(f"done {self.ranks.rank}", "")
         if self._watch is not None:  # a thread inside the store would not survive the end of the interpreter
             self._watch.join(PATIENCE.total_seconds())
+        with contextlib.suppress(RuntimeError):  # last, as rank 0 and its store may be gone in the next moment
+            self._store.set(f"done {self.ranks.rank}", "")
 
     def end(self, status: int) -> None:
         """Rank 0: it ends with this status when the others have done their part; if it failed, they end at once."""
@@ -126,7 +127,7 @@ class Meeting:
         while True:
             try:
                 self._store.wait([name], PATIENCE)
-                status = int(self._store.get(name))
+                status = self._read_end()
             except RuntimeError as error:
                 if "timeout" in str(error).lower():
                     continue
@@ -134,6 +135,9 @@ class Meeting:
             if status:
                 os._exit(status)
             return
+
+    def _read_end(self) -> int:
+        return int(self._store.get(self._end_of(self.ranks.rank)))
 
     @staticmethod
     def _end_of(rank: int) -> str:
