@@ -20,6 +20,12 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in block.splitlines() if line.strip()]
 CHEAP = ["debug=fast", "trainer.max_epochs=1"]
 
+OF_RUNS = (
+    "evaluate", "predict", "inspect", "export", "report", "verify", "reproduce", "wandb-sync", "status", "runs", "diff",
+    "remove",
+)  # fmt: skip
+"""What is asked of runs that are there."""
+
 # Commands whose data, weights or devices are not on every machine; they are checked instead of run.
 ELSEWHERE = {
     "data=imdb": "the hub",
@@ -51,7 +57,7 @@ def test_command(
     monkeypatch.setenv("PEFTLAB_GLOVE", "glove.6B.100d.txt")
     assert command[0] == "peftlab"
     verb, arguments = command[1], command[2:]
-    if verb in ("evaluate", "predict", "inspect", "export", "report", "verify", "reproduce", "wandb-sync", "status"):
+    if verb in OF_RUNS:
         assert peftlab("train", *TINY, f"data.path={reviews}", "name=t", "trainer.max_epochs=1").status == 0
         places = {"RUN": str(run_folder("t")), "outputs/rank_alpha": "outputs/t"}
         (scratch / "new.csv").write_text("id,text\n1,fine\n2,dull\n")

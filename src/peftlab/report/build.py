@@ -13,8 +13,9 @@ from peftlab.objectives.base import figure_called
 from peftlab.report.analysis import Analysis, analyse
 from peftlab.report.columns import STANDARD, Column, columns_of
 from peftlab.report.failures import failures_of
-from peftlab.report.groups import Grouped, group_runs, keep_where
+from peftlab.report.groups import Grouped, group_runs
 from peftlab.report.groups_sweep import SweepFile, read_sweep_file
+from peftlab.report.key_names import keep_where
 from peftlab.report.legends import PLAIN, comparison_legend, legend
 from peftlab.report.notes import measured_on, notes_of, selection_of
 from peftlab.report.pairing import against, baseline_asked_for, require_a_pair, row_called

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import ConfigError, listed, nearest
 from peftlab.report.groups_sweep import SweepArm, SweepFile
+from peftlab.report.key_names import by_importance, known_key, short_names, shown, telling_keys
 from peftlab.report.records import Run
 from peftlab.report.records_config import COMPUTED, DATA_HASH, decides
 
@@ -85,53 +85,6 @@ class Grouped:
     """Those of them that labels are made of; empty where a sweep has given labels."""
     implied: Sequence[str] = ()
     """The others: they differ only where one of ``telling`` does."""
-
-
-def keep_where(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
-    """The runs whose config has ``key=value``, for each of ``conditions``.
-
-    Raises:
-        ConfigError: for a condition without '=', a key that no config has, or a value that no run has.
-    """
-    kept = list(runs)
-    for condition in conditions:
-        given, equals, value = condition.partition("=")
-        if not equals:
-            raise ConfigError(f"--where {condition}: write key=value, for example peft.rank=2.")
-        key = known_key(given, runs, "--where")
-        matching = [run for run in kept if shown(run.config.get(key)).lower() == value.lower()]
-        if not matching:
-            values = {shown(run.config[key]) for run in kept if key in run.config}
-            raise ConfigError(f"--where {condition}: no run has this value. Values of {key}: {listed(values)}.")
-        kept = matching
-    return kept
-
-
-def known_key(given: str, runs: Sequence[Run], option: str) -> str:
-    """The config key that ``given`` means: the whole, or its last part where only one key ends so.
-
-    Raises:
-        ConfigError: if there is none, or several.
-    """
-    keys = {key for run in runs for key in run.config}
-    if given in keys:
-        return given
-    ends = sorted(key for key in keys if key.endswith(f".{given}"))
-    if len(ends) == 1:
-        return ends[0]
-    if ends:
-        raise ConfigError(f"{option} {given}: several config keys end so: {', '.join(ends)}. Write the whole key.")
-    near = nearest(given, keys) or nearest(given, {key.rpartition(".")[2] for key in keys})
-    raise ConfigError(f"{option} {given}: no run has this config key.{near} Keys: {listed(keys, limit=80)}.")
-
-
-def shown(value: Any) -> str:
-    """A config value as the command line writes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f"{value:g}" if isinstance(value, float) else str(value).replace('"', "")
 
 
 def group_runs(runs: Sequence[Run], sweeps: Sequence[SweepFile], *, by: Sequence[str], filtered: bool) -> Grouped:
@@ -237,18 +190,18 @@ def _labelled(named: Sequence[Group], unnamed: Sequence[Group], by: Sequence[str
     """Find the keys that differ between the groups, and call those of ``unnamed`` by them."""
     everything = [*named, *unnamed]
     keys = list(by) if by is not None else _varying(everything)
-    key_names = _short(keys)
+    key_names = short_names(keys)
     if any(map(_computed, everything)) and COMPUTED not in keys:
         keys.append(COMPUTED)
-        key_names |= _short([COMPUTED])
+        key_names |= short_names([COMPUTED])
     named, unnamed = ([replace(group, keys=_values(group, keys)) for group in groups] for groups in (named, unnamed))
     unnamed.sort(key=lambda group: [_order(group.keys.get(key)) for key in keys])
-    telling = list(keys) if by is not None else _telling(keys, unnamed)
+    telling = list(keys) if by is not None else telling_keys(keys, [group.keys for group in unnamed])
     if len({group.keys.get(COMPUTED) for group in unnamed}) > 1 and COMPUTED not in telling:
         telling.append(COMPUTED)  # even where others tell the rows apart: it is no difference of their configs
     if by is None:
         unnamed, of_data = _told_by_data(telling, unnamed)
-        key_names |= _short(of_data)
+        key_names |= short_names(of_data)
         telling += of_data
     unnamed = _with_labels(unnamed, telling, key_names)
     if not unnamed or named:
@@ -301,28 +254,7 @@ def _varying(groups: Iterable[Group]) -> list[str]:
             for key, value in run.config.items():
                 if decides(key, run.rules):
                     values.setdefault(key, set()).add(shown(value))
-    varying = [key for key, found in values.items() if len(found) > 1]
-    place = {key: number for number, key in enumerate(varying)}
-    return sorted(varying, key=lambda key: (_first(key), key.count("."), place[key]))
-
-
-def _first(key: str) -> int:
-    names = ("peft", "peft.rank", "peft.*", "data", "backbone", "optim", "schedule", "trainer")
-    group = key.partition(".")[0]
-    wanted = key if key in names else "peft.*" if group == "peft" else group
-    return names.index(wanted) if wanted in names else len(names)
-
-
-def _telling(keys: Sequence[str], groups: Sequence[Group]) -> list[str]:
-    """Of ``keys``, in their order, those that tell groups apart which the ones before leave together."""
-    kept: list[str] = []
-    parts: list[tuple[str | None, ...]] = [() for _ in groups]
-    for key in keys:
-        finer = [(*part, group.keys.get(key)) for part, group in zip(parts, groups, strict=True)]
-        if len(set(finer)) > len(set(parts)):
-            kept.append(key)
-            parts = finer
-    return kept
+    return by_importance(key for key, found in values.items() if len(found) > 1)
 
 
 def _told_by_data(keys: Sequence[str], groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
@@ -371,9 +303,3 @@ def _order(value: str | None) -> tuple[int, float, str]:
         return (1, float(value or "x"), "")
     except ValueError:
         return (0 if value is None else 2, 0.0, value or "")
-
-
-def _short(keys: Sequence[str]) -> dict[str, str]:
-    """Key → its last part, or the whole where that is not clear."""
-    last = [key.rpartition(".")[2] for key in keys]
-    return {key: short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)}

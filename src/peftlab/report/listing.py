@@ -1,0 +1,240 @@
+"""Runs one by one, as a list of them and a comparison of two need them: config, figures, state. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from peftlab.errors import ConfigError, PeftlabError, RunError, listed, nearest
+from peftlab.metric_names import RECORD_PART, SPLITS, MetricName
+from peftlab.objectives.recorded import objective_facts
+from peftlab.reading import read_bytes
+from peftlab.records.divergence import STATUS, diverged
+from peftlab.records.folder import RunFolder, read_config_values
+from peftlab.records.identity import Rules
+from peftlab.records.identity_recorded import recorded_rules
+from peftlab.report.forks import cpus, map_in_forks
+from peftlab.report.key_names import by_importance, keep_where, short_names, shown, telling_keys
+from peftlab.report.records_config import DATA_HASH, decides, flat
+
+MANY = 1_000
+"""From so many runs on, starting processes to read them takes less time than it saves."""
+HASH_LETTERS = 12
+_PARTS = ("parameters", "timing", "memory", "forgetting", "selection")
+"""What is kept of a record beside config and metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One run."""
+
+    folder: str
+    name: str
+    key: str
+    status: str
+    """``finished``, ``diverged``, ``failed``, ``interrupted``; without a record ``running`` or ``unfinished``; or
+    ``unreadable``."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Dotted key → value, the hash of its data as ``data.hash``; bookkeeping included."""
+    rules: Rules | None = None
+    """Which of its keys decide the numbers, as the record says; None: there is no record."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """Place in the record → number or text: ``timing.train_seconds``; a metric by its name in a history."""
+    selects: str = ""
+    """The figure that selects."""
+    better: str = "max"
+    """Which value of it is better."""
+    epochs: int = 0
+    """Rows of its history."""
+    ended_at: str = ""
+    """In UTC, as ISO 8601 has it."""
+    error: str = ""
+
+    def figure(self, split: str) -> float | None:
+        """The selecting figure on ``split``."""
+        found = self.values.get(MetricName(split, self.selects).in_history)
+        return None if found is None else float(found)
+
+
+def read_listed(folders: Sequence[RunFolder]) -> list[Listed]:
+    """Every run of ``folders``, whatever has become of it, in order."""
+    if cpus() == 1 or len(folders) < MANY:
+        return _read_some(folders)
+    size = -(-len(folders) // (4 * cpus()))
+    parts = [folders[begin : begin + size] for begin in range(0, len(folders), size)]
+    return list(chain.from_iterable(map_in_forks(_read_some, parts)))
+
+
+def _read_some(folders: Sequence[RunFolder]) -> list[Listed]:
+    return [_read(folder) for folder in folders]
+
+
+def _read(folder: RunFolder) -> Listed:
+    path, name = str(folder.path), folder.path.parent.name
+    try:
+        record = folder.read_record()
+        return _without_record(folder) if record is None else _of_record(path, record)
+    except (PeftlabError, KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+        reason = f"its record is damaged: no {error}" if isinstance(error, KeyError) else str(error)
+        return Listed(path, name, folder.key, "unreadable", error=reason)
+
+
+def _without_record(folder: RunFolder) -> Listed:
+    config: dict[str, Any] = {}
+    with contextlib.suppress(RunError):
+        config = flat(read_config_values(folder))
+    epochs = 0
+    with contextlib.suppress(OSError):
+        epochs = max(0, len(read_bytes(folder.metrics).splitlines()) - 1)
+    holder = folder.held_by()
+    status, error = ("unfinished", "") if holder is None else ("running", f"process {holder}")
+    name = str(config.get("name", folder.path.parent.name))
+    return Listed(str(folder.path), name, folder.key, status, config, epochs=epochs, error=error)
+
+
+def _of_record(path: str, record: dict[str, Any]) -> Listed:
+    config, objective = flat(record["config"]), objective_facts(record)
+    if known := (record.get("data") or {}).get("hash"):
+        config[DATA_HASH] = sys.intern(str(known)[:HASH_LETTERS])
+    status = record["status"]
+    return Listed(
+        folder=path,
+        name=sys.intern(record["name"]),
+        key=record["key"],
+        status=STATUS if status == "finished" and diverged(record) else status,
+        config=config,
+        rules=recorded_rules(record),
+        values=dict(_values(record)),
+        selects=objective["selects"],
+        better=objective["metrics"][objective["selects"]],
+        epochs=len(record.get("history", ())),
+        ended_at=str(record.get("ended_at", "")),
+        error=str(record.get("error", "")),
+    )
+
+
+def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for split in SPLITS:
+        for name, value in _leaves((record.get(RECORD_PART) or {}).get(split) or {}):
+            yield sys.intern(MetricName(split, name).in_history), value
+    for part in _PARTS:
+        for name, value in _leaves(record.get(part) or {}):
+            yield sys.intern(f"{part}.{name}"), value
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float | str) and not isinstance(value, bool):
+            yield f"{prefix}{name}", value
+
+
+# -- what tells them apart --------------------------------------------------------------------------------
+
+
+def told_apart(runs: Sequence[Listed]) -> list[str]:
+    """Of each run, what its config says that those of others do not: ``peft=lora rank=4 seed=1``."""
+    known = [run for run in runs if run.config]
+    rules = next((run.rules for run in known if run.rules is not None), None)
+    values: dict[str, set[str]] = {}
+    for run in known:
+        for key, value in run.config.items():
+            values.setdefault(key, set()).add(shown(value))
+
+    def tells(key: str) -> bool:
+        return key in ("seed", DATA_HASH) or rules is None or decides(key, rules)
+
+    keys = [*by_importance(key for key, found in values.items() if len(found) > 1 and tells(key) and key != "seed")]
+    rows = [{key: shown(run.config[key]) for key in [*keys, "seed"] if key in run.config} for run in runs]
+    wanted = telling_keys([*keys, "seed"], [row for row in rows if row])
+    short = short_names(wanted)
+    return [" ".join(f"{short[key]}={row[key]}" for key in wanted if key in row) for row in rows]
+
+
+def only(runs: list[Listed], conditions: Sequence[str]) -> list[Listed]:
+    """Of ``runs`` those that meet all ``conditions``; ``status`` and ``key`` can be asked for as keys are.
+
+    Raises:
+        ConfigError: for one that no run meets.
+    """
+    for condition in conditions:
+        name, _, value = condition.partition("=")
+        if name in ("status", "key"):
+            there = {getattr(run, name) for run in runs}
+            runs = [run for run in runs if getattr(run, name) == value]
+            if not runs:
+                raise ConfigError(f"{condition}: no run has this {name}. There are: {', '.join(sorted(there)[:20])}.")
+        else:
+            runs = keep_where(runs, [condition], "the condition")
+    return runs
+
+
+# -- order ------------------------------------------------------------------------------------------------
+
+
+def value_of(name: str, runs: Sequence[Listed], option: str) -> Callable[[Listed], Any]:
+    """What gives the value called ``name`` of a run: a key of the config, a metric, a place in the record.
+
+    Raises:
+        ConfigError: if no run has such a thing.
+    """
+    own: dict[str, Callable[[Listed], Any]] = {
+        "name": lambda run: run.name, "key": lambda run: run.key, "status": lambda run: run.status,
+        "epochs": lambda run: run.epochs, "ended_at": lambda run: run.ended_at or None,
+    }  # fmt: skip
+    if name in own:
+        return own[name]
+    metric = MetricName.from_record(name)
+    wanted = name if metric is None else metric.in_history
+    values = {key for run in runs for key in run.values}
+    if wanted in values:
+        return lambda run: run.values.get(wanted)
+    keys = {key for run in runs for key in run.config}
+    key = name.removeprefix("config.")
+    ends = [known for known in keys if known == key or known.endswith(f".{key}")]
+    if key in keys or len(ends) == 1:
+        found = key if key in keys else ends[0]
+        return lambda run: run.config.get(found)
+    if ends:
+        raise ConfigError(f"{option} {name}: several config keys end so: {listed(ends)}. Write the whole key.")
+    shorter = {value for value in values if not value.startswith(("train/", "selection."))} | set(own)
+    raise ConfigError(
+        f"{option} {name}: no run has that.{nearest(name, values | keys | set(own))} "
+        f"There are {listed(shorter, limit=40)}, and the keys of the configs."
+    )
+
+
+def in_order(runs: Sequence[Listed], by: Callable[[Listed], Any], *, falling: bool = False) -> list[Listed]:
+    """``runs`` sorted, numbers before texts; those without a value come last either way."""
+
+    def place(run: Listed) -> tuple[int, float, str]:
+        value = by(run)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return 0, float(value), ""
+        return 1, 0.0, shown(value)
+
+    with_value = [run for run in runs if by(run) is not None]
+    return [*sorted(with_value, key=place, reverse=falling), *(run for run in runs if by(run) is None)]
+
+
+def best_of(runs: Sequence[Listed], count: int) -> list[tuple[str, list[Listed]]]:
+    """The ``count`` best on validation, of each data set and selecting figure by themselves.
+
+    Returns:
+        for each, what it is, in words, and its runs, the best first. The test decides nothing.
+    """
+    kinds: dict[tuple[str, str], list[Listed]] = {}
+    for run in runs:
+        if run.status == "finished" and run.figure("validation") is not None:
+            kinds.setdefault((str(run.config.get(DATA_HASH, "")), run.selects), []).append(run)
+    found = []
+    for (data, selects), members in kinds.items():
+        best = in_order(members, lambda run: run.figure("validation"), falling=members[0].better == "max")
+        of = f" of {len(members):,} runs on data {data or 'without a hash'}" if len(kinds) > 1 else ""
+        found.append((f"best on {MetricName('validation', selects).title}{of}", best[:count]))
+    return found

@@ -1,0 +1,170 @@
+"""`peftlab runs`: what is listed, in which order, and what tells runs apart."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftlab.errors import ConfigError
+from peftlab.records.find import run_folders
+from peftlab.records.folder import RunFolder
+from peftlab.report import listing
+from peftlab.report.listing import best_of, in_order, only, read_listed, told_apart, value_of
+from tests.conftest import Peftlab
+from tests.report.made_up import failed, record, three_methods, write
+
+
+def listed(folder: Path) -> list[listing.Listed]:
+    return read_listed(run_folders([str(folder)]))
+
+
+def test_a_run_says_what_tells_it_from_the_others(tmp_path: Path) -> None:
+    write(
+        tmp_path / "t",
+        [
+            record(0.8, key="a", keys={"peft.rank": 2, "optim.lr": 1e-3}),
+            record(0.8, key="b", keys={"peft.rank": 4, "optim.lr": 1e-3}),
+            record(0.8, key="c", keys={"peft.rank": 4, "optim.lr": 1e-3, "data.path": "elsewhere.jsonl"}, seed=1),
+            record(0.8, key="d", method="head", keys={"optim.lr": 1e-2}),
+        ],
+    )
+    assert told_apart(listed(tmp_path)) == [
+        "peft=lora rank=2 seed=0", "peft=lora rank=4 seed=0", "peft=lora rank=4 seed=1", "peft=head seed=0",
+    ]  # fmt: skip
+
+
+def test_data_that_the_config_does_not_tell_apart(tmp_path: Path) -> None:
+    write(tmp_path / "t", [record(0.8, key="a"), record(0.8, key="b", data={"hash": "e" * 64})])
+    assert told_apart(listed(tmp_path)) == ["hash=dddddddddddd", "hash=eeeeeeeeeeee"]
+
+
+def test_every_fate_of_a_run_is_listed(tmp_path: Path) -> None:
+    write(tmp_path / "t", [record(0.8, key="a"), failed(record(0.8, key="b"), "RuntimeError: no")])
+    write(tmp_path / "t", [record(0.8, key="c", history=[{"epoch": 0, "train/loss": None}])])
+    (tmp_path / "t" / "d").mkdir()
+    (tmp_path / "t" / "d" / "record.json").write_text("{", encoding="utf-8")
+    for key in ("e", "f"):
+        (tmp_path / "t" / key).mkdir()
+        (tmp_path / "t" / key / "config.yaml").write_text("name: t\nseed: 3\npeft: {rank: 4}\n", encoding="utf-8")
+        (tmp_path / "t" / key / "metrics.csv").write_text("epoch,x\n0,1\n", encoding="utf-8")
+    with RunFolder(tmp_path / "t" / "f").locked():
+        found = {run.key: run for run in listed(tmp_path)}
+    fates = {key: run.status for key, run in found.items()}
+    assert fates == {
+        "a": "finished", "b": "failed", "c": "diverged", "d": "unreadable", "e": "unfinished", "f": "running",
+    }  # fmt: skip
+    assert (found["e"].epochs, found["e"].config["peft.rank"], found["b"].error) == (1, 4, "RuntimeError: no")
+    assert "is damaged" in found["d"].error
+
+
+def test_many_are_read_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    three_methods(tmp_path / "t")
+    alone = listed(tmp_path)
+    monkeypatch.setattr(listing, "MANY", 2)
+    monkeypatch.setattr(listing, "cpus", lambda: 2)
+    assert listed(tmp_path) == alone
+
+
+def test_order_by_anything(tmp_path: Path) -> None:
+    write(
+        tmp_path / "t",
+        [
+            record(0.7, key="a", keys={"optim.lr": 1e-2}, trainable=30),
+            failed(record(0.9, key="b", keys={"optim.lr": 1e-4})),
+            record(0.9, key="c", keys={"optim.lr": 1e-3}, trainable=20),
+        ],
+    )
+    runs = listed(tmp_path)
+
+    def order(name: str, *, falling: bool = False) -> str:
+        return "".join(run.key for run in in_order(runs, value_of(name, runs, "--sort"), falling=falling))
+
+    assert order("lr") == order("optim.lr") == order("config.optim.lr") == "bca"
+    assert order("test/accuracy") == order("metrics.test.accuracy") == "acb"
+    assert order("test/accuracy", falling=True) == "cab"  # without a value last, either way
+    assert order("parameters.trainable") == "cab"
+    assert order("key", falling=True) == "cba"
+    with pytest.raises(ConfigError, match=r"no run has that\. Did you mean 'test/accuracy'"):
+        value_of("test/acuracy", runs, "--sort")
+
+
+def test_the_best_is_chosen_on_validation_of_each_data_set(tmp_path: Path) -> None:
+    write(
+        tmp_path / "t",
+        [
+            record(0.7, key="a", metrics={"validation": {"accuracy": 0.9}, "test": {"accuracy": 0.1}}),
+            record(0.7, key="b", metrics={"validation": {"accuracy": 0.8}, "test": {"accuracy": 0.9}}),
+            record(0.7, key="c", metrics={"validation": {"accuracy": 0.1}}, data={"hash": "e" * 64}),
+        ],
+    )
+    first, second = best_of(listed(tmp_path), 2)
+    assert [run.key for run in first[1]] == ["a", "b"]
+    assert [run.key for run in second[1]] == ["c"]
+    assert first[0] == "best on validation accuracy of 2 runs on data dddddddddddd"
+
+
+def test_where_lower_is_better_the_best_is_low(tmp_path: Path) -> None:
+    says = {"objective": {"name": "regression", "selects": "mse", "metrics": {"loss": "min", "mse": "min"}}}
+    write(
+        tmp_path / "t",
+        [
+            record(0, key=key, metrics={"validation": {"mse": value}}) | says
+            for key, value in (("a", 2.0), ("b", 1.0), ("c", 3.0))
+        ],
+    )
+    ((_, best),) = best_of(listed(tmp_path), 1)
+    assert [run.key for run in best] == ["b"]
+
+
+def test_conditions(tmp_path: Path) -> None:
+    write(tmp_path / "t", [record(0.8, key="a", keys={"optim.lr": 1e-3}), failed(record(0.8, key="b"))])
+    runs = listed(tmp_path)
+    assert [run.key for run in only(runs, ["lr=1e-3", "status=finished"])] == ["a"]
+    assert [run.key for run in only(runs, ["status=failed"])] == ["b"]
+    with pytest.raises(ConfigError, match=r"the condition lr=7: no run has this value\. Values of optim\.lr: 0\.001"):
+        only(runs, ["lr=7"])
+    with pytest.raises(ConfigError, match=r"status=done: no run has this status\. There are: failed, finished"):
+        only(runs, ["status=done"])
+
+
+def test_the_command(peftlab: Peftlab, tmp_path: Path) -> None:
+    three_methods(tmp_path / "outputs" / "t")
+    done = peftlab("runs")
+    assert done.status == 0
+    assert "9 runs: 9 finished" in done.out
+    assert "peft=lora seed=1" in done.out
+    best = peftlab("runs", "outputs/t", "peft=lora", "--best")
+    assert "lora1" in best.out
+    assert "lora2" not in best.out
+    rows = json.loads(peftlab("runs", "--json", "--sort", "test/accuracy").out)
+    assert [row["values"]["test/accuracy"] for row in rows] == sorted(
+        (row["values"]["test/accuracy"] for row in rows), reverse=True
+    )
+    columns = peftlab("runs", "--columns", "rank,timing.train_seconds")
+    assert columns.status == 2
+    assert "--columns rank: no run has that." in columns.err
+    assert "12" in peftlab("runs", "--columns", "timing.train_seconds", "seed=2").out
+    for words, says in (
+        (["nowhere"], "there is no folder 'nowhere'"),
+        (["--best", "0"], "--best 0: give how many, 1 or more"),
+        (["--best", "--sort", "seed"], "leave --sort and --reverse out"),
+        (["--columns", ","], "--columns is empty"),
+        (["seed=9"], "no run has this value"),
+    ):
+        refused = peftlab("runs", *words)
+        assert (refused.status, says in refused.err) == (2, True), refused.err
+
+
+def test_no_command_of_these_imports_torch(tmp_path: Path) -> None:
+    three_methods(tmp_path / "outputs" / "t")
+    code = (
+        "import sys; from peftlab.cli import main; main(['runs']); main(['diff', 'outputs/t/lora0', 'outputs/t/head0'])"
+        "; main(['remove', 'outputs/t/lora0', '--yes']); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "removed 1 run" in done.stdout
