@@ -27,6 +27,7 @@ COMMANDS = {
     "report": "make tables, statistics, figures and a page of the records in a folder",
     "evaluate": "test a finished run again, on its own data or on other data",
     "predict": "label texts with a finished run",
+    "explain": "explain a group, an option or a key of the config",
     "methods": "list the PEFT methods, or explain one",
     "export": "write a finished run as a folder of HF peft, or of transformers with --merged",
     "inspect": "measure the rank and size of a run's weight updates, and what two runs share",

@@ -59,6 +59,7 @@ class RunConfig:
     seed: NonNegativeInt
     """Seeds initialisation, data order and dropout, each through a stream of its own."""
     output_dir: str = bookkeeping("outputs")
+    """Where runs are left, each in ``<output_dir>/<name>/<key>``."""
     force: bool = bookkeeping(False)
     """Run again even if the result is there already; the old result is replaced when the new one is ready."""
     measure_forgetting: bool = False

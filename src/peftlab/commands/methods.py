@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import inspect
 import textwrap
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.peft.base import PEFTStrategy, methods
+from peftlab.reference import field_docs
 from peftlab.report.published import replace_table, require_markers
 from peftlab.report.render.markdown import markdown_table
 from peftlab.report.render.terminal import console, print_facts, print_lines, print_table
@@ -118,7 +117,7 @@ def explain(cls: type[PEFTStrategy], width: int) -> str:
     lines = [f"peft={cls.name}    {cls.__module__}", "", (inspect.getdoc(module) or "") if module else "", ""]
     own = [field for field in fields(cls) if field.init]
     lines.append("Fields (set with peft.<field>=…):" if own else "It has no fields.")
-    meanings = _field_docs(cls)
+    meanings = field_docs(cls)
     for field in own:
         lines.append(f"  {field.name}: {field.type} = {_default(field)}")
         lines += textwrap.wrap(meanings.get(field.name, ""), width, initial_indent=" " * 6, subsequent_indent=" " * 6)
@@ -133,23 +132,3 @@ def _default(field: Field[Any]) -> Any:
     if field.default is not MISSING:
         return field.default
     return field.default_factory() if field.default_factory is not MISSING else "(required)"
-
-
-def _field_docs(cls: type) -> dict[str, str]:
-    """The string under each annotated field, for every dataclass of the class's line."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__[:-1]):
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):
-            continue
-        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-        for statement, following in pairwise(body):
-            if (
-                isinstance(statement, ast.AnnAssign)
-                and isinstance(statement.target, ast.Name)
-                and isinstance(following, ast.Expr)
-                and isinstance(following.value, ast.Constant)
-            ):
-                found[statement.target.id] = " ".join(str(following.value.value).split())
-    return found

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftlab.errors import ConfigError
+from peftlab.fields import NAME_PATTERN
 from peftlab.files import write_atomically
 from peftlab.report.published import replace_table, require_markers
 from peftlab.report.render.markdown import escaped
 from peftlab.signals import ASKED
 from peftlab.sweeps import pool
+from peftlab.sweeps.beginning import beginning, file_schema
 from peftlab.sweeps.call import Call
 from peftlab.sweeps.jobs import Outcome
 from peftlab.sweeps.manifest import write_manifest
@@ -23,6 +27,8 @@ from peftlab.sweeps.slots import Machine, PoolOptions
 
 if TYPE_CHECKING:
     from peftlab.report.figures.style import Drawn
+
+NAME = re.compile(NAME_PATTERN)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,6 +43,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def _sweep(arguments: Sequence[str]) -> int:
     given = _parser().parse_intermixed_args(list(arguments))
+    if given.schema:
+        print(json.dumps(file_schema(), indent=2, ensure_ascii=False))
+        return 0
+    if given.file is None:
+        raise ConfigError("name a file: peftlab sweep sweeps/rank_alpha.yaml; or begin one: peftlab sweep --new FILE.")
+    if given.new:
+        return _new(Path(given.file))
     for flag, least in (("jobs", 1), ("devices_per_job", 1), ("threads_per_job", 1), ("retries", 0)):
         if (value := getattr(given, flag)) is not None and value < least:
             raise ConfigError(f"--{flag.replace('_', '-')} {value}: it must be at least {least}.")
@@ -85,18 +98,37 @@ def _sweep(arguments: Sequence[str]) -> int:
     return 1 if outcome.failures else 0
 
 
+def _new(path: Path) -> int:
+    """Write a file to begin with."""
+    if not NAME.fullmatch(path.stem):
+        raise ConfigError(
+            f"--new {path}: the sweep is called as its file, and '{path.stem}' cannot name a folder: it must begin "
+            "with a letter or digit, and have only letters, digits and . _ + = , -"
+        )
+    text = beginning(path.stem)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(f"--new {path}: the file is there already. Give another name.") from None
+    print(f"{path}: two cells, three seeds. `peftlab check {path}` says what would run.")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "peftlab sweep",
         description="Run a declared sweep; started again, it runs what is missing. The table and two pictures go to "
         "<output_dir>/<name>/.",
     )
-    parser.add_argument("file", metavar="FILE", help="a declaration, for example sweeps/lecture.yaml")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="a declaration, for example sweeps/lecture.yaml")
     parser.add_argument(
         "overrides",
         nargs="*",
         help="setting=option of the file; seeds=0,1 instead of its own; key=value for every job",
     )
+    parser.add_argument("--new", action="store_true", help="write FILE, to begin with; run nothing")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of such files, for editors")
     parser.add_argument("-j", "--jobs", type=int, metavar="N", help="runs at a time (default: one for each GPU or CPU)")
     parser.add_argument("--devices-per-job", type=int, default=1, metavar="N", help="GPUs of a run (default: 1)")
     parser.add_argument(
@@ -156,8 +188,9 @@ def _list(call: Call) -> None:
     listed_jobs = lines(plan, outcome)
     for number, line in enumerate(listed_jobs, start=1):
         print(f"{number:4d}  {line.state:8s}  {line.text}")
+    cost = f" Cost: {call.sweep.cost}" if call.sweep.cost else ""
     done = sum(line.state == "finished" for line in listed_jobs)
-    print(f"{plan.total()} jobs, {done} of them finished. {call.sweep.title}. Cost: {call.sweep.cost}")
+    print(f"{plan.total()} jobs, {done} of them finished. {call.sweep.title}.{cost}")
 
 
 def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | None) -> None:

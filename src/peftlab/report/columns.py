@@ -34,9 +34,11 @@ class Column:
     """A column of a report, or of a sweep's table."""
 
     title: str
+    """At the head of the column."""
     value: str
     """Where the value stands in a record: ``metrics.test.loss``."""
     format: Annotated[Form, BeforeValidator(present_format)] = "score"
+    """How numbers are written: score, difference (with a sign), count, seconds, number; text in reports alone."""
 
     def lower_is_better(self, directions: Mapping[str, str]) -> bool:
         """Whether the lowest value is the best one; ``directions`` of figures are what the records say of them."""

@@ -42,13 +42,17 @@ class Range:
     """The values one key may take in a search: from ``low`` to ``high``, or one of ``choices``."""
 
     low: FiniteFloat | None = None
+    """The lowest value."""
     high: FiniteFloat | None = None
+    """The highest."""
     log: bool = False
     """Whether it is drawn evenly on a logarithmic scale."""
     step: PositiveFloat | None = None
+    """Between the values that are drawn; null: any."""
     whole: bool = False
     """Whether only whole numbers are drawn."""
     choices: list[Any] = field(default_factory=list)
+    """The values, instead of low and high."""
 
     def __post_init__(self) -> None:
         if self.choices:
@@ -84,7 +88,9 @@ class Search:
     """A search with Optuna: each trial runs with the first seed, the best trial's values with the other seeds."""
 
     sampler: Literal["tpe", "random"] = "tpe"
+    """What draws: tpe, by what earlier trials gave (Bergstra et al. 2011), or at random."""
     trials: PositiveInt
+    """How many sets of values are tried."""
     pruner: Literal["successive_halving", "median", "none"] = "none"
     """What stops a trial early, by its validation after each epoch."""
     direction: Literal["maximize", "minimize"] | None = None
@@ -95,6 +101,7 @@ class Search:
     seed: NonNegativeInt = 0
     """Seeds the sampler; run one trial at a time, a search draws the same trials again."""
     space: dict[str, Range]
+    """Key of a run's config → the values it may take."""
 
     def __post_init__(self) -> None:
         names = dict.fromkeys(name for one in objectives().values() for name in reversed(one.every_epoch()))
@@ -118,17 +125,21 @@ class Arm:
     """One arm of the experiment, ``cells`` in the file: a configuration, whose runs differ in their seed only."""
 
     id: Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
+    """Its name in this file and in sweep.json; a grid adds its values."""
     label: str = ""
     """What the table calls it; ``{key}`` stands for the value of a key of ``grid``."""
     group: str = ""
     """The block of the table that it stands in."""
     overrides: list[str] = field(default_factory=list)
+    """What its runs have beside the overrides above the cells, as on the command line: ``peft=lora optim.lr=1e-3``."""
     start: str | None = None
-    """``from`` in the file: the cell to start from."""
+    """``from`` in the file: the cell to start from, whose run of the same seed is ``backbone.from_run``."""
     grid: Values | None = None
+    """One cell for each combination."""
     tune: Values | None = None
     """Values of which the best on validation is chosen."""
     search: dict[Literal["optuna"], Search] | None = None
+    """The same over ranges."""
     row: bool = True
     """Whether it is a row of the table."""
     curve: bool = False
@@ -164,10 +175,15 @@ class Expected:
     """A figure that somebody else gave for a cell, and how near to it ours must be."""
 
     cell: str
+    """The cell's id."""
     column: str
+    """The column's value."""
     value: FiniteFloat
+    """What they gave."""
     tolerance: NonNegativeFloat
+    """How far our mean may be from it."""
     source: Text
+    """Who gives it, and where."""
 
 
 @dataclass(kw_only=True)
@@ -175,9 +191,13 @@ class Published:
     """A figure that somebody else gave for a cell, only shown beside ours."""
 
     cell: str
+    """The cell's id."""
     column: str
+    """The column's value."""
     value: FiniteFloat
+    """What they gave."""
     source: Text
+    """Who gives it, and where."""
     provenance: Literal["read", "memory"]
     """Whether the source was read for this file, or the figure is from memory."""
 
@@ -187,34 +207,51 @@ class Sweep:
     """A declared table."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=120)]
-    title: str
-    source: str
-    """Paper or lecture."""
-    command: str
-    cost: str
-    selection: str
-    """How each run's weights are chosen; on validation only."""
+    """The folder of its runs, ``<output_dir>/<name>``."""
+    title: str = ""
+    """Stands above the table; empty: the name."""
+    source: str = ""
+    """Paper or lecture that the table is of."""
+    command: str = ""
+    """How it is called, for readers of the file."""
+    cost: str = ""
+    """What it costs, for readers; ``peftlab check FILE`` reckons from records where there are some."""
+    selection: str = ""
+    """How each run's weights are chosen, on validation only: stands under the table."""
     notes: str = ""
     """Printed under the table."""
     settings: dict[str, dict[str, dict[str, list[str]]]] = field(default_factory=dict)
+    """Setting → option → word → overrides: ``$word`` among overrides stands for those of the chosen option, which
+    ``peftlab sweep FILE setting=option`` names; the first is the default."""
     overrides: list[str] = field(default_factory=list)
     """For all cells; so are the next three, for cells that have none of their own."""
     grid: Values = field(default_factory=dict)
+    """One cell for each combination."""
     tune: Values = field(default_factory=dict)
+    """All combinations run with the first seed, the best on validation with the others."""
     search: dict[Literal["optuna"], Search] = field(default_factory=dict)
+    """The same over ranges, which Optuna draws from."""
     tune_by: str | None = None
     """Where the value that ``tune`` chooses by stands in a record; a loss or an error is better when lower. null: the
     validation figure that selects for each run's objective."""
     seeds: list[NonNegativeInt]
-    metric: str
-    """Column value that the figures show."""
+    """A run of each cell for each; the table has mean and standard deviation over them."""
+    metric: str = ""
+    """Column value that the figures show; empty: the first column's."""
     baseline: str | None = None
     """Cell that the report compares the others with."""
     cells: list[Arm]
     """The arms, with their grids expanded."""
-    columns: list[Column]
+    columns: list[Column] = field(default_factory=list)
+    """Of the table; none: what selects for the runs' objective on test, trainable parameters, seconds of training."""
     expected: list[Expected] = field(default_factory=list)
+    """Figures that others gave, and how near ours must be: a test of the table."""
     published: list[Published] = field(default_factory=list)
+    """Figures that others gave, shown beside ours."""
+
+    def __post_init__(self) -> None:
+        self.title = self.title or self.name
+        self.metric = self.metric or next((column.value for column in self.columns), "")
 
     def arm(self, arm_id: str) -> Arm:
         """The cell called ``arm_id``."""

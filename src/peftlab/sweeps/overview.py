@@ -122,7 +122,9 @@ def _cost(plan: DeclaredPlan, rows: Sequence[ArmJobs]) -> str:
     if not waiting:
         return "cost: none, all is finished."
     if not known:
-        return f"cost: {plan.sweep.cost} (the file's word; no record here is of a similar run)"
+        said = f"{plan.sweep.cost} (the file's word; " if plan.sweep.cost else "not known ("
+        return f"cost: {said}no record here is of a similar run)"
     unknown = len(waiting) - len(known)
     but = f", without {unknown} cells of which no record is similar" if unknown else ""
-    return f"cost: about {in_words(sum(known))} of runs one after the other{but}. The file says: {plan.sweep.cost}"
+    said = f" The file says: {plan.sweep.cost}" if plan.sweep.cost else ""
+    return f"cost: about {in_words(sum(known))} of runs one after the other{but}.{said}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
 from peftlab.metric_names import MetricName
 from peftlab.records.folder import RunFolder
+from peftlab.report.columns import Column, column_of
 from peftlab.sweeps.cache import ConfigCache
 from peftlab.sweeps.choice import Choice, State, Tried, best, ended, value_at_chosen_epoch, value_of
 from peftlab.sweeps.declaration import Arm, Sweep, assignments
 from peftlab.sweeps.jobs import Failure, Job, Outcome
 
 Parameters = Mapping[str, Any]
+USUAL = ("parameters.trainable", "timing.train_seconds")
+"""Columns beside the metric, where a file declares none."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class DeclaredPlan:
         self._variants: dict[str, Variant] = {}
         self._handed_out: set[str] = set()
         self._all_handed_out: set[str] = set()  # cells: with 1,000 jobs, looking at each after each takes seconds
+        if not sweep.columns:
+            self.sweep = replace(sweep, columns=self._usual_columns())
 
     # -- Plan -----------------------------------------------------------------------------------------
 
@@ -304,6 +310,16 @@ class DeclaredPlan:
             config = self.composed(Variant(arm, self.sweep.seeds[0], tuple(values.items())))
             self._selecting[arm.id] = config.data.what_is_learned().selects
         return self._selecting[arm.id]
+
+    def _usual_columns(self) -> list[Column]:
+        """Of a sweep that declares none: the metric, or what selects for its runs; what they train, and how long."""
+        metric = self.sweep.metric
+        if not metric:
+            arms = [arm for arm in self.sweep.cells if arm.row] or self.sweep.cells
+            with suppress(PeftlabError):  # said of the cell, with all other mistakes, before anything runs
+                metric = MetricName("test", self._selects(arms[0])).in_record
+        wanted = dict.fromkeys([metric or MetricName("test", "loss").in_record, *USUAL])
+        return [column_of(path) for path in wanted]
 
     def _count(self, arm: Arm) -> int:
         search = arm.optuna()

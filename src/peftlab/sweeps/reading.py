@@ -44,7 +44,10 @@ def read_sweep(path: Path) -> Sweep:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict) or not isinstance(values.get("cells"), list):
-        raise ConfigError(f"{path} declares no sweep: it needs name, title, seeds, cells, columns, …")
+        raise ConfigError(
+            f"{path} declares no sweep: it needs name, seeds and cells. `peftlab sweep --new FILE` writes one to begin "
+            "with."
+        )
     try:
         cells = [_arm(given, f"cells[{number}]") for number, given in enumerate(values["cells"])]
         lists = {key: _parts(values, key, cls) for key, cls in _LISTS.items()}
@@ -220,7 +223,7 @@ def _check_table(sweep: Sweep) -> None:
                 f"column '{column.title}': format 'text' has no mean over seeds; it is for peftlab report --columns. "
                 f"A sweep's columns are numbers: {listed(numeric)}."
             )
-    if sweep.metric not in paths:
+    if paths and sweep.metric not in paths:
         raise ConfigError(f"metric '{sweep.metric}' is no column's value. Values: {listed(paths)}.")
     if sweep.baseline is not None and sweep.baseline not in [arm.id for arm in sweep.cells if arm.row]:
         raise ConfigError(

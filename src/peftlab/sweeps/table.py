@@ -209,7 +209,7 @@ def _about(sweep: Sweep, records: Records, stopped: Stopped) -> list[str]:
             data[f"{name}: trained on {facts['train_kind']}, tested on {facts['test_kind']}"] = None
     seeds = ", ".join(map(str, sweep.seeds))
     over = f"Mean ± standard deviation over seeds {seeds} (n = {len(sweep.seeds)})."
-    about = [over, escaped(sweep.selection), *(f"{escaped(line)}." for line in data)]
+    about = [over, *([escaped(sweep.selection)] if sweep.selection else []), *(f"{escaped(line)}." for line in data)]
     for cell in rows_of(sweep):
         if lost := seeds_that_diverged(sweep, cell, records, stopped):
             about.append(

@@ -31,6 +31,7 @@ class OptimizerConfig(ABC):
     lr: PositiveFloat
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.0
+    """Decay of matrices, decoupled from the gradient in AdamW; biases and norms are not decayed."""
 
     @abstractmethod
     def build(self, groups: list[dict[str, Any]]) -> Optimizer:
@@ -80,20 +81,26 @@ class TrainerConfig:
     """How long, on what, and by which rule the result is chosen."""
 
     max_epochs: PositiveInt = 3
+    """Times that training goes through its rows."""
     max_steps: PositiveInt | None = None
     """Stop after this many optimizer steps, wherever the epoch is; null: no such limit."""
     precision: Precision = "32-true"
+    """Type of numbers: ``-true``, of all; ``-mixed``, weights in float32 and products in 16 bits (autocast)."""
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    """What computes; auto: a GPU if there is one."""
     devices: PositiveInt | Literal["auto"] = 1
     """Processes a node, one device each."""
     num_nodes: PositiveInt = 1
+    """Machines, each with ``devices`` processes; srun or torchrun starts them."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """How several devices work together: ddp, each has the whole model; fsdp, each has a part of every frozen weight;
     auto is one device, or ddp on several."""
     accumulate_grad_batches: PositiveInt = 1
+    """Batches of each process an optimizer step: the step is that of one batch of all their rows."""
     gradient_clip_norm: NonNegativeFloat = 1.0
     """Largest norm of the gradient; 0 leaves it alone."""
     label_smoothing: Probability = 0.0
+    """Share of a label's weight that goes to all classes alike, in training alone (arXiv:1512.00567)."""
     select: Literal["best", "last"] = "best"
     """Which epoch's weights are tested and saved: the best on validation, or the last."""
     monitor: str | None = None
@@ -122,7 +129,9 @@ class TrainerConfig:
     keep_checkpoints: bool = bookkeeping(False)
     """Keep them, with the optimizer's states, when the run has ended; its weights are in the adapter file."""
     log_every_n_steps: PositiveInt = bookkeeping(10)
+    """How often the logger gets values of a step."""
     progress_bar: bool = bookkeeping(True)
+    """Show a bar, where there is a terminal."""
 
 
 def monitored(config: TrainerConfig, objective: Learned) -> Figure:

@@ -61,10 +61,13 @@ class WandB(LoggerConfig):
     """One Weights & Biases run a job: its id is the run's key, its group the experiment's name."""
 
     project: str = "peftlab"
+    """The project of W&B that runs go to."""
     entity: str | None = None
+    """The user or team that owns it; null: the account's own."""
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online where there is an account (WANDB_API_KEY or a login), else offline."""
     tags: list[str] = field(default_factory=list)
+    """Further labels of the run in W&B."""
 
     def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger:
         """Lightning's W&B logger around a run of its own."""

@@ -18,8 +18,11 @@ class AdamW(OptimizerConfig):
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101). Biases and norms are not decayed."""
 
     beta1: Probability = 0.9
+    """How much of the gradients' mean each step keeps."""
     beta2: Probability = 0.999
+    """How much of their squares' mean each step keeps."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of that mean, so that nothing is divided by zero."""
     fused: bool = added(False)
     """One kernel for all tensors, on a GPU: less time a step, and other last bits."""
 
@@ -41,7 +44,9 @@ class SGD(OptimizerConfig):
     """Stochastic gradient descent, with momentum if asked for."""
 
     momentum: Probability = 0.0
+    """How much of the last update each step keeps."""
     nesterov: bool = False
+    """Nesterov's momentum."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for Nesterov's rule without momentum."""
@@ -86,6 +91,7 @@ class Linear(ScheduleConfig):
     """From the peak linearly to ``final_factor`` of it."""
 
     final_factor: Share = 0.0
+    """Factor on the peak rate at the last step."""
 
     def decay(self, progress: float, epoch: int) -> float:
         """1 at the start, ``final_factor`` at the end."""
@@ -97,6 +103,7 @@ class Cosine(ScheduleConfig):
     """From the peak along half a cosine to ``final_factor`` of it (arXiv:1608.03983, eq. 5, one period)."""
 
     final_factor: Share = 0.0
+    """Factor on the peak rate at the last step."""
 
     def decay(self, progress: float, epoch: int) -> float:
         """1 at the start, ``final_factor`` at the end."""
@@ -108,7 +115,9 @@ class Step(ScheduleConfig):
     """Times ``gamma`` every ``every_epochs`` epochs."""
 
     gamma: Factor = 0.1
+    """What the rate is multiplied by."""
     every_epochs: PositiveInt = 1
+    """After how many epochs, again and again."""
 
     def decay(self, progress: float, epoch: int) -> float:
         """``gamma`` to the number of whole periods."""

@@ -31,8 +31,11 @@ class BitsAndBytesAdamW(OptimizerConfig):
     """What the three share. Biases and norms are not decayed."""
 
     beta1: Probability = 0.9
+    """How much of the gradients' mean each step keeps."""
     beta2: Probability = 0.999
+    """How much of their squares' mean each step keeps."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of that mean, so that nothing is divided by zero."""
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimizer over ``groups``.
