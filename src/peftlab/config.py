@@ -110,7 +110,7 @@ def from_plain(values: dict[str, Any]) -> RunConfig:
         ConfigError: naming every key that does not fit.
     """
     parts = without_method(values)
-    method = validate_group("peft", values.get("peft"), PEFTStrategy)
+    method = validate_group("peft", values.get("peft"), PEFTStrategy).settled(parts["backbone"].kind)
     method.fit_tasks(max(len(parts["data"].task_names()), 1))
     if parts["trainer"].strategy == "fsdp":
         _require_shardable(parts, method)

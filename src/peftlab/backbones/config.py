@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from peftlab.errors import BackboneError
 from peftlab.fields import run_folder
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class BackboneConfig(ABC):
     """Config shared by all backbones."""
+
+    kind: ClassVar[str] = ""
+    """The architecture, where a method's usual places depend on it (:attr:`~peftlab.peft.base.PEFTStrategy.usual`)."""
 
     name_or_path: str | None = None
     """Where the weights come from; each backbone says what it accepts."""

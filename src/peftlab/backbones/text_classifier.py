@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class TextClassifierConfig(BackboneConfig):
     """Averaged word embeddings, a hidden layer with ReLU, and a linear head."""
 
+    kind = "text_classifier"
+
     name_or_path: str | None = None
     """Always null: this backbone starts from random (or GloVe) vectors, not from a checkpoint."""
     quantize: Literal["nf4", "fp4", "int8"] | None = None

@@ -38,11 +38,11 @@ import importlib
 import inspect
 import pkgutil
 from abc import ABCMeta, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from peftlab.errors import ConfigError, PeftlabError
 from peftlab.schema import validate
@@ -79,6 +79,9 @@ class Supports:
     found; None: it knows no such method."""
 
 
+Usual = Mapping[str, Mapping[str, Sequence[str]]]
+
+
 class _Checked(ABCMeta):
     """Whoever constructs a method has its fields checked, with the words of the command line."""
 
@@ -106,6 +109,8 @@ class PEFTStrategy(metaclass=_Checked):
     supports: ClassVar[Supports] = Supports()
     count: ClassVar[str] = ""
     """Trainable parameters without the head, as a formula for people."""
+    usual: ClassVar[Usual] = {}
+    """Architecture → field that says where the method works → what it means if it is null; ``""`` is any other."""
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -119,6 +124,16 @@ class PEFTStrategy(metaclass=_Checked):
             )
         cls.name = name
         _REGISTRY[name] = cls
+
+    def places(self, field: str, architecture: str) -> list[str]:
+        """The places that ``field`` names; if it is null, those that are usual for ``architecture``."""
+        given = getattr(self, field)
+        return list(self.usual.get(architecture, self.usual[""])[field] if given is None else given)
+
+    def settled(self, architecture: str) -> Self:
+        """This method with the places that are usual for ``architecture`` written down, where it left them open."""
+        fields = [name for name in self.usual.get("", {}) if getattr(self, name) is None]
+        return replace(self, **{name: self.places(name, architecture) for name in fields}) if fields else self
 
     @abstractmethod
     def select(self, backbone: Backbone) -> Selection:
@@ -236,6 +251,7 @@ def attach(
         )
     for parameter in backbone.parameters():
         parameter.requires_grad_(False)
+    strategy = strategy.settled(backbone.architecture)
     adapter = strategy.build(strategy.select(backbone), seed=seed, batches=batches)
     adapter.beside = backbone.head_modules() if train_head else []
     for _, parameter in backbone.head_parameters():

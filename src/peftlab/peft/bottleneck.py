@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,8 +39,8 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 class BottleneckMethod(PEFTStrategy):
     """The fields of every bottleneck adapter, and how one is made."""
 
-    targets: list[str] = field(default_factory=list)
-    """Where adapters are put."""
+    targets: list[str] | None = None
+    """Where adapters are put; null: where it is usual for the backbone."""
     bottleneck: PositiveInt | None = None
     """Width of the adapters; null: by ``reduction_factor``."""
     reduction_factor: PositiveFloat | None = 16.0
@@ -65,7 +65,7 @@ class BottleneckMethod(PEFTStrategy):
             )
         if self.bottleneck is None and self.reduction_factor is None:
             raise ValueError("peft.bottleneck and peft.reduction_factor are both null: set one of them.")
-        if not self.targets:
+        if self.targets is not None and not self.targets:
             raise ValueError("peft.targets is empty: name at least one role or regex, for example [ffn_down].")
 
     def width(self, in_features: int, out_features: int) -> int:
@@ -110,7 +110,7 @@ class SeriesAdapters(BottleneckMethod):
 
     def select(self, backbone: Backbone) -> Selection:
         """The targets; raises PeftlabError for one that is narrower than the bottleneck."""
-        targets = find_targets(backbone, self.targets)
+        targets = find_targets(backbone, self.places("targets", backbone.architecture))
         require_linear(targets)
         for target in targets:
             _, features = target_features(target)

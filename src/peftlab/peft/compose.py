@@ -96,6 +96,14 @@ class Compose(PEFTStrategy, name="compose"):
             parts.append(validate(fields, import_class(target, f"{key}._target_"), key))
         return parts
 
+    def settled(self, architecture: str) -> Compose:
+        """See :meth:`PEFTStrategy.settled`: every method by itself."""
+        entries = []
+        for (_, entry), part in zip(self._entries(), self.parts, strict=True):
+            settled = part.settled(architecture)
+            entries.append(entry | {name: getattr(settled, name) for name in part.usual.get("", {})})
+        return self if entries == self.methods else Compose(methods=[*entries])
+
     def _entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for index, entry in enumerate(self.methods):
             assert isinstance(entry, dict), "__post_init__ made mappings of them"
@@ -248,7 +256,7 @@ def _owner(name: str) -> str:
 def _targets_key(keyed: tuple[str, PEFTStrategy]) -> str | None:
     """The key that says where the method works; None if it has no such choice."""
     key, part = keyed
-    if isinstance(getattr(part, "targets", None), list):
+    if isinstance(getattr(part, "targets", None), list) or "targets" in part.usual.get("", {}):
         return f"{key}.targets"
     return f"{key}.options.target_modules" if "target_modules" in getattr(part, "options", ()) else None
 

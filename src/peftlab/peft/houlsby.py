@@ -15,9 +15,10 @@ Trainable: 2L · (2 · d · m + d + m) for L layers of width d and bottlenecks o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
-from peftlab.peft.base import Supports
+from peftlab.peft.base import Supports, Usual
 from peftlab.peft.bottleneck import SeriesAdapters
 
 
@@ -28,5 +29,11 @@ class Houlsby(SeriesAdapters, name="houlsby"):
     supports = Supports()
     count = "2 · bottleneck · width + biases a target; two targets a layer"
 
-    targets: list[str] = field(default_factory=lambda: ["attention_output", "ffn_down"])
-    """Roles, or regexes on module names, whose output is adapted. Each entry must match something."""
+    usual: ClassVar[Usual] = {
+        "": {"targets": ("attention_output", "ffn_down")},
+        "text_classifier": {"targets": ("hidden",)},
+    }
+
+    targets: list[str] | None = None
+    """Roles, or regexes on module names, whose output is adapted; each must match something. null: what is usual for
+    the backbone, attention_output and ffn_down of a transformer, the hidden layer of the text classifier."""

@@ -16,8 +16,8 @@ A role that is a slice of a fused projection is scaled on its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from peftlab.backbones.roles import find_targets
 from peftlab.errors import PeftlabError
 from peftlab.peft.adapter import Adapter
-from peftlab.peft.base import PEFTStrategy, Selection, Supports
+from peftlab.peft.base import PEFTStrategy, Selection, Supports, Usual
 from peftlab.peft.delta import Delta
 from peftlab.peft.surgery import require_linear, target_features
 
@@ -40,20 +40,28 @@ class IA3(PEFTStrategy, name="ia3"):
     supports = Supports(mergeable=True, hf_peft="IA3")
     count = "outputs of each target + inputs of each feed-forward target"
 
-    targets: list[str] = field(default_factory=lambda: ["key", "value"])
-    """Roles, or regexes on module names, whose output is scaled. Each entry must match something."""
-    feedforward_targets: list[str] = field(default_factory=lambda: ["ffn_down"])
-    """Roles, or regexes on module names, whose input is scaled. Each entry must match something."""
+    usual: ClassVar[Usual] = {
+        "": {"targets": ("key", "value"), "feedforward_targets": ("ffn_down",)},
+        "text_classifier": {"targets": ("hidden",), "feedforward_targets": ()},
+    }
+
+    targets: list[str] | None = None
+    """Roles, or regexes on module names, whose output is scaled; each must match something. null: what is usual for the
+    backbone, key and value of a transformer, the hidden layer of the text classifier."""
+    feedforward_targets: list[str] | None = None
+    """Roles, or regexes on module names, whose input is scaled; each must match something. null: what is usual for the
+    backbone, ffn_down of a transformer, nothing of the text classifier."""
 
     def __post_init__(self) -> None:
         """Raise ValueError if nothing would be scaled."""
-        if not self.targets and not self.feedforward_targets:
+        if self.targets == [] and self.feedforward_targets == []:
             raise ValueError("peft.targets and peft.feedforward_targets are both empty: name something to scale.")
 
     def select(self, backbone: Backbone) -> IA3Selection:
         """The layers whose inputs are scaled, and those whose outputs are."""
-        scaled = find_targets(backbone, self.targets) if self.targets else []
-        fed = find_targets(backbone, self.feedforward_targets) if self.feedforward_targets else []
+        where, inputs = (self.places(name, backbone.architecture) for name in ("targets", "feedforward_targets"))
+        scaled = find_targets(backbone, where) if where else []
+        fed = find_targets(backbone, inputs) if inputs else []
         for target in fed:
             if target.output_slice is not None:
                 raise PeftlabError(

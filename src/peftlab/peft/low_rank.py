@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from peftlab.backbones.roles import find_targets
 from peftlab.errors import PeftlabError
 from peftlab.fields import PositiveFloat, PositiveInt, Probability
-from peftlab.peft.base import PEFTStrategy, Selection
+from peftlab.peft.base import PEFTStrategy, Selection, Usual
 from peftlab.peft.delta import Delta
 from peftlab.peft.surgery import pattern_value, require_patterns_used, target_features
 
@@ -29,21 +29,24 @@ if TYPE_CHECKING:
 class LowRankStrategy(PEFTStrategy):
     """Base of the methods that put low-rank updates beside frozen layers."""
 
+    usual: ClassVar[Usual] = {"": {"targets": ("query", "value")}, "text_classifier": {"targets": ("hidden",)}}
+
     alpha: PositiveFloat = 16.0
     """The update is scaled by alpha / rank."""
     dropout: Probability = 0.0
     """Dropout on the input of the low-rank path."""
-    targets: list[str] = field(default_factory=lambda: ["query", "value"])
-    """Roles, or regexes on module names. Each entry must match something."""
+    targets: list[str] | None = None
+    """Roles, or regexes on module names, each of which must match something; null: what is usual for the backbone,
+    query and value of a transformer, the hidden layer of the text classifier."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for an empty list of targets."""
-        if not self.targets:
+        if self.targets is not None and not self.targets:
             raise ValueError("peft.targets is empty: name at least one role or regex, for example [query, value].")
 
     def select(self, backbone: Backbone) -> Selection:
         """The targets: linear layers, embeddings, slices of fused projections."""
-        return Selection(backbone, targets=find_targets(backbone, self.targets))
+        return Selection(backbone, targets=find_targets(backbone, self.places("targets", backbone.architecture)))
 
     @abstractmethod
     def closed_form(self, backbone: Backbone) -> int:

@@ -20,9 +20,9 @@ Trainable: bottleneck · (in + out) + biases a place. LLaMA-7B, ffn_up and ffn_d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -32,7 +32,7 @@ from peftlab.backbones.roles import find_targets
 from peftlab.errors import PeftlabError
 from peftlab.fields import PositiveFloat
 from peftlab.peft.adapter import Adapter
-from peftlab.peft.base import Selection, Supports
+from peftlab.peft.base import Selection, Supports, Usual
 from peftlab.peft.bottleneck import Bottleneck, BottleneckMethod
 from peftlab.peft.delta import AdaptedLayer
 from peftlab.peft.surgery import require_linear, target_features
@@ -56,8 +56,11 @@ class ParallelAdapter(BottleneckMethod, name="parallel_adapter"):
     supports = Supports()
     count = "bottleneck · (in + out) + biases a place; one place a layer"
 
-    targets: list[str] = field(default_factory=lambda: ["ffn"])
-    """``ffn`` or ``attention`` for the whole sub-layer, or roles and regexes for adapters beside linear layers."""
+    usual: ClassVar[Usual] = {"": {"targets": ("ffn",)}, "text_classifier": {"targets": ("hidden",)}}
+
+    targets: list[str] | None = None
+    """``ffn`` or ``attention`` for the whole sub-layer, or roles and regexes for adapters beside linear layers; null:
+    what is usual for the backbone, ffn of a transformer, the hidden layer of the text classifier."""
     scale: PositiveFloat = 4.0
     """The factor s on what the adapter returns."""
     learned_scale: bool = False
@@ -65,8 +68,9 @@ class ParallelAdapter(BottleneckMethod, name="parallel_adapter"):
 
     def select(self, backbone: Backbone) -> ParallelSelection:
         """First and last linear layer of each sub-layer, and the single linear layers; their adapters fit."""
-        names = [entry for entry in dict.fromkeys(self.targets) if entry in _SUB_LAYERS]
-        others = [entry for entry in self.targets if entry not in _SUB_LAYERS]
+        chosen = self.places("targets", backbone.architecture)
+        names = [entry for entry in dict.fromkeys(chosen) if entry in _SUB_LAYERS]
+        others = [entry for entry in chosen if entry not in _SUB_LAYERS]
         sub_layers = [pair for name in names for pair in _sub_layers(backbone, name)]
         linears = find_targets(backbone, others) if others else []
         require_linear([*(target for pair in sub_layers for target in pair), *linears])

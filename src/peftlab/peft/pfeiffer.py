@@ -27,9 +27,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ from peftlab.backbones.base import Target
 from peftlab.errors import PeftlabError, listed
 from peftlab.fields import added
 from peftlab.peft.adapter import Adapter
-from peftlab.peft.base import Selection, Supports
+from peftlab.peft.base import Selection, Supports, Usual
 from peftlab.peft.bottleneck import Bottleneck, SeriesAdapters
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _NORMS: Mapping[str, str] = MappingProxyType(
 )
 """Architecture → the end of the names of the normalisation behind the feed-forward's residual."""
 
-_FEED_FORWARD = ["ffn_down"]
+_FEED_FORWARD = ("ffn_down",)
 
 
 @dataclass(kw_only=True)
@@ -60,15 +60,18 @@ class Pfeiffer(SeriesAdapters, name="pfeiffer"):
     supports = Supports()
     count = "2 · bottleneck · width + biases a target; one target a layer"
 
-    targets: list[str] = field(default_factory=lambda: [*_FEED_FORWARD])
-    """Roles, or regexes on module names, whose output is adapted. Each entry must match something."""
+    usual: ClassVar[Usual] = {"": {"targets": _FEED_FORWARD}, "text_classifier": {"targets": ("hidden",)}}
+
+    targets: list[str] | None = None
+    """Roles, or regexes on module names, whose output is adapted; each must match something. null: what is usual for
+    the backbone, ffn_down of a transformer, the hidden layer of the text classifier."""
     placement: Literal["projection", "mad_x"] = added("projection")
     """Directly behind the targets; or, of ``ffn_down``, behind residual and normalisation, as MAD-X has it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError, beyond what is always refused, for targets that MAD-X does not have."""
         super().__post_init__()
-        if self.placement == "mad_x" and self.targets != _FEED_FORWARD:
+        if self.placement == "mad_x" and self.targets not in (None, [*_FEED_FORWARD]):
             raise ValueError(
                 f"peft.targets={self.targets} does not go with peft.placement=mad_x, which stands behind the "
                 "normalisation of each feed-forward. Leave peft.targets at [ffn_down], or peft.placement at projection."

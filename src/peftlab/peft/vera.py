@@ -16,8 +16,8 @@ fused projection is adapted on its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from peftlab.backbones.roles import find_targets
 from peftlab.fields import FiniteFloat, NonNegativeInt, PositiveInt, Probability
 from peftlab.peft.adapter import Adapter
-from peftlab.peft.base import PEFTStrategy, Selection, Supports
+from peftlab.peft.base import PEFTStrategy, Selection, Supports, Usual
 from peftlab.peft.delta import Delta
 from peftlab.peft.surgery import adapter_generator, require_linear, target_features
 
@@ -43,11 +43,13 @@ class VeRA(PEFTStrategy, name="vera"):
 
     supports = Supports(mergeable=True, hf_peft="VERA")
     count = "rank + out a target"
+    usual: ClassVar[Usual] = {"": {"targets": ("query", "value")}, "text_classifier": {"targets": ("hidden",)}}
 
     rank: PositiveInt = 256
     """Rank r of the shared matrices; it may exceed the layers' width."""
-    targets: list[str] = field(default_factory=lambda: ["query", "value"])
-    """Roles, or regexes on module names. Each entry must match something."""
+    targets: list[str] | None = None
+    """Roles, or regexes on module names, each of which must match something; null: what is usual for the backbone,
+    query and value of a transformer, the hidden layer of the text classifier."""
     dropout: Probability = 0.0
     """Dropout on the input of the adapter's path."""
     d_initial: FiniteFloat = 0.1
@@ -57,14 +59,14 @@ class VeRA(PEFTStrategy, name="vera"):
 
     def __post_init__(self) -> None:
         """Raise ValueError for settings under which nothing could train."""
-        if not self.targets:
+        if self.targets is not None and not self.targets:
             raise ValueError("peft.targets is empty: name at least one role or regex, for example [query, value].")
         if self.d_initial == 0:
             raise ValueError("peft.d_initial=0 gives no gradient, as b starts from zero too. Choose another, e.g. 0.1.")
 
     def select(self, backbone: Backbone) -> Selection:
         """The targets, and the place for the shared matrices."""
-        targets = find_targets(backbone, self.targets)
+        targets = find_targets(backbone, self.places("targets", backbone.architecture))
         require_linear(targets)
         return Selection(backbone, targets=targets, slots=[PROJECTION])
 
