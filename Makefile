@@ -1,4 +1,4 @@
-# make install | train | test | test-fast | conformance | check | bench | bench-gpu | lecture | devices | disk-full | torture |
+# make install | train | test | test-fast | docs | docs-test | conformance | check | bench | bench-gpu | lecture | devices | disk-full | torture |
 # torture-sweep | cluster | clean
 # Each works alone on a fresh clone.
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 STAMP  := $(VENV)/.installed
 
-.PHONY: install train test test-fast conformance check bench bench-gpu lecture devices disk-full torture torture-sweep cluster clean
+.PHONY: docs docs-test install train test test-fast conformance check bench bench-gpu lecture devices disk-full torture torture-sweep cluster clean
 
 install: $(STAMP)
 
@@ -33,6 +33,15 @@ test-fast: install
 # Every method on every kind of backbone, as a table; a minute or two.
 conformance: install
 	$(BIN)/python -m tests.conformance.table
+
+# The documentation as a site, in build/site: opens from the folder, asks nobody. Strict: a broken link is an error.
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# Every command and every block of Python in it, run on a few rows; make test composes the trainings only.
+docs-test: install
+	PEFTLAB_DOCS=run $(BIN)/python -m pytest tests/test_docs.py
 
 check: install
 	$(BIN)/ruff check .

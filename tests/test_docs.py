@@ -1,0 +1,193 @@
+"""The documentation: its commands compose, its Python runs, and its reference is whole.
+
+With ``PEFTLAB_DOCS=run`` (``make docs-test``) trainings run, on a few rows, instead of being composed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from peftlab.cli import COMMANDS
+from peftlab.peft.base import methods
+from peftlab.reference import every_key
+from peftlab.sweeps.reading import read_sweep
+from tests.conftest import REPOSITORY, TINY, Peftlab, run_folder, write_reviews
+from tests.test_readme import ELSEWHERE, OF_RUNS, local_folder, train
+
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+RUN = os.environ.get("PEFTLAB_DOCS") == "run"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The blocks of code of a page that are in a language."""
+    return re.findall(rf"```{language}[^\n]*\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The commands of a page."""
+    lines = (line for block in blocks(page, "sh") for line in block.splitlines() if line.strip())
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.fixture(scope="module")
+def generated() -> ModuleType:
+    """docs/_generated.py."""
+    spec = importlib.util.spec_from_file_location("docs_generated", DOCS / "_generated.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs, trained once for all pages: ``outputs/t`` and ``outputs/u``."""
+    folder = tmp_path_factory.mktemp("finished")
+    run = [
+        *TINY,
+        f"data.path={write_reviews(folder, rows=120)}",
+        "trainer.max_epochs=1",
+        f"output_dir={folder}/outputs",
+    ]
+    for more in (["name=t"], ["name=u", "seed=1"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "peftlab", "train", *run, *more], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_every_command_of_a_page(page: Path, peftlab: Peftlab, scratch: Path, finished: Path) -> None:
+    shutil.copytree(finished / "outputs", scratch / "outputs")
+    shutil.copy(REPOSITORY / "README.md", scratch)
+    reviews = write_reviews(scratch, rows=120)
+    (scratch / "sweeps").symlink_to(REPOSITORY / "sweeps")
+    (scratch / "new.csv").write_text("id,text\n1,fine\n2,dull\n")
+    for name in ("train.csv", "test.csv"):
+        (scratch / name).write_text(
+            "text,topic\n" + "".join(f"text number {i} {'ab'[i % 2]},{'ab'[i % 2]}\n" for i in range(80))
+        )
+    for text in blocks(page, "yaml"):
+        values = yaml.safe_load(text)
+        if isinstance(values, dict) and "cells" in values and "name" in values:
+            (scratch / f"{values['name']}.yaml").write_text(text)
+        if isinstance(values, dict) and "partition" in values:
+            (scratch / "mine.yaml").write_text(text)
+    for words in commands(page):
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE), words
+            continue
+        assert words[0] == "peftlab", words
+        verb, given = words[1], words[2:]
+        assert verb in COMMANDS
+        result = called(peftlab, verb, given, scratch, reviews)
+        assert result == 0, words
+
+
+def called(peftlab: Peftlab, verb: str, given: list[str], scratch: Path, reviews: Path) -> int:
+    """Call a command of a page, with what it needs here and without what takes long; its exit status."""
+    if verb == "train":
+        given = [a.replace("reviews.jsonl", str(reviews)) for a in given]
+        if RUN and not any(a in ELSEWHERE for a in given):
+            (scratch / "sweeps").unlink(missing_ok=True)
+            status: int = train(peftlab, given, reviews, scratch).status
+            return status
+        return peftlab("check", *local(given, scratch)).status
+    if verb == "sweep":
+        files = [a for a in given if a.endswith(".yaml") and not a.startswith("-")]
+        if "--schema" in given or "--new" in given:
+            return peftlab(verb, *given[: given.index(">")] if ">" in given else given).status
+        read_sweep(Path(files[0]))
+        return 0
+    if verb in ("submit", "status") or "--on" in given:
+        return 0 if {"train", "outputs/rank_alpha"} & set(given) else 1
+    if verb in OF_RUNS:
+        folders = {"RUN": str(run_folder("t")), "outputs/rank_alpha": "outputs/t", "outputs/ranks": "outputs/t"}
+        folders |= {"outputs/first": "outputs/t"}
+        words = [folders.get(a, a) for a in given]
+        if verb == "report":
+            words = [a for a in words if a != "--baseline" and not a.startswith("rank 8")]
+        if verb == "remove":
+            words[0] = str(run_folder("u"))
+        if verb == "reproduce" and "--print" not in words:
+            words.append("--print")
+        return peftlab(verb, *words).status
+    return peftlab(verb, *local(given, scratch)).status
+
+
+def local(given: list[str], scratch: Path) -> list[str]:
+    """With real files where a command says FOLDER."""
+    return local_folder(given, scratch) if "FOLDER" in " ".join(given) else given
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
+def test_every_block_of_python(page: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType(f"docs_{page.stem}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    session: dict[str, Any] = vars(module)
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), session)
+    if page.stem == "method":
+        from peftlab.peft.base import _REGISTRY, attach
+        from tests.peft.tiny import tiny
+
+        try:
+            backbone = tiny("bert")
+            adapter = attach(backbone, session["Scaled"](), seed=0)
+            assert adapter.num_parameters() == session["Scaled"]().closed_form(tiny("bert")) == 4
+        finally:
+            _REGISTRY.pop("scaled", None)
+    if page.stem == "tutorial":
+        assert len(Path("reviews.jsonl").read_text().splitlines()) == 300
+
+
+def test_every_key_is_in_the_reference(generated: ModuleType) -> None:
+    rows = [line for line in generated.keys_page().splitlines() if line.startswith("| `")]
+    every = list(every_key())
+    assert len(rows) == len(every)
+    for group, _, key in every:
+        name = f"{group}.{key.name}" if group else key.name
+        assert any(row.startswith(f"| `{name}` |") for row in rows), name
+    assert all(row.count(" | ") == 5 for row in rows)
+
+
+def test_every_method_and_command_has_its_place(generated: ModuleType) -> None:
+    pages = generated.pages()
+    for name, cls in methods():
+        if cls.__module__.startswith("peftlab."):
+            assert f"reference/methods/{name}.md" in pages
+            assert f"(methods/{name}.md)" in pages["reference/methods.md"]
+    for command in COMMANDS:
+        assert f"## {command}\n" in pages["reference/commands.md"]
+    assert "| LoRA | optim.lr=" in pages["reference/methods/lora.md"]
+    places = [place for group in generated.PLACES.values() for place in group]
+    import peftlab
+
+    assert {place.rpartition(".")[2] for place in places} | {"PeftlabError"} == set(peftlab.__all__)
+
+
+def test_every_page_is_in_the_navigation_and_every_link_leads_somewhere(generated: ModuleType) -> None:
+    config = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
+    made = set(generated.pages())
+    for page in PAGES:
+        name = page.relative_to(DOCS).as_posix()
+        assert f": {name}\n" in config, name
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            found = (page.parent / target).resolve()
+            inside = os.path.relpath(found, DOCS)
+            assert found.exists() or inside in made, f"{name}: {target}"
