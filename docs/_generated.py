@@ -13,7 +13,7 @@ import yaml
 from peftlab.cli import COMMANDS, main
 from peftlab.commands import methods as method_table
 from peftlab.peft.base import PEFTStrategy, methods
-from peftlab.reference import ABOUT, RECIPES, ROLES, Key, every_key, option, option_names, plain, written
+from peftlab.reference import ABOUT, RECIPES, ROLES, Key, at_the_top, every_key, option, option_names, plain, written
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACES = {
@@ -75,19 +75,13 @@ def keys_page() -> str:
         if group:
             parts.append(f"{ABOUT[group][0].upper()}{ABOUT[group][1:]}.\n")
             parts += [f"- `{group}={name}`: {_cell(option(group, name).summary)}" for name in option_names(group)]
-        parts.append("\n| key | of | meaning | takes | default | |\n|---|---|---|---|---|---|")
         for options, key in grouped[group]:
-            name = f"{group}.{key.name}" if group else key.name
-            of = "" if not group else "all" if len(options) == len(option_names(group)) else ", ".join(options)
-            cells = (
-                f"`{name}`",
-                of,
-                _cell(key.meaning),
-                _cell(key.allowed),
-                f"`{key.default or '(required)'}`",
-                key.role,
-            )
-            parts.append(f"| {' | '.join(cells)} |")
+            of = "" if not group or len(options) == len(option_names(group)) else f" *{', '.join(options)}*"
+            parts.append(f"\n### `{group}.{key.name}`{of}\n" if group else f"\n### `{key.name}`\n")
+            value = key.default or ("" if group else written(at_the_top().get(key.name, "")))
+            default = f"default `{value}`" if value else "must be given"
+            role = "" if key.role == "decides" else f" *{key.role}*"
+            parts.append(f"{_cell(key.meaning)} Takes {_cell(key.allowed)}; {default}.{role}")
     for group in RECIPES:
         parts.append(f"\n## {group}\n\n{ABOUT[group][0].upper()}{ABOUT[group][1:]}.\n")
         for name in option_names(group):

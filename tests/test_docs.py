@@ -157,13 +157,8 @@ def test_every_block_of_python(page: Path, scratch: Path, monkeypatch: pytest.Mo
 
 
 def test_every_key_is_in_the_reference(generated: ModuleType) -> None:
-    rows = [line for line in generated.keys_page().splitlines() if line.startswith("| `")]
-    every = list(every_key())
-    assert len(rows) == len(every)
-    for group, _, key in every:
-        name = f"{group}.{key.name}" if group else key.name
-        assert any(row.startswith(f"| `{name}` |") for row in rows), name
-    assert all(row.count(" | ") == 5 for row in rows)
+    heads = re.findall(r"^### `([^`]+)`", generated.keys_page(), flags=re.MULTILINE)
+    assert sorted(heads) == sorted(f"{group}.{key.name}" if group else key.name for group, _, key in every_key())
 
 
 def test_every_method_and_command_has_its_place(generated: ModuleType) -> None:

@@ -154,7 +154,7 @@ def test_it_cannot_be_merged() -> None:
 def test_the_text_classifier_by_role() -> None:
     backbone = TextClassifierConfig().build(2, seed=0, train_texts=["a b c"])
     with pytest.raises(PeftlabError, match="'attention_output' is a role that text_classifier does not have"):
-        attach(backbone, Houlsby(), seed=0)
+        attach(backbone, Houlsby(targets=["attention_output"]), seed=0)
     strategy = Houlsby(targets=["hidden"], bottleneck=4, reduction_factor=None)
     assert strategy.closed_form(backbone) == 2 * 128 * 4 + 4 + 128
 
