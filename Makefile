@@ -34,7 +34,7 @@ test-fast: install
 conformance: install
 	$(BIN)/python -m tests.conformance.table
 
-# The documentation as a site, in build/site: opens from the folder, asks nobody. Strict: a broken link is an error.
+# The documentation as a site, in build/site; it asks nobody. To search: python -m http.server -d build/site
 docs: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
