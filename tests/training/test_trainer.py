@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from peftlab.objectives.base import objective
 from peftlab.training.config import TrainerConfig, monitored
-from peftlab.training.trainer import build_trainer
+from peftlab.training.trainer import SamplesProgressBar, build_trainer
 
 
 def test_a_login_node_of_a_cluster_is_no_reason_for_a_hint(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,3 +22,16 @@ def test_a_login_node_of_a_cluster_is_no_reason_for_a_hint(scratch: Path, monkey
     config = TrainerConfig(progress_bar=False)
     figure = monitored(config, objective("classification"))
     build_trainer(config, figure, folder=scratch, checkpoints=scratch, logger=None, rows_per_step=1)
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(80, []), (200, ["train/loss_step"])])
+def test_the_bar_takes_one_line(monkeypatch: pytest.MonkeyPatch, columns: int, shown: list[str]) -> None:
+    """No figures beside it on a narrow terminal, no version of a logger anywhere; epochs are counted from 1."""
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((columns, 40)))
+    monkeypatch.setattr(
+        "lightning.pytorch.callbacks.RichProgressBar.get_metrics", lambda *_: {"v_num": 0, "train/loss_step": 1.0}
+    )
+    bar = SamplesProgressBar(32)
+    bar._trainer = SimpleNamespace(max_epochs=3)  # type: ignore[assignment]
+    assert list(bar.get_metrics(None, None)) == shown  # type: ignore[arg-type]
+    assert bar._get_train_description(0).rstrip() == "epoch 1/3"

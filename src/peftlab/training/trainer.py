@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -282,12 +283,29 @@ class ProgressLines(Callback):
         )
 
 
+ROOM_FOR_FIGURES = 120
+"""Columns from which the bar has figures beside it."""
+
+
 class SamplesProgressBar(RichProgressBar):
-    """Lightning's rich bar, with texts per second instead of steps per second beside the remaining time."""
+    """Lightning's rich bar, with texts per second instead of steps per second beside the remaining time.
+
+    It takes one line, however narrow the terminal: a bar of several lines is drawn over the line of the epoch before.
+    """
 
     def __init__(self, rows_per_step: int) -> None:
         super().__init__()
         self._rows_per_step = rows_per_step
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Beside the bar, where there is room: the loss of the step and the figure that selects."""
+        if shutil.get_terminal_size().columns < ROOM_FOR_FIGURES:
+            return {}
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        counted = f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+        return f"{counted:{len(self.validation_description)}}"  # below each other, the bars begin at one place
 
     def configure_columns(self, trainer: L.Trainer) -> list[Any]:
         """Lightning's columns, the speed in samples/s."""
