@@ -168,8 +168,8 @@ class Parts:
         from peftlab.data.module import TextDataModule
         from peftlab.runs.assemble import assemble, lightning_module
         from peftlab.runs.batches import batches_a_step
-        from peftlab.training.config import monitored
         from peftlab.training.ranks import Ranks
+        from peftlab.training.selection import monitored
         from peftlab.training.trainer import build_trainer
 
         config = check(composed(words))

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from peftlab.objectives.base import objective
-from peftlab.training.config import TrainerConfig, monitored
+from peftlab.training.config import TrainerConfig
+from peftlab.training.selection import monitored
 from peftlab.training.trainer import SamplesProgressBar, build_trainer
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from peftlab.audit.consistency import ADDED_LATER, same
+from peftlab.audit.consistency import ADDED_LATER, same, where
 from peftlab.audit.tensors import Array, read_tensors
 from peftlab.errors import RunError
 from peftlab.reading import read_bytes
@@ -32,7 +32,7 @@ def compare(before: dict[str, Any], now: dict[str, Any]) -> Iterator[Compared]:
     """The results in two records: data, epochs, chosen epoch and the metrics of each split."""
     yield _exactly("data", before["data"]["hash"][:12], now["data"]["hash"][:12], "the texts, by their hash")
     yield _epochs(before["history"], now["history"])
-    yield _exactly("chosen epoch", before["selection"]["epoch"], now["selection"]["epoch"], "")
+    yield _exactly("chosen epoch", _chosen(before["selection"]), _chosen(now["selection"]), "")
     for split in ("train", "validation", "test"):
         first, second = (_flat(record["metrics"][split]) for record in (before, now))
         for name in dict.fromkeys([*first, *(name for name in second if name not in ADDED_LATER)]):
@@ -80,6 +80,10 @@ def _exactly(name: str, before: Any, now: Any, what: str) -> Compared:
     return Compared(name, False, f"{before} in the record, {now} here" + (f": {what}" if what else ""))
 
 
+def _chosen(selection: dict[str, Any]) -> str:
+    return f"{selection['epoch']}" + (f", step {selection['step']}" if "step" in selection else "")
+
+
 def _epochs(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> Compared:
     """Every figure of every epoch."""
     if len(before) != len(now):
@@ -89,7 +93,7 @@ def _epochs(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> Compared
         if different:
             key = different[0]
             values = f"{first[key]} in the record, {second.get(key)} here"
-            return Compared("epochs", False, f"from epoch {first['epoch']} on: {key} {values}")
+            return Compared("epochs", False, f"from {where(first)} on: {key} {values}")
     return Compared("epochs", True, f"every figure of {len(now)}")
 
 

@@ -15,7 +15,9 @@ from typing import Any
 from peftlab.metric_names import UNDEFINED, MetricName, task_and_figure
 from peftlab.objectives.base import Figure, Learned
 from peftlab.objectives.recorded import FIELD
-from peftlab.training.config import TrainerConfig, best_epoch, monitored, selection_rule
+from peftlab.training.config import TrainerConfig
+from peftlab.training.places import OF_EPOCH, ends_epoch, place_in_words
+from peftlab.training.selection import best_row, monitored, selected, selected_row
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def inconsistencies(record: dict[str, Any], trainer: TrainerConfig, objective: L
     """
     yield from _seeds(record)
     yield from _objective(record, objective)
+    yield from _rows_of_history(record["history"], trainer.validate_every_n_steps)
     yield from _history(record["history"], objective)
     yield from _selection(record, trainer, objective)
     yield from _rows(record)
@@ -86,20 +89,44 @@ def _objective(record: dict[str, Any], objective: Learned) -> Iterator[Finding]:
             yield Finding(f"{FIELD}.metrics.{name}", f"'{better}', but the objective has {known['metrics'].get(name)}")
 
 
-def _history(history: list[dict[str, Any]], objective: Learned) -> Iterator[Finding]:
-    epochs = [row["epoch"] for row in history]
-    if not history or epochs != list(range(len(history))):
+def _rows_of_history(history: list[dict[str, Any]], every: int | None) -> Iterator[Finding]:
+    """Where the rows are: one at each epoch's end, and inside them one after ``every`` so many steps."""
+    epochs = [row["epoch"] for row in history if ends_epoch(row)]
+    if not epochs or epochs != list(range(len(epochs))) or not ends_epoch(history[-1]):
         yield Finding("history", f"its epochs are {epochs}; they must count from 0 without a gap")
     steps = [row["step"] for row in history]
     if any(later <= earlier for earlier, later in pairwise(steps)):
         yield Finding("history", f"its steps are {steps}; each epoch must have made some")
+    elif [row["step"] for row in history if not ends_epoch(row)] != _steps_inside(history, every):
+        must = f"be those of each {every}" if every else "be none"
+        yield Finding("history", f"its steps are {steps}; inside an epoch they must {must}")
+    done = 0
+    for row in history:
+        if ends_epoch(row):
+            done += 1
+        elif row["epoch"] != done or not 0 < row[OF_EPOCH] < 1:
+            yield Finding("history", f"{place_in_words(row)}, {row[OF_EPOCH]} of it: no place inside epoch {done + 1}")
+
+
+def _steps_inside(history: list[dict[str, Any]], every: int | None) -> list[int]:
+    """The steps after which a run must have validated inside an epoch."""
+    ends = {row["step"] for row in history if ends_epoch(row)}
+    return [step for step in range(every, history[-1]["step"], every) if step not in ends] if every and history else []
+
+
+def _history(history: list[dict[str, Any]], objective: Learned) -> Iterator[Finding]:
     for row in history:
         for split in ("train", "validation"):
             for name in objective.monitors():
                 column = MetricName(split, name).in_history
-                about = f"history, epoch {row['epoch']}, {column}"
+                about = f"history, {where(row)}, {column}"
                 undefined = row.get(MetricName(split, UNDEFINED).in_history)
                 yield from _in_range(about, objective.figure(name), row[column], undefined)
+
+
+def where(row: Mapping[str, Any]) -> str:
+    """``epoch 1``, from 0 as in the file; inside an epoch with the step."""
+    return f"epoch {row['epoch']}" + ("" if ends_epoch(row) else f", step {row['step']}")
 
 
 def _in_range(about: str, figure: Figure, value: Any, undefined: Mapping[str, str] | None) -> Iterator[Finding]:
@@ -135,17 +162,22 @@ def _split(record: dict[str, Any], split: str, objective: Learned) -> Iterator[F
 
 def _selection(record: dict[str, Any], trainer: TrainerConfig, objective: Learned) -> Iterator[Finding]:
     chosen, history = record["selection"], record["history"]
-    if chosen["rule"] != (rule := selection_rule(trainer, objective)):
-        yield Finding("selection.rule", f"'{chosen['rule']}', but the config's is '{rule}'")
-    row = next((row for row in history if row["epoch"] == chosen["epoch"]), None)
-    if row is None:
-        yield Finding("selection.epoch", f"{chosen['epoch']} is not in the history")
-        return
     figure = monitored(trainer, objective)
     monitor = MetricName("validation", figure.name).in_history
-    best = int(history[-1]["epoch"]) if trainer.select == "last" else best_epoch(history, figure)
-    if chosen["epoch"] != best:
-        yield Finding("selection.epoch", f"{chosen['epoch']}, but by its rule ({rule}) the history gives epoch {best}")
+    best = history[-1] if trainer.select == "last" else best_row(history, figure)
+    expected = selected(best, trainer, objective)
+    rule = expected["rule"]
+    if chosen["rule"] != rule:
+        yield Finding("selection.rule", f"'{chosen['rule']}', but the config's is '{rule}'")
+    row = selected_row(record) if {"epoch", "step"} & {*chosen} == {"epoch", "step"} & {*expected} else None
+    if row is None:
+        place = {name: chosen[name] for name in ("epoch", "step") if name in chosen}
+        yield Finding("selection.epoch", f"{place} is not in the history")
+        return
+    for name in ("epoch", "step"):
+        if chosen.get(name) != expected.get(name):
+            said = f"{chosen[name]}, but by its rule ({rule}) the history gives {name} {expected[name]}"
+            yield Finding(f"selection.{name}", said)
     if not same(chosen[monitor], row[monitor]):
         yield Finding(f"selection.{monitor}", f"{chosen[monitor]}, but the history has {row[monitor]}")
     for split in ("train", "validation"):
@@ -153,12 +185,9 @@ def _selection(record: dict[str, Any], trainer: TrainerConfig, objective: Learne
             task, figure_name = task_and_figure(name)
             metric, figures = MetricName(split, figure_name, task), record["metrics"][split]
             value = (figures if task is None else figures["tasks"][task])[figure_name]
-            expected = row[metric.in_history]
-            if not same(value, expected):
-                yield Finding(
-                    metric.in_record,
-                    f"{value}, but the history has {expected} in the chosen epoch {row['epoch']}",
-                )
+            if not same(value, row[metric.in_history]):
+                said = f"{value}, but the history has {row[metric.in_history]} in the chosen {where(row)}"
+                yield Finding(metric.in_record, said)
 
 
 def _timing(record: dict[str, Any]) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from peftlab.audit.consistency import Finding, inconsistencies
+from peftlab.audit.consistency import Finding, inconsistencies, where
 from peftlab.audit.sizes import size_findings
 from peftlab.audit.tensors import Array, frozen_in, tensors_in
 from peftlab.config import without_method
@@ -32,6 +32,7 @@ from peftlab.records.identity import key_of, semantic_of
 from peftlab.records.identity_recorded import content_now, recorded_identity
 from peftlab.records.integrity import HASHED, broken_integrity, lost_hashes
 from peftlab.shipped import require_known_fields
+from peftlab.training.places import OF_EPOCH
 
 UNFINISHED = ("failed", "interrupted", STATUS)
 """What a record can say of a run beside ``finished``; it then holds no results."""
@@ -312,13 +313,15 @@ def _metrics_csv(folder: RunFolder, history: list[dict[str, Any]]) -> Iterator[F
         yield Finding(name, f"is no CSV file ({error})")
         return
     if len(rows) != len(history):
-        yield Finding(name, f"has {len(rows)} epochs; the record's history has {len(history)}")
+        yield Finding(name, f"has {len(rows)} rows; the record's history has {len(history)}")
         return
+    columns = columns_of(history)
     for row, recorded in zip(rows, history, strict=True):
-        for column in columns_of(recorded):
-            if (value := row.get(column)) != ("" if recorded[column] is None else str(recorded[column])):
-                about = f"epoch {recorded['epoch']}, {column}"
-                yield Finding(name, f"{about}: {value}, but the record has {recorded[column]}")
+        for column in columns:
+            expected = recorded.get(column) if column == OF_EPOCH else recorded[column]
+            if (value := row.get(column)) != ("" if expected is None else str(expected)):
+                about = f"{where(recorded)}, {column}"
+                yield Finding(name, f"{about}: {value}, but the record has {expected}")
 
 
 def _not_hashed(folder: RunFolder, record: dict[str, Any], not_checked: list[Finding]) -> Iterator[Finding]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,6 +19,7 @@ from peftlab.reading import read_bytes
 from peftlab.records.divergence import ENDED, STATUS
 from peftlab.records.folder import RunFolder
 from peftlab.sweeps import roster
+from peftlab.training.places import ends_epoch
 
 State = Literal["running", "queued", "failed", "lost", "done"]
 PATIENCE = 5.0
@@ -138,8 +141,9 @@ def _title(folder: RunFolder, named: roster.Entry | None, record: dict[str, Any]
 
 def _epochs(folder: RunFolder) -> int:
     try:
-        return max(0, len(read_bytes(folder.metrics).splitlines()) - 1)
-    except OSError:
+        rows = csv.DictReader(io.StringIO(read_bytes(folder.metrics).decode("utf-8", "replace"), newline=""))
+        return sum(map(ends_epoch, rows))
+    except (OSError, csv.Error):
         return 0
 
 

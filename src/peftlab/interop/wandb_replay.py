@@ -22,6 +22,7 @@ from peftlab.files import write_atomically
 from peftlab.reading import read_bytes, read_json
 from peftlab.records.folder import RunFolder
 from peftlab.records.integrity import broken_integrity
+from peftlab.training.places import ends_epoch
 from peftlab.training.wandb_runs import method_of, names
 
 MARKER = ".wandb-synced.json"
@@ -104,9 +105,10 @@ def replay(run: Replay, target: Target) -> Path | None:
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True),
         )
         try:
+            inside = not all(map(ends_epoch, record["history"]))  # one step a row, and so no longer one an epoch
             for row in history(record):
                 # committed now: what is pending when the run ends would overwrite the summary with the last epoch
-                session.log(row, step=row["epoch"], commit=True)
+                session.log(row, step=row["step"] if inside else row["epoch"], commit=True)
             session.summary.update(summary(record))
             made = Path(session.settings.sync_dir)
         finally:
@@ -136,7 +138,7 @@ def tags(record: dict[str, Any]) -> list[str]:
 
 
 def history(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row an epoch, with the figures of each class by its name."""
+    """The rows of the history, with the figures of each class by its name."""
     labels = record["data"]["label_names"]
     for row in record["history"]:
         found: dict[str, Any] = {}

@@ -43,6 +43,8 @@ class Run:
     def metrics(self) -> DataFrame:
         """One row an epoch: ``train/loss``, ``validation/accuracy``, …; a new frame each time.
 
+        A run with ``trainer.validate_every_n_steps`` has rows inside its epochs too: ``of_epoch`` says where.
+
         The test's figures are in ``record["metrics"]["test"]``: the test is run once, at the end.
         """
         import pandas

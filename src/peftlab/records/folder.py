@@ -70,12 +70,12 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One row an epoch."""
+        """One row a validation."""
         return self.path / "metrics.csv"
 
     @property
     def curves(self) -> Path:
-        """Loss and the selecting figure an epoch, as a picture."""
+        """Loss and the selecting figure over the epochs, as a picture."""
         return self.path / "curves.png"
 
     @property

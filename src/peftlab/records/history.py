@@ -1,19 +1,26 @@
-"""metrics.csv: one row an epoch."""
+"""metrics.csv: one row a validation, and so at least one an epoch."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from peftlab.files import write_atomically
 from peftlab.metric_names import MetricName
+from peftlab.training.places import OF_EPOCH
 
 
-def columns_of(row: Mapping[str, Any]) -> list[str]:
-    """The columns for ``row`` of a history: figures of train, of validation, costs, then the figures of each task."""
+def columns_of(history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns for a ``history``: where, figures of train, of validation, costs, then the figures of each task.
+
+    That which says where inside an epoch a row is (:data:`~peftlab.training.selection.OF_EPOCH`) only if one is.
+    """
+    if not history:
+        return []
+    row = history[0]
     names = {name: MetricName.from_history(name) for name, value in row.items() if not isinstance(value, dict)}
     metrics = {name: metric for name, metric in names.items() if metric is not None}
     whole = [
@@ -23,14 +30,14 @@ def columns_of(row: Mapping[str, Any]) -> list[str]:
         if metric.split == split and metric.task is None
     ]
     of_tasks = [name for name, metric in metrics.items() if metric.task is not None]
-    return ["epoch", "step", "lr", *whole, "train_rows", "train_seconds", *of_tasks]
+    inside = [OF_EPOCH] if any(OF_EPOCH in row for row in history) else []
+    return ["epoch", *inside, "step", "lr", *whole, "train_rows", "train_seconds", *of_tasks]
 
 
 def write_metrics_csv(path: Path, history: list[dict[str, Any]]) -> None:
     """Write ``history`` with full precision, atomically; a figure that is undefined is an empty cell."""
     text = io.StringIO()
-    columns = columns_of(history[0]) if history else []
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, columns_of(history), restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     write_atomically(path, text.getvalue())

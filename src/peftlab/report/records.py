@@ -29,6 +29,7 @@ from peftlab.report.forks import cpus, map_in_forks
 from peftlab.report.records_config import COMPUTED, DATA_HASH, TARGET, flat, identity_of
 from peftlab.report.records_facts import facts_of
 from peftlab.report.records_find import Found, LeftOut
+from peftlab.training.places import epochs_done
 
 MANY_RECORDS = 1_000
 """From so many on, starting processes to read them takes less time than it saves."""
@@ -61,8 +62,8 @@ class Run:
     """Key and method (empty if not known) of the run that this one started from."""
     values: dict[str, Any]
     """Wanted path → number or text; None where the record says null."""
-    curve: dict[str, tuple[float, ...]]
-    """Name of a quantity → its value each epoch."""
+    curve: dict[str, tuple[tuple[float, float], ...]]
+    """Name of a quantity → epochs that are done (1 at the end of the first), and its value there."""
     facts: Mapping[str, str]
     """What must be alike for runs to be compared: data, versions, hardware, … as text; shared between runs."""
     standing: Standing
@@ -235,7 +236,9 @@ def _run(
         start=_start(config, start),
         values={path: value_at(record, parts) for path, parts in wanted.paths},
         curve={
-            name: tuple(float(row[name]) for row in record.get("history", []) if row.get(name) is not None)
+            name: tuple(
+                (epochs_done(row), float(row[name])) for row in record.get("history", []) if row.get(name) is not None
+            )
             for name in wanted.curves
         },
         facts=shared.setdefault(tuple(facts.values()), facts),

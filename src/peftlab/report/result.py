@@ -10,6 +10,8 @@ from peftlab.metric_names import SPLITS
 from peftlab.objectives.base import Learned, shown
 from peftlab.report.render.terminal import console, print_lines, print_table
 from peftlab.report.table import Head, Table, plain_table
+from peftlab.training.places import place_in_words
+from peftlab.training.selection import selected_row
 
 
 class FiguresTable:
@@ -62,13 +64,14 @@ def print_result(path: Path, record: dict[str, Any], objective: Learned) -> None
         if split != "train":
             kinds = {task: facts["test_kind"] for task, facts in tasks.items()} if split == "test" else {}
             figures.add_tasks(values, kinds)
-    selection = record["selection"]
+    selection, row = record["selection"], selected_row(record)
+    assert row is not None
     out = console()
     print_table(out, figures.table)
     for split, values in metrics.items():
         print_lines(out, undefined_lines(objective, split, values))
     about = (
-        f"weights of epoch {selection['epoch'] + 1} ({selection['rule']}); "
+        f"weights of {place_in_words(row)} ({selection['rule']}); "
         f"{record['parameters']['trainable']:,} trainable parameters; "
         f"adapter {record['parameters']['adapter_bytes']:,} bytes; "
         f"trained {timing['train_seconds']:.0f} s at {timing['train_samples_per_second']:.1f} samples/s; "

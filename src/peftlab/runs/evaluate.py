@@ -21,8 +21,8 @@ from peftlab.records.folder import RunFolder
 from peftlab.runs.assemble import Assembled, count_parameters, lightning_module, reassemble
 from peftlab.runs.memory import memory_told
 from peftlab.runs.predictions import predictions_table
-from peftlab.training.config import monitored
 from peftlab.training.module import TrainingModule
+from peftlab.training.selection import monitored
 from peftlab.training.trainer import build_trainer
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -82,9 +82,8 @@ def data_facts(config: RunConfig, splits: Splits) -> dict[str, Any]:
     )
 
 
-def metrics(module: TrainingModule, epoch: int, splits: Splits) -> dict[str, Any]:
-    """Metrics of the chosen epoch on train and validation, and of the one test."""
-    row: dict[str, Any] = next(row for row in module.history if row["epoch"] == epoch)
+def metrics(module: TrainingModule, row: Mapping[str, Any], splits: Splits) -> dict[str, Any]:
+    """Metrics of the chosen ``row`` of the history on train and validation, and of the one test."""
     objective, names = module.objective, splits.label_names
     kept = (*objective.every_epoch(), UNDEFINED)
     found: dict[str, Any] = {
@@ -102,7 +101,7 @@ def metrics(module: TrainingModule, epoch: int, splits: Splits) -> dict[str, Any
     return found
 
 
-def _of_task(row: dict[str, Any], split: str, task: str, objective: Learned) -> dict[str, Any]:
+def _of_task(row: Mapping[str, Any], split: str, task: str, objective: Learned) -> dict[str, Any]:
     """What the history's ``row`` has of one task: figures, why some are undefined, and details if it has own."""
     columns = {
         name: MetricName(split, name, task).in_history

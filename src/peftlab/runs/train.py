@@ -22,7 +22,6 @@ from peftlab.data.base import Splits
 from peftlab.data.module import TextDataModule
 from peftlab.errors import Diverged, PeftlabError, RunError
 from peftlab.files import write_atomically
-from peftlab.metric_names import MetricName
 from peftlab.objectives.recorded import FIELD as OBJECTIVE
 from peftlab.records import environment
 from peftlab.records.divergence import STATUS, diverged, in_words
@@ -46,7 +45,6 @@ from peftlab.runs.summary import print_before, say_where_it_was_begun
 from peftlab.seeding import derive_seed
 from peftlab.signals import ASKED
 from peftlab.training.checkpoint import read_checkpoint, require_best
-from peftlab.training.config import monitored, selection_rule
 from peftlab.training.inside_epoch import KeepsSteps, Travels
 from peftlab.training.meeting import Decision, Meeting
 from peftlab.training.places import place_of
@@ -54,6 +52,7 @@ from peftlab.training.precision import require_precision
 from peftlab.training.ranks import Ranks, lead_from, led_from, world_size
 from peftlab.training.reached import RequireGradients
 from peftlab.training.resuming import newest_whole
+from peftlab.training.selection import monitored, selected, selected_row
 from peftlab.training.sharding import ShardedStrategy
 from peftlab.training.trainer import build_trainer, quiet
 
@@ -245,16 +244,14 @@ class _Run:
             self.config.logger.finish()
 
     def load_chosen(self) -> dict[str, Any]:
-        """Load the weights of the epoch that the selection rule chose; return which it was."""
+        """Load the weights that the selection rule chose; return of which row of the history they are."""
         config = self.config.trainer
         path, figure = self.folder.checkpoints / f"{config.select}.ckpt", monitored(config, self.module.objective)
         checkpoint = read_checkpoint(path)
         if config.select == "best":
             require_best(checkpoint, path, self.module.history, figure, ended=True)
         self.module.load_trained(checkpoint)
-        row = checkpoint["history"][-1]
-        monitor = MetricName("validation", figure.name).in_history
-        return {"rule": selection_rule(config, self.module.objective), "epoch": row["epoch"], monitor: row[monitor]}
+        return selected(checkpoint["history"][-1], config, self.module.objective)
 
     def test(self) -> float:
         """Test once; return the seconds it took.
@@ -294,13 +291,15 @@ class _Run:
         about = record.adapter_facts(config, splits, assembled, folder)
         adapter = save_adapter(folder, assembled.adapter, about)
         history = self.module.history
+        row = selected_row({"selection": chosen, "history": history})
+        assert row is not None
         write_metrics_csv(folder.metrics, history)
         draw_curves(
             folder.curves,
             history,
             self.module.objective,
             title=f"{config.name}  {folder.key}",
-            chosen_epoch=chosen["epoch"],
+            kept=row,
         )
         table = predictions_table(self.module.objective, splits, splits.test, self.module.test_outputs)
         write_atomically(folder.predictions, as_bytes(table))
@@ -320,7 +319,7 @@ class _Run:
             "backbone": assembled.backbone.provenance | frozen,
             "parameters": self.parameters | {"adapter_bytes": adapter["bytes"]},
             "selection": chosen,
-            "metrics": record.metrics(self.module, chosen["epoch"], splits),
+            "metrics": record.metrics(self.module, row, splits),
             "forgetting": forgetting,
             "history": history,
             "timing": record.timing(self.module, len(splits.test), test_seconds, resumed=resumed, began=began),

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from peftlab.errors import ConfigError
 from peftlab.records.divergence import diverged
 from peftlab.sweeps.declaration import assignments, lower_is_better
+from peftlab.training.selection import selected_row
 
 State = Literal["open", "finished", "diverged", "pruned", "failed"]
 
@@ -71,10 +72,10 @@ def value_of(record: Mapping[str, Any], path: str) -> float | None:
     return found
 
 
-def value_at_chosen_epoch(record: Mapping[str, Any], metric: str) -> float | None:
-    """``metric`` (``validation/loss``) in the epoch whose weights the run has kept."""
-    epoch = record["selection"]["epoch"]
-    row = next(row for row in record["history"] if row["epoch"] == epoch)
+def value_of_kept(record: Mapping[str, Any], metric: str) -> float | None:
+    """``metric`` (``validation/loss``) where the run's weights were kept."""
+    row = selected_row(record)
+    assert row is not None, "a record that was not edited names a row of its history"
     value = row.get(metric)
     return None if value is None else float(value)
 

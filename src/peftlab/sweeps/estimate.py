@@ -15,6 +15,7 @@ from typing import Any
 from peftlab.class_names import stable_name
 from peftlab.config import RunConfig
 from peftlab.reading import read_json
+from peftlab.training.places import ends_epoch
 
 Record = Mapping[str, Any]
 
@@ -58,7 +59,7 @@ def _scaled(config: RunConfig, record: Record) -> float:
     available: int = data.get("rows_available", data["rows"])["train"]
     rows: int = min(config.data.limit_train or available, available)
     # An earlier run may have stopped before its last epoch; this one may not.
-    epochs_before = len(record["history"])
+    epochs_before = sum(map(ends_epoch, record["history"]))
     scale: float = rows * config.trainer.max_epochs / max(1, data["rows"]["train"] * epochs_before)
     if config.trainer.max_steps is not None or before["trainer"]["max_steps"] is not None:
         scale = 1.0  # the steps decide, and not the rows

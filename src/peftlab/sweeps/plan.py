@@ -15,7 +15,7 @@ from peftlab.metric_names import MetricName
 from peftlab.records.folder import RunFolder
 from peftlab.report.columns import Column, column_of
 from peftlab.sweeps.cache import ConfigCache
-from peftlab.sweeps.choice import Choice, State, Tried, best, ended, value_at_chosen_epoch, value_of
+from peftlab.sweeps.choice import Choice, State, Tried, best, ended, value_of, value_of_kept
 from peftlab.sweeps.declaration import Arm, Sweep, assignments
 from peftlab.sweeps.jobs import Failure, Job, Outcome
 
@@ -277,9 +277,7 @@ class DeclaredPlan:
         job_id = Variant(arm, self.sweep.seeds[0], tuple(parameters.items())).id
         if (record := outcome.records.get(job_id)) is not None:
             search = arm.optuna()
-            value = (
-                value_at_chosen_epoch(record, self._metric(arm)) if search else value_of(record, self._tuned_by(arm))
-            )
+            value = value_of_kept(record, self._metric(arm)) if search else value_of(record, self._tuned_by(arm))
             return ended(parameters, record, value)
         state: State
         if (reason := getattr(outcome, "pruned", {}).get(job_id)) is not None:

@@ -33,6 +33,7 @@ from peftlab.seeding import derive_seed
 from peftlab.sweeps.choice import Tried
 from peftlab.sweeps.declaration import Range, Search, lower_is_better, override_value
 from peftlab.sweeps.jobs import Outcome
+from peftlab.training.places import ends_epoch
 
 if TYPE_CHECKING:
     import optuna
@@ -131,12 +132,14 @@ class OptunaSearch:
     def stop_early(self, parameters: Mapping[str, Any], folder: Path) -> str | None:
         """Report the epochs that the run in ``folder`` has written; why it should end now, or None.
 
-        The last epoch is never a reason: all of it has been paid for.
+        Trials may validate at other steps, but all do at their epochs' ends: these are compared. The last epoch is
+        never a reason: all of it has been paid for.
         """
         if self._search.pruner == "none" or self._reading:
             return None
         last = int(parameters.get("trainer.max_epochs", self._max_epochs))
-        rows = [row for row in _rows(folder / "metrics.csv") if int(row["epoch"]) + 1 < last]
+        found = _rows(folder / "metrics.csv")
+        rows = [row for row in found if ends_epoch(row) and int(row["epoch"]) + 1 < last]
         for trial in self._trials():
             if trial.state == self._optuna.trial.TrialState.RUNNING and self._parameters(trial) == dict(parameters):
                 return self._prune(trial, rows)
@@ -189,7 +192,8 @@ class OptunaSearch:
                 self._end(trial, self._optuna.trial.TrialState.PRUNED, one.reason)
             elif one.value is not None and one.record is not None:
                 watched = self._search.pruner != "none"
-                if not watched or self._prune(trial, one.record["history"][:-1]) is None:
+                ends = [row for row in one.record["history"] if ends_epoch(row)]
+                if not watched or self._prune(trial, ends[:-1]) is None:
                     self._study.tell(trial.number, one.value)
 
     def _prune(self, trial: optuna.trial.FrozenTrial, rows: Iterable[Mapping[str, Any]]) -> str | None:

@@ -16,8 +16,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from peftlab.errors import RunError, first_line
 from peftlab.files import open_regular, replacing
 from peftlab.objectives.base import Figure
-from peftlab.training.config import TrainerConfig, best_epoch
-from peftlab.training.places import remove_older
+from peftlab.training.config import TrainerConfig
+from peftlab.training.places import place_in_words, remove_older
+from peftlab.training.selection import best_row
 
 _MARK = b"peftlab sha256 "
 _COMMENT = len(_MARK) + 64
@@ -80,29 +81,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file can fail in any of torch's, zipfile's and pickle's ways
         raise DamagedCheckpoint(f"{path} is damaged ({first_line(error)}). {WAY_OUT}") from error
     if isinstance(callbacks := content.get("callbacks"), dict):
-        content["callbacks"] = {key: state for key, state in callbacks.items() if not key.startswith("ModelCheckpoint")}
+        ours = {
+            key: state for key, state in callbacks.items() if not key.startswith(("ModelCheckpoint", "EarlyStopping"))
+        }
+        content["callbacks"] = ours
     return content
 
 
 def require_best(checkpoint: dict[str, Any], path: Path, history: Any, monitor: Figure, *, ended: bool) -> None:
-    """Refuse a ``best.ckpt`` that is not of the epoch that ``history`` says.
+    """Refuse a ``best.ckpt`` that is not of the row that ``history`` says.
 
     Args:
         checkpoint: its content.
         path: its own.
         history: of ``last.ckpt``.
         monitor: the figure that chooses.
-        ended: whether training has ended. A run that goes on from an earlier checkpoint may have a best one of an epoch
+        ended: whether training has ended. A run that goes on from an earlier checkpoint may have a best one of steps
             that it then repeats.
 
     Raises:
-        DamagedCheckpoint: naming both epochs.
+        DamagedCheckpoint: naming both places.
     """
-    found, wanted = checkpoint["history"][-1]["epoch"], best_epoch(history, monitor)
-    if found != wanted and (ended or found <= history[-1]["epoch"]):
+    found, wanted = checkpoint["history"][-1], best_row(history, monitor)
+    if found["step"] != wanted["step"] and (ended or found["step"] <= history[-1]["step"]):
         raise DamagedCheckpoint(
-            f"{path} holds the weights of epoch {found + 1}, and by the run's history the best is epoch {wanted + 1}. "
-            f"{WAY_OUT}"
+            f"{path} holds the weights of {place_in_words(found)}, and by the run's history the best are those of "
+            f"{place_in_words(wanted)}. {WAY_OUT}"
         )
 
 
@@ -151,7 +155,7 @@ def _require_whole(file: IO[bytes]) -> None:
 class KeepsCheckpoints(Checkpoint):
     """``best.ckpt`` by the selection rule, then ``last.ckpt``.
 
-    Which epoch is the best the history says, which travels in the checkpoint: nothing that is resumed from names the
+    Which row is the best the history says, which travels in the checkpoint: nothing that is resumed from names the
     folder, which may have been moved meanwhile.
     """
 
@@ -160,9 +164,13 @@ class KeepsCheckpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write them. This comes after the module's own end of the epoch, which adds the row to its history."""
-        history: Any = pl_module.history
-        if self._config.select == "best" and best_epoch(history, self._monitor) == history[-1]["epoch"]:
-            trainer.save_checkpoint(self._folder / "best.ckpt")
+        self.keep_best(trainer, pl_module)
         trainer.save_checkpoint(self._folder / "last.ckpt")
         if trainer.is_global_zero:
             remove_older(self._folder, keep=1)
+
+    def keep_best(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write ``best.ckpt`` if the last row of the history is the best."""
+        history: Any = pl_module.history
+        if self._config.select == "best" and best_row(history, self._monitor) is history[-1]:
+            trainer.save_checkpoint(self._folder / "best.ckpt")

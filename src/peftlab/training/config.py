@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from peftlab.fields import NonNegativeFloat, PositiveFloat, PositiveInt, Probability, added, bookkeeping
-from peftlab.metric_names import MetricName
-from peftlab.objectives.base import Figure, Learned
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -106,7 +101,10 @@ class TrainerConfig:
     monitor: str | None = None
     """The validation metric that 'best' and early stopping look at; null: the objective's own."""
     early_stopping_patience: PositiveInt | None = None
-    """Stop after this many epochs without a better validation metric; null: never."""
+    """Stop after this many validations (one an epoch) without a better metric; null: never."""
+    validate_every_n_steps: PositiveInt | None = added(None)
+    """Inside an epoch too, validate after every so many optimizer steps: the best weights and early stopping look at
+    these validations as at those of the epochs' ends; null: there only."""
     deterministic: bool = True
     """Only algorithms that give the same bits again."""
     threads: PositiveInt | None = None
@@ -134,44 +132,6 @@ class TrainerConfig:
     """Show a bar, where there is a terminal."""
 
 
-def monitored(config: TrainerConfig, objective: Learned) -> Figure:
-    """The figure that the trainer looks at."""
-    return objective.figure(config.monitor or objective.selects)
-
-
-OVER_BUDGET = "over_budget"
-"""In the history of a method with a budget: components that it had beyond it at the end of the epoch."""
-
-
-def best_epoch(history: Sequence[Mapping[str, Any]], monitor: Figure) -> int:
-    """The epoch of ``history`` whose validation is best by ``monitor``: of equals the first.
-
-    Epochs in which a method still held more than its budget (:data:`OVER_BUDGET`) count only while there are no others.
-
-    Figures are compared in single precision, as they were when Lightning chose. One that is undefined is the worst
-    there can be.
-    """
-    worst = -math.inf if monitor.better == "max" else math.inf
-
-    def value(row: Mapping[str, Any]) -> float:
-        found = row[MetricName("validation", monitor.name).in_history]
-        single = ctypes.c_float(monitor.worst if found is None else found).value
-        return worst if math.isnan(single) else single
-
-    choose = max if monitor.better == "max" else min
-    within = [row for row in history if row.get(OVER_BUDGET, 0) <= 0]
-    return int(choose(within or history, key=value)["epoch"])
-
-
-def selection_rule(config: TrainerConfig, objective: Learned) -> str:
-    """By which rule the tested epoch is chosen, in words: ``highest validation/accuracy``."""
-    if config.select == "last":
-        return "last epoch"
-    figure = monitored(config, objective)
-    name = MetricName("validation", figure.name).in_history
-    return f"{'highest' if figure.better == 'max' else 'lowest'} {name}"
-
-
 @dataclass(kw_only=True)
 class LoggerConfig(ABC):
     """Where per-step values go, beside the run's own metrics.csv."""
@@ -193,7 +153,4 @@ __all__ = [
     "ScheduleConfig",
     "Share",
     "TrainerConfig",
-    "best_epoch",
-    "monitored",
-    "selection_rule",
 ]

@@ -28,6 +28,13 @@ TOGETHER_SECONDS = 1.0
 """How often several processes ask each other whether one was told to end, or time is over: it takes a collective."""
 
 
+def ends_epoch(trainer: L.Trainer, pl_module: L.LightningModule, done: int) -> bool:
+    """Whether the epoch ends with its batch number ``done``, from 1: its last, or training is over."""
+    most: Any = getattr(pl_module, "max_steps", None)
+    last = most is not None and trainer.global_step >= most
+    return done >= trainer.num_training_batches or last or trainer.should_stop
+
+
 class Travels(Protocol):
     """What adds something up over an epoch, in each process."""
 
@@ -79,7 +86,7 @@ class KeepsSteps(Checkpoint):
             Interrupted: if a signal has asked for it, in all processes after the same step.
         """
         done = batch_idx + 1
-        if done % trainer.accumulate_grad_batches or self._ends_epoch(trainer, pl_module, done):
+        if done % trainer.accumulate_grad_batches or ends_epoch(trainer, pl_module, done):
             return
         due = time.monotonic() - self._saved_at >= self._seconds
         number = ASKED.number or 0
@@ -90,11 +97,6 @@ class KeepsSteps(Checkpoint):
         if number:
             where = f"after batch {done} of epoch {trainer.current_epoch + 1}"
             raise Interrupted(number, f"the same command goes on {where}")
-
-    @staticmethod
-    def _ends_epoch(trainer: L.Trainer, pl_module: L.LightningModule, done: int) -> bool:
-        most: Any = getattr(pl_module, "max_steps", None)
-        return done >= trainer.num_training_batches or (most is not None and trainer.global_step >= most)
 
     def _save(self, trainer: L.Trainer, done: int) -> None:
         path = step_checkpoint(self._folder, trainer.current_epoch, done)

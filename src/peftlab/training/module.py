@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from peftlab.data.batching import STAND_IN
 from peftlab.metric_names import UNDEFINED, MetricName, task_figure
-from peftlab.objectives.base import Learned, Objective, shown
+from peftlab.objectives.base import Learned, Objective
 from peftlab.objectives.parts.blocks import MultitaskMetrics, TaskBlocks, by_task
 from peftlab.objectives.parts.mixed import MixedTasks, MixtureMetrics
 from peftlab.objectives.parts.mixture import Mixture
@@ -26,10 +26,13 @@ from peftlab.peft.legacy import FORMAT, present_state
 from peftlab.seeding import derive_seed, seed_draws
 from peftlab.training.accumulation import RowsOfAStep
 from peftlab.training.compiled import compiling
-from peftlab.training.config import OVER_BUDGET, OnNaN, OptimizerConfig, ScheduleConfig
+from peftlab.training.config import OnNaN, OptimizerConfig, ScheduleConfig
 from peftlab.training.finite import FiniteSteps
 from peftlab.training.graphs import Computed, GraphedSteps, graphed_steps
 from peftlab.training.partial import set_states, states_of
+from peftlab.training.places import OF_EPOCH
+from peftlab.training.rows import Stopwatch, figures_of_row, in_words
+from peftlab.training.selection import OVER_BUDGET
 
 Batch = dict[str, Any]
 """``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,), of several tasks ``task_ids`` (B,) too; all int64, but
@@ -40,7 +43,7 @@ labels that are numbers float32. Of tasks with different objectives ``labels`` a
 class TrainingModule(L.LightningModule):
     """Trains what the adapter owns, and the head; every combination of data, backbone and method runs here.
 
-    After each epoch one row of metrics is added to :attr:`history`; it travels in the checkpoint, so
+    After each validation one row of metrics is added to :attr:`history`; it travels in the checkpoint, so
     a resumed run has all of it.
     """
 
@@ -83,7 +86,7 @@ class TrainingModule(L.LightningModule):
         self._kept = KeptOutputs(len(label_names))
         self.first_step_at: float | None = None
         self._validation_row: dict[str, Any] = {}
-        self._clock = _Stopwatch()
+        self._clock = Stopwatch()
         self._rows_of_step = RowsOfAStep()
         self._together: list[int] = []
         self._finite = FiniteSteps(on_nan)
@@ -205,42 +208,46 @@ class TrainingModule(L.LightningModule):
         self._clock.start()
 
     def on_train_epoch_end(self) -> None:
-        """Add the epoch's row to the history, and print it."""
+        """Add the row of the epoch's end; if training ends at a row inside the epoch, that is it."""
         self._finite.settle(self)
-        train = self._computed("train")
+        if self.history and self.history[-1]["step"] == self.global_step:
+            self.history[-1].pop(OF_EPOCH, None)
+            return
+        self._log_figures("train", self._add_row())
+
+    def add_row_inside(self, of_epoch: float) -> None:
+        """Add a row inside an epoch, after its validation: figures on train are those since the row before.
+
+        Args:
+            of_epoch: share of the epoch's batches that are done.
+        """
+        train = self._add_row(of_epoch)
+        self._clock.start()
+        figures = {MetricName("train", name).in_history: train[name] for name in self.objective.every_epoch()}
+        shown_as = {name: value for name, value in figures.items() if value is not None}
+        for logger in self.trainer.loggers:  # an epoch's own go through Lightning, which counts steps from 0
+            logger.log_metrics(shown_as | {"epoch": self.current_epoch}, step=self.global_step - 1)
+
+    def _add_row(self, of_epoch: float | None = None) -> dict[str, Any]:
+        """Add a row to the history, and print it; the figures on train, which start anew."""
+        train, seconds = self._computed("train"), self._clock.stop()
         if self._finite.skipped:
             self.print(f"  {self._finite.skipped} steps were skipped: their loss or gradient was no finite number")
             self._finite.skipped = 0
-        seconds = self._clock.stop()
-        row: dict[str, Any] = {
+        row = {
             "epoch": self.current_epoch,
             "step": self.global_step,
             "lr": float(self.trainer.optimizers[0].param_groups[0]["lr"]),
             "train_seconds": seconds,
             "train_rows": train["rows"],
+            **({} if of_epoch is None else {OF_EPOCH: of_epoch}),
+            **figures_of_row(self.objective, train, self._validation_row),
         }
-        for split, values in (("train", train), ("validation", self._validation_row)):
-            row |= {MetricName(split, name).in_history: values[name] for name in self.objective.every_epoch()}
-            row |= {name.in_history: number for name, number in by_task(values, split).items()}
-            if UNDEFINED in values:
-                row[MetricName(split, UNDEFINED).in_history] = values[UNDEFINED]
-        row |= {
-            MetricName("validation", name).in_history: self._validation_row[name] for name in self.objective.details
-        }
-        for task, one in self.objective.tasks().items():
-            details = self._validation_row["tasks"][task]
-            row |= {MetricName("validation", name, task).in_history: details[name] for name in one.details}
         if over := self.adapter.over_budget():
             row[OVER_BUDGET] = over
         self.history.append(row)
-        self._log_figures("train", train)
-        figure, validation = self.objective.figure(self.objective.selects), self._validation_row
-        self.print(
-            f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"
-            f"   train loss {shown(train['loss'])}  {figure.title} {shown(train[figure.name])}"
-            f"   validation loss {shown(validation['loss'])}  {figure.title} {shown(validation[figure.name])}"
-            f"   {seconds:.1f} s  {train['rows'] / max(seconds, 1e-9):.1f} samples/s"
-        )
+        self.print(in_words(self.objective, row, train, self._validation_row, int(self.trainer.max_epochs or 0)))
+        return train
 
     # -- evaluation ----------------------------------------------------------------------------------
 
@@ -370,31 +377,3 @@ class TrainingModule(L.LightningModule):
         """Load what a checkpoint holds of the adapter and the head."""
         state, written = checkpoint["state_dict"], checkpoint.get("adapter_format", 1)
         self.adapter.load_state_dict(present_state(state, written, self.adapter.methods()))
-
-
-class _Stopwatch:
-    """Seconds between start and stop, without the pauses."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._since: float | None = None
-
-    def start(self) -> None:
-        if self._since is None:
-            self._since = time.perf_counter()
-
-    def pause(self) -> None:
-        if self._since is not None:
-            self._seconds += time.perf_counter() - self._since
-            self._since = None
-
-    def seconds(self) -> float:
-        return self._seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
-
-    def add(self, seconds: float) -> None:
-        self._seconds += seconds
-
-    def stop(self) -> float:
-        self.pause()
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds

@@ -1,13 +1,38 @@
-"""Where in an epoch a checkpoint was written, and what those inside epochs are called. Imports no torch."""
+"""Where training was when a row of its history was added, or a checkpoint written. Imports no torch.
+
+A history has a row for each validation. One at an epoch's end is there always; one inside an epoch
+(``trainer.validate_every_n_steps``) says which share of the epoch was done. ``epoch`` counts from 0 and is the one that
+the row lies in, ``step`` the optimizer steps that are done; figures on train are those since the row before.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+Row = Mapping[str, Any]
+OF_EPOCH = "of_epoch"
+"""Of a row inside an epoch: the share of the epoch's batches that are done, above 0 and below 1."""
 _INSIDE = re.compile(r"epoch-(\d+)-batch-(\d+)\.ckpt")
+
+
+def ends_epoch(row: Row) -> bool:
+    """Whether ``row``, of a history or of metrics.csv, is that of an epoch's end."""
+    return row.get(OF_EPOCH) in (None, "")
+
+
+def epochs_done(row: Row) -> float:
+    """Epochs that are done at ``row``; an integer at an epoch's end, also of one that was cut short."""
+    return int(row["epoch"]) + (1 if ends_epoch(row) else float(row[OF_EPOCH]))
+
+
+def place_in_words(row: Row, epochs: int | None = None) -> str:
+    """``epoch 2``, with ``epochs`` ``epoch 2/3``; inside an epoch ``step 300 (epoch 2)``."""
+    epoch = f"epoch {row['epoch'] + 1}" + (f"/{epochs}" if epochs else "")
+    return epoch if ends_epoch(row) else f"step {row['step']} ({epoch})"
 
 
 @dataclass(frozen=True, order=True)

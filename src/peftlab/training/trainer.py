@@ -17,7 +17,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
@@ -25,7 +25,6 @@ from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
 from peftlab.errors import ConfigError
-from peftlab.metric_names import MetricName
 from peftlab.objectives.base import Figure
 from peftlab.peft.adapter import Adapter
 from peftlab.training.checkpoint import AtomicCheckpointIO, KeepsCheckpoints
@@ -34,6 +33,7 @@ from peftlab.training.meeting import address
 from peftlab.training.precision import in_full
 from peftlab.training.ranks import Ranks
 from peftlab.training.sharding import ShardedStrategy
+from peftlab.training.validations import Validates
 
 ALONE = Ranks()
 
@@ -53,7 +53,7 @@ def build_trainer(
 
     Args:
         config: the run's ``trainer`` group.
-        monitor: the validation figure that chooses the best epoch and stops early.
+        monitor: the validation figure that chooses the best weights and stops early.
         folder: the run's folder.
         checkpoints: where ``best.ckpt`` and ``last.ckpt`` go.
         logger: per-step logger, or None.
@@ -77,16 +77,8 @@ def build_trainer(
         callbacks.append(TQDMProgressBar() if notebook else SamplesProgressBar(rows_per_step))
     elif config.progress_bar:
         callbacks.append(ProgressLines(rows_per_step))
-    if config.early_stopping_patience is not None:
-        callbacks.append(
-            EarlyStopping(
-                MetricName("validation", monitor.name).in_history,
-                mode=monitor.better,
-                patience=config.early_stopping_patience,
-                check_on_train_epoch_end=True,
-            )
-        )
-    callbacks.append(KeepsCheckpoints(checkpoints, config, monitor))
+    keeps = KeepsCheckpoints(checkpoints, config, monitor)
+    callbacks += [Validates(config, monitor, keeps), keeps]
     trainer = _trainer(config, callbacks, folder, logger, ranks, show_bar=show_bar, adapter=adapter)
     vars(trainer)["_signal_connector"] = _NoSignals(trainer)
     return trainer

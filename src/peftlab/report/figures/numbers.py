@@ -60,16 +60,19 @@ def by_test_set(points: Sequence[Point], same: SameRows) -> list[list[Point]]:
     return list(kinds.values())
 
 
-def band(curves: Sequence[Sequence[float]]) -> tuple[list[float], list[float], list[int]]:
-    """Mean, standard deviation and number of finite values at each epoch that all ``curves`` reach."""
-    curves = [curve for curve in curves if curve]
+def band(
+    curves: Sequence[Sequence[tuple[float, float]]],
+) -> tuple[list[float], list[float], list[float], list[int]]:
+    """Where all ``curves`` have a value, in epochs; mean, standard deviation and number of finite values there."""
+    known = [dict(curve) for curve in curves if curve]
+    places = [place for place in sorted(known[0]) if all(place in one for one in known)] if known else []
     centre, width, count = [], [], []
-    for epoch in range(min(map(len, curves), default=0)):
-        values = [curve[epoch] for curve in curves if isfinite(curve[epoch])]
+    for place in places:
+        values = [one[place] for one in known if isfinite(one[place])]
         centre.append(fmean(values) if values else nan)
         width.append(stdev(values) if len(values) > 1 else 0.0)
         count.append(len(values))
-    return centre, width, count
+    return places, centre, width, count
 
 
 def plane_of(report: Analysis) -> tuple[tuple[str, str], str, dict[tuple[float, float], Group]] | str:

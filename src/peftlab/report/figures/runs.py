@@ -69,8 +69,7 @@ def draw_curves(report: Analysis) -> Drawn | str:
     rows: list[tuple[Any, ...]] = []
     for panel, name in zip(panels, names, strict=True):
         for number, (group, label) in enumerate(zip(kept, labels, strict=True)):
-            centre, width, count = band([run.curve.get(name, ()) for run in group.runs])
-            epochs = list(range(1, len(centre) + 1))
+            epochs, centre, width, count = band([run.curve.get(name, ()) for run in group.runs])
             panel.plot(
                 epochs, centre, color=COLOURS[number], marker="osD^v"[number % 5], markersize=3.5, linewidth=1.5,
                 label=label,

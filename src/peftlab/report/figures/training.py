@@ -1,4 +1,4 @@
-"""curves.png: loss and the selecting figure an epoch, on train and validation."""
+"""curves.png: loss and the selecting figure over the epochs, on train and validation."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import Any
 from peftlab.files import write_atomically
 from peftlab.metric_names import MetricName
 from peftlab.objectives.base import Learned
+from peftlab.training.places import Row, ends_epoch, epochs_done
 
 COLOURS = {"train": "#4477aa", "validation": "#ee6677"}  # Paul Tol's "bright": told apart by the colour-blind
 
 
 def draw_curves(
-    path: Path, history: list[dict[str, Any]], objective: Learned, *, title: str, chosen_epoch: int | None = None
+    path: Path, history: list[dict[str, Any]], objective: Learned, *, title: str, kept: Row | None = None
 ) -> None:
-    """Draw ``history``; a dashed line marks the epoch whose weights were kept.
+    """Draw ``history``; a dashed line marks the row whose weights were ``kept``.
 
-    Epochs are counted from 1, as people do; the figures on train are running means over the epoch.
+    Epochs are counted from 1, as people do, and rows inside them lie between; the figures on train are running means
+    since the row before.
     """
     # The object interface, and not pyplot: no global state, no window, safe in any process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,19 +30,20 @@ def draw_curves(
 
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    epochs = [row["epoch"] + 1 for row in history]
+    epochs = [epochs_done(row) for row in history]
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", objective.selects), strict=True):
         for split, colour in COLOURS.items():
             values = [
                 nan if (value := row[MetricName(split, quantity).in_history]) is None else value for row in history
             ]
             axes.plot(epochs, values, color=colour, marker="o", markersize=4, label=split)
-        if chosen_epoch is not None:
-            axes.axvline(chosen_epoch + 1, color="#999999", linestyle="--", linewidth=1, label="kept epoch")
+        if kept is not None:
+            label = "kept epoch" if ends_epoch(kept) else "kept step"
+            axes.axvline(epochs_done(kept), color="#999999", linestyle="--", linewidth=1, label=label)
         axes.set_xlabel("epoch")
         axes.set_ylabel(objective.loss_title if quantity == "loss" else objective.figure(quantity).title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlim(0.5, max(epochs) + 0.5)
+        axes.set_xlim(min(0.5, min(epochs) / 2), max(epochs) + 0.5)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
