@@ -64,3 +64,20 @@ def test_the_same_is_copied_once_and_other_files_are_another_copy(
     assert second != first
     assert (first / "code" / "peftlab" / "a.py").read_text() == "1"
     assert sorted(path.name for path in place.iterdir()) == sorted([first.name, second.name]), "nothing half-made"
+
+
+def test_copies_that_nothing_needs_go(tmp_path: Path) -> None:
+    """What a record names, or a worker runs, stays; and all if a record cannot be read."""
+    folder, place = tmp_path / "small", tmp_path / "small" / ".slurm" / "snapshots"
+    for name in ("old", "recorded", "running", ".making-left"):
+        (place / name / "code").mkdir(parents=True)
+    (folder / "key1").mkdir()
+    (folder / "key1" / "record.json").write_text("{")
+    assert snapshot.prune(place, {"running"}, folder) == []
+    (folder / "key1" / "record.json").write_text('{"snapshot": "recorded"}')
+    (folder / "key2").mkdir()
+    (folder / "key2" / "record.json").write_text("{}")
+    assert snapshot.prune(place, {"running"}, folder) == ["old"]
+    assert sorted(path.name for path in place.iterdir()) == ["recorded", "running"]
+    assert snapshot.prune(place, {"running"}, tmp_path) == [], "the records of an output_dir lie a folder deeper"
+    assert snapshot.prune(tmp_path / "none", set(), folder) == []

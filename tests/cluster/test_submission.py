@@ -193,3 +193,24 @@ def test_an_allocation_around_the_launcher_is_not_passed_on(monkeypatch: pytest.
     kept = programs.environment()
     assert kept["SLURM_CONF"] == "/etc/slurm.conf"
     assert not {"SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "SLURM_MEM_PER_NODE", "RANK"} & set(kept)
+
+
+def test_of_an_earlier_submission_the_copy_stays_while_slurm_knows_its_workers(
+    work: Work, slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = work.folder / ".slurm/snapshots"
+
+    def send(name: str) -> set[str]:
+        def take(place: Path, files: Any) -> Path:
+            (place / name).mkdir(parents=True, exist_ok=True)
+            return place / name
+
+        monkeypatch.setattr("peftlab.cluster.snapshot.take", take)
+        submit(work, CLUSTER, cwd=tmp_path)
+        return {path.name for path in place.iterdir()}
+
+    assert send("first") == {"first"}
+    slurm.queue = [line.replace("PENDING", "FAILED") for line in slurm.queue]
+    assert send("second") == {"first", "second"}, "it may be queued again by hand"
+    slurm.queue = []
+    assert send("third") == {"third"}

@@ -14,7 +14,7 @@ import torch
 from peftlab.errors import RunError
 from peftlab.objectives.base import LOSS, Figure
 from peftlab.training.checkpoint import AtomicCheckpointIO, read_checkpoint
-from peftlab.training.config import best_epoch
+from peftlab.training.selection import best_row
 from tests.conftest import Peftlab
 from tests.runs.small_runs import CLASSIFIER, finished
 
@@ -72,7 +72,7 @@ def test_a_best_checkpoint_of_another_epoch(peftlab: Peftlab, killed: Path) -> N
     """Whole, but of the last epoch, where the history has an earlier one as the best."""
     history = read_checkpoint(killed / "checkpoints/last.ckpt")["history"]
     best, last = (killed / f"checkpoints/{name}.ckpt" for name in ("best", "last"))
-    assert best_epoch(history, Figure("accuracy", "accuracy", "max")) != history[-1]["epoch"]
+    assert best_row(history, Figure("accuracy", "accuracy", "max")) is not history[-1]
     shutil.copy(last, best)
     result = peftlab(*COMMAND)
     assert result.status == 0, result.err
@@ -140,7 +140,7 @@ def test_a_run_that_was_moved_while_it_was_unfinished(peftlab: Peftlab, reviews:
     assert peftlab(*words, "trainer.max_epochs=6", "output_dir=undisturbed").status == 0
     (whole,) = Path("undisturbed/t").glob("*")
     history = read_checkpoint(whole / "checkpoints/last.ckpt")["history"]
-    best = best_epoch(history, LOSS)
+    best = int(best_row(history, LOSS)["epoch"])
     from peftlab.training import checkpoint
 
     ends = max(best + 1, 2)
@@ -187,7 +187,7 @@ def test_a_run_that_was_moved_while_it_was_unfinished(peftlab: Peftlab, reviews:
 )
 def test_the_best_epoch(values: list[float | None], better: Any, best: int) -> None:
     history = [{"epoch": epoch, "validation/f": value} for epoch, value in enumerate(values)]
-    assert best_epoch(history, Figure("f", "f", better)) == best
+    assert best_row(history, Figure("f", "f", better))["epoch"] == best
 
 
 def test_an_epoch_beyond_its_budget_is_chosen_only_while_there_is_no_other() -> None:
@@ -195,4 +195,4 @@ def test_an_epoch_beyond_its_budget_is_chosen_only_while_there_is_no_other() -> 
     figure = Figure("f", "f", "max")
     rows = [(0.9, 4), (0.8, 2), (0.6, 0), (0.7, 0)]
     history = [{"epoch": i, "validation/f": value, "over_budget": over} for i, (value, over) in enumerate(rows)]
-    assert [best_epoch(history[:stop], figure) for stop in (1, 2, 3, 4)] == [0, 0, 2, 3]
+    assert [best_row(history[:stop], figure)["epoch"] for stop in (1, 2, 3, 4)] == [0, 0, 2, 3]

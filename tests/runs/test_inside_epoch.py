@@ -39,6 +39,16 @@ CASES: dict[str, tuple[tuple[str, ...], list[tuple[int, int]]]] = {
         (*BYTES, "peft=lora", "peft.dropout=0.2", "trainer.accumulate_grad_batches=3"),
         [(0, 4), (0, 8), (1, 11)],
     ),
+    "validations": (
+        (
+            *BYTES,
+            "peft=lora",
+            "peft.dropout=0.2",
+            "trainer.accumulate_grad_batches=2",
+            "trainer.validate_every_n_steps=2",
+        ),
+        [(0, 4), (0, 10), (1, 8)],
+    ),
     "adalora": ((*BYTES, "peft=adalora", "peft.rank=2", "peft.initial_rank=4", "peft.interval=2"), [(0, 7), (1, 9)]),
     "compose": ((*BYTES, "peft=compose", "peft.methods=[{name: lora, dropout: 0.1},{name: prefix_tuning}]"), [(1, 3)]),
     "tasks of two kinds": (MIXED, [(0, 5), (0, 9), (2, 7)]),

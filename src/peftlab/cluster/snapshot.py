@@ -5,6 +5,7 @@
                              sweep.yaml, config_dir               what the command names
 
 An editor at work between two turns of a worker changes nothing; packages of others, data and weights are as they are.
+Submitting removes those that no record names and no worker needs.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from peftlab.errors import PeftlabError
+from peftlab.reading import read_json
 from peftlab.records.environment import SNAPSHOT, git_state
 from peftlab.shipped import config_folder
 
@@ -50,6 +52,37 @@ def take(place: Path, files: Mapping[str, Path]) -> Path:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return place / name
+
+
+def prune(place: Path, needed: Collection[str], folder: Path) -> list[str]:
+    """Remove copies that nothing needs any more; their names. Whoever calls it holds the ledger: nobody takes one.
+
+    Args:
+        place: where snapshots lie.
+        needed: those that workers run, or will run.
+        folder: of the runs, ``<output_dir>/<name>`` or ``<output_dir>``; what one of their records names, stays.
+    """
+    found = {path.name: path for path in place.iterdir()} if place.is_dir() else {}
+    unused = found.keys() - set(needed)
+    if unused:
+        named = _named_by_records(folder)
+        unused = set() if named is None else unused - named
+    for name in unused:  # renamed first: half of one is never taken for a whole
+        gone = place / f".making-{name}"
+        found[name].rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+    return sorted(name for name in unused if not name.startswith("."))
+
+
+def _named_by_records(folder: Path) -> set[str] | None:
+    """Snapshots that records name; None if one of them cannot be read."""
+    named = set()
+    for path in (*folder.glob("*/record.json"), *folder.glob("*/*/record.json")):
+        try:
+            named.add(str(read_json(path).get("snapshot", "")))
+        except (OSError, ValueError, AttributeError):
+            return None
+    return named
 
 
 def _copy(made: Path, files: Mapping[str, Path]) -> None:

@@ -56,12 +56,14 @@ def submit(work: Work, cluster: Cluster, *, cwd: Path) -> Submitted:
     listed = roster.read(work.folder)
     with ledger.held():
         try:
-            living, notes = _living(ledger, work.call)
+            known = slurm.queue()
+            living, notes = _living(ledger, work.call, known)
             most = min(cluster.workers, to_run, work.most_workers or to_run)
             if (missing := most - len(living)) <= 0:
                 return Submitted(living=tuple(living), to_run=to_run, notes=tuple(notes))
             roster.note(work.folder, work.runs)
             job, snapshot_hash = _send(ledger, work, cluster, missing, cwd)
+            _prune(ledger, known, snapshot_hash)
             others = {one.snapshot for one in ledger.submissions() if one.token in {w.token for w in living}}
             if others - {snapshot_hash}:
                 notes.append("the code has changed since: workers that are in the queue run the code of then.")
@@ -79,9 +81,8 @@ def _require_room(work: Work, cluster: Cluster) -> None:
         )
 
 
-def _living(ledger: Ledger, call: str) -> tuple[list[Worker], list[str]]:
+def _living(ledger: Ledger, call: str, known: list[Worker]) -> tuple[list[Worker], list[str]]:
     """Workers of ``call`` that will run or run, those of lost answers adopted; what is to be said of it."""
-    known = slurm.queue()
     notes = []
     logs = ledger.logs()
     for one in ledger.submissions():
@@ -94,6 +95,14 @@ def _living(ledger: Ledger, call: str) -> tuple[list[Worker], list[str]]:
             ledger.refused(one, "its launcher ended before sbatch took it")
     tokens = {one.token for one in ledger.submissions() if one.call == call}
     return [worker for worker in known if worker.token in tokens and worker.living], notes
+
+
+def _prune(ledger: Ledger, known: list[Worker], latest: str) -> None:
+    """Remove copies of the code that are beyond use; what ended lately, too, may be queued again by hand."""
+    tokens = {worker.token for worker in known}
+    needed = {one.snapshot for one in ledger.submissions() if one.open or one.token in tokens}
+    with contextlib.suppress(OSError):
+        snapshot.prune(ledger.place / "snapshots", needed | {latest}, ledger.folder)
 
 
 def _job_of(one: Submission, known: list[Worker]) -> str | None:
