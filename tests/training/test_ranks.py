@@ -171,6 +171,37 @@ def test_a_rank_that_would_train_another_run_stops_all() -> None:
     assert [decision.train for decision in others] == [False, False]
 
 
+AT = {"MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("rank", "where", "said"),
+    [
+        (1, AT, "rank 1 of 2 cannot reach rank 0 at 127.0.0.1:"),
+        (1, {"MASTER_ADDR": "no-such-host.invalid"}, "rank 1 of 2 cannot reach rank 0 at no-such-host.invalid:"),
+        (0, {"MASTER_ADDR": "no-such-host.invalid"}, "rank 0 of 2 cannot reach rank 0 at no-such-host.invalid:"),
+    ],
+)
+def test_the_first_word_is_not_waited_for_long(rank: int, where: dict[str, str], said: str) -> None:
+    environment = {**where, "MASTER_PORT": str(find_free_network_port()), "PEFTLAB_MEETING_MINUTES": "0.01"}
+    with pytest.raises(PeftlabError, match=said) as caught:
+        Meeting(Ranks("srun", rank, rank, 2, 1), environment)
+    assert "PEFTLAB_MEETING_MINUTES waits longer than these 0.01 minutes" in str(caught.value)
+
+
+def test_a_rank_that_does_not_come_is_named() -> None:
+    environment = {**AT, "MASTER_PORT": str(find_free_network_port()), "PEFTLAB_MEETING_MINUTES": "0.01"}
+    meeting = Meeting(Ranks("srun", 0, 0, 2, 1), environment)
+    with pytest.raises(PeftlabError, match=r"rank 1 did not come: .*MASTER_ADDR"):
+        meeting.tell(Decision(train=True, key="k"))
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "soon", "nan", "9999"])
+def test_how_long_that_is_must_be_minutes(minutes: str) -> None:
+    with pytest.raises(PeftlabError, match=f"PEFTLAB_MEETING_MINUTES={minutes}: a number of minutes"):
+        Meeting(Ranks("srun", 1, 1, 2, 1), {**AT, "PEFTLAB_MEETING_MINUTES": minutes})
+
+
 def test_torchrun_trains_once_and_finds_it_finished(peftlab: Peftlab, reviews: Path) -> None:
     run = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "peftlab", "train",

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from peftlab.audit.pinned import moving, pinned, pins
 from peftlab.composition import SELECTORS, composed, override_keys, override_values
 from peftlab.config import GROUPS, RunConfig, check, from_plain
 from peftlab.errors import ConfigError, PeftlabError, RunError, listed
@@ -136,14 +137,17 @@ def prepare(given: str, to: Path, places: Sequence[str]) -> Reproduction:
     notes = []
     if problem := broken_integrity(record):
         notes.append(f"Take care: the record {problem}. Whether its figures are those of the run cannot be known.")
+    to_pin = pins(record)
     found = _from_argv(record, places, to)
     config_file = None
-    if found is None:
-        config_file, arguments = _from_config(record, places, to)
+    if found is None or not all(pin.override for pin in to_pin):
+        config_file, arguments = _from_config(pinned(record["config"], to_pin), record["key"], places, to)
         now = _with_places(record["config"], places)
-        notes.append("The record's own command does not give this run here; its resolved config does.")
+        if found is None:
+            notes.append("The record's own command does not give this run here; its resolved config does.")
     else:
         arguments, now = found
+        arguments += [str(pin.override) for pin in to_pin]
     tags = identity_tags.recorded_tags(record)
     try:
         key, today = run_key(now, tags), run_key(now)
@@ -155,6 +159,13 @@ def prepare(given: str, to: Path, places: Sequence[str]) -> Reproduction:
             "earlier run) has changed, or this peftlab has fields that the record does not know."
         )
     notes += _about_tags(identity_tags.difference(tags, run_tags(now)), record, today)
+    if to_pin:
+        now = from_plain(pinned(now.plain(), to_pin))
+        lines = [f"  {pin.line()}" for pin in to_pin]
+        notes += ["What lies on the hub is read at the commits of the record:", *lines]
+        notes.append(f"Hence the new run has the key {run_key(now)}: a config that says a commit is another one.")
+    if (line := moving(record)) is not None:
+        notes.append(line)
     folder = RunFolder.of(replace(now, output_dir=str(to)))
     if folder.path.resolve() == original.path.resolve():
         raise RunError(f"{folder.path} is the run itself: choose another folder with --to.")
@@ -237,16 +248,18 @@ def _beside_the_run(whole: DictConfig) -> Any:
     return job, {name: value for name, value in hydra.items() if name not in ("overrides", "runtime")}
 
 
-def _from_config(record: dict[str, Any], places: Sequence[str], to: Path) -> tuple[tuple[Path, str], list[str]]:
-    """The file that holds the resolved config (path and text), and the arguments that use it."""
-    values = {name: value for name, value in record["config"].items() if name not in _OWN[1:]}
+def _from_config(
+    config: dict[str, Any], key: str, places: Sequence[str], to: Path
+) -> tuple[tuple[Path, str], list[str]]:
+    """The file that holds the resolved ``config`` of run ``key`` (path and text), and the arguments that use it."""
+    values = {name: value for name, value in config.items() if name not in _OWN[1:]}
     values["logger"] = {"_target_": "peftlab.training.loggers.NoLogger"}
     values |= {"output_dir": str(to), "force": False}
-    text = f"# The resolved config of run {record['key']}, to run it again.\n" + yaml.safe_dump(
+    text = f"# The resolved config of run {key}, to run it again.\n" + yaml.safe_dump(
         _AS_TRAIN_YAML | _uninterpolated(values), sort_keys=False, allow_unicode=True
     )
     folder = to / "configs"
-    path = folder / f"{record['key']}.yaml"
+    path = folder / f"{key}.yaml"
     return (path, text), ["--config-dir", str(folder.absolute()), "--config-name", path.stem, *places]
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import threading
+import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,12 +21,17 @@ from typing import Any
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from peftlab.errors import PeftlabError
+from peftlab.errors import PeftlabError, first_line
 from peftlab.training.ranks import Ranks
 
 PATIENCE = timedelta(minutes=30)
-"""How long ranks wait for each other: one may have to import from a slow file system."""
+"""How long ranks that have met wait for each other: rank 0 may have data to read."""
+FIRST_MINUTES = "PEFTLAB_MEETING_MINUTES"
+"""Environment variable: how long ranks wait for each other's first word. One may import from a slow file system."""
+_FIRST, _NAME = timedelta(minutes=5), timedelta(minutes=1)
+"""So long where nothing is said; and for the name of rank 0's host to be known, at most."""
 AT_THE_END, AFTER_A_FAILURE = timedelta(minutes=5), timedelta(seconds=5)
+_DAY = 24 * 60
 _FIRST_PORT, _PORTS = 20_000, 10_000
 """Slurm's steps choose a pair of ports by their numbers: one to meet at, and the next for the process group."""
 
@@ -52,23 +59,28 @@ class Meeting:
         self._others = ranks.world_size - 1
         agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's own process holds the store
         host, port = address(ranks, environment)
+        port += not agent
+        self._first = _first_contact(environment)
         try:
+            _require_known(host, min(self._first, _NAME))
             store = TCPStore(
                 host,
-                port if agent else port + 1,
+                port,
                 ranks.world_size,
                 is_master=ranks.rank == 0 and not agent,
-                timeout=PATIENCE,
+                timeout=self._first,
                 wait_for_workers=False,
             )
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise PeftlabError(
-                f"rank {ranks.rank} of {ranks.world_size} cannot reach rank 0 at {host}:{port + (not agent)}: "
-                f"{str(error).splitlines()[0]} MASTER_ADDR and MASTER_PORT choose another place."
+                f"rank {ranks.rank} of {ranks.world_size} cannot reach rank 0 at {host}:{port}: {first_line(error)} "
+                f"MASTER_ADDR and MASTER_PORT choose another place; {_longer(self._first)}"
             ) from error
+        store.set_timeout(PATIENCE)
         attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._watch: threading.Thread | None = None
         self._store: Store = PrefixStore(f"peftlab/{attempt}", store)
+        self._store.set(f"here {ranks.rank}", "")
 
     def tell(self, decision: Decision) -> None:
         """Rank 0: say what was found, and wait until the others agree.
@@ -79,6 +91,7 @@ class Meeting:
         self._store.set("decision", json.dumps(asdict(decision)))
         if not decision.train:
             return
+        self._require_all_here()
         for rank in range(1, self._others + 1):
             if (key := self._get(f"key {rank}", f"rank {rank} did not come")) != decision.key:
                 self._store.set("go", "no")
@@ -87,6 +100,18 @@ class Meeting:
                     "environment differ."
                 )
         self._store.set("go", "yes")
+
+    def _require_all_here(self) -> None:
+        until = time.monotonic() + self._first.total_seconds()
+        for rank in range(1, self._others + 1):
+            left = timedelta(seconds=max(0.001, until - time.monotonic()))
+            try:
+                self._store.wait([f"here {rank}"], left)
+            except RuntimeError as error:
+                raise PeftlabError(
+                    f"rank {rank} did not come: it has not begun, has failed, or looks for rank 0 in another place "
+                    f"(MASTER_ADDR, MASTER_PORT); {_longer(self._first)}"
+                ) from error
 
     def hear(self, key: str) -> Decision:
         """Another rank: what rank 0 has found; ``key`` is the run that this one has composed.
@@ -149,6 +174,40 @@ class Meeting:
         except RuntimeError as error:
             raise PeftlabError(f"{otherwise} ({str(error).splitlines()[0]}).") from error
         return str(found, "utf-8")
+
+
+def _first_contact(environment: Mapping[str, str]) -> timedelta:
+    given = environment.get(FIRST_MINUTES)
+    if given is None:
+        return _FIRST
+    try:
+        minutes = float(given)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes <= _DAY:
+        raise PeftlabError(f"{FIRST_MINUTES}={given}: a number of minutes is needed, above 0 and at most {_DAY}.")
+    return timedelta(minutes=minutes)
+
+
+def _longer(waited: timedelta) -> str:
+    return f"{FIRST_MINUTES} waits longer than these {waited.total_seconds() / 60:g} minutes."
+
+
+def _require_known(host: str, patience: timedelta) -> None:
+    """Look the name up for a while: a node that is just starting may not know it yet.
+
+    Raises:
+        OSError: if nobody knows ``host``; to a store it would be one that does not answer yet.
+    """
+    until = time.monotonic() + patience.total_seconds()
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except OSError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(1)
 
 
 def address(ranks: Ranks, environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
