@@ -67,14 +67,7 @@ CASES: dict[str, tuple[str, ...]] = {
         "optim.lr=5e-2",
     ),
     "ddp": ("peft=lora", "peft.dropout=0.2", *TWO),
-    "ddp validations": (
-        "peft=lora",
-        "peft.dropout=0.2",
-        "trainer.validate_every_n_steps=3",
-        "trainer.early_stopping_patience=3",
-        "optim.lr=5e-2",
-        *TWO,
-    ),
+    "ddp validations": ("peft=lora", "peft.dropout=0.2", "trainer.validate_every_n_steps=3", *TWO),
     "fsdp": ("peft=lora", "peft.dropout=0.2", "backbone.quantize=nf4", "trainer.strategy=fsdp", *TWO),
 }
 KINDS = ("step", "write", "validation", "between", "twice", "twice")

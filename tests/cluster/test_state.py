@@ -126,3 +126,16 @@ def test_it_imports_no_torch(sweep: Path) -> None:
         "assert not {'torch', 'lightning', 'transformers', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_it_reads_folders_and_imports_no_config(scratch: Path) -> None:
+    """Half a second of Hydra and pydantic, which nothing of it needs: 1,000 runs are told in one."""
+    (scratch / "t/key").mkdir(parents=True)
+    (scratch / "t/key/record.json").write_text('{"schema_version": 1, "status": "failed", "key": "key", "name": "t"}')
+    code = (
+        "import sys; from peftlab.cluster.state import folder_state; from peftlab.commands import status; "
+        "assert folder_state('t').sum()['failed'] == 1; "
+        "print({name.partition('.')[0] for name in sys.modules} & {'hydra', 'omegaconf', 'pydantic', 'torch', 'numpy'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "set()\n", done.stderr

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,11 +13,10 @@ from peftlab.cluster import slurm
 from peftlab.cluster.ledger import PLACE, Ledger
 from peftlab.cluster.slurm import SlurmError, Worker
 from peftlab.errors import RunError
-from peftlab.reading import read_bytes
 from peftlab.records.divergence import ENDED, STATUS
 from peftlab.records.folder import RunFolder
+from peftlab.records.history import epochs_in
 from peftlab.sweeps import roster
-from peftlab.training.places import ends_epoch
 
 State = Literal["running", "queued", "failed", "lost", "done"]
 PATIENCE = 5.0
@@ -118,7 +115,7 @@ def _state_of(folder: RunFolder, named: roster.Entry | None) -> RunState:
     title = _title(folder, named, record)
 
     def state(state: State, about: str = "") -> RunState:
-        return RunState(str(folder.path), title, state, _epochs(folder), about)
+        return RunState(str(folder.path), title, state, epochs_in(folder.metrics), about)
 
     if status in ENDED:
         return state("done", "its training diverged" if status == STATUS else "")
@@ -137,14 +134,6 @@ def _title(folder: RunFolder, named: roster.Entry | None, record: dict[str, Any]
     if named is not None:
         return named.title
     return folder.key if record is None else str(record.get("name", folder.key))
-
-
-def _epochs(folder: RunFolder) -> int:
-    try:
-        rows = csv.DictReader(io.StringIO(read_bytes(folder.metrics).decode("utf-8", "replace"), newline=""))
-        return sum(map(ends_epoch, rows))
-    except (OSError, csv.Error):
-        return 0
 
 
 def _workers(folder: Path) -> tuple[list[Worker], list[str]]:

@@ -11,18 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
-from peftlab.config import RunConfig, from_plain
 from peftlab.errors import PeftlabError, RunError, RunInUse, first_line
 from peftlab.files import exchange, open_lock, replaced_name, take_lock, write_atomically
 from peftlab.reading import Unreadable, read_json, read_yaml
 from peftlab.records.divergence import ENDED, diverged, in_words, without_bare_words
 from peftlab.records.holder import SILENT_SECONDS, Holder, heard_of, told
-from peftlab.records.identity import run_key
 from peftlab.records.integrity import PREDICTIONS, WAY_OUT, broken_integrity, record_checksum, require_as_recorded
+
+if TYPE_CHECKING:
+    from peftlab.config import RunConfig
 
 SCHEMA_VERSION = 1
 """Version of record.json; readers refuse what they do not know."""
@@ -41,6 +42,8 @@ class RunFolder:
     @classmethod
     def of(cls, config: RunConfig) -> RunFolder:
         """The folder that ``config`` runs in."""
+        from peftlab.records.identity import run_key  # who reads folders only needs no config, and no Hydra
+
         return cls(Path(config.output_dir) / config.name / run_key(config))
 
     @property
@@ -321,6 +324,8 @@ def read_config(folder: RunFolder) -> RunConfig:
     Raises:
         RunError: if config.yaml is missing or damaged.
     """
+    from peftlab.config import from_plain
+
     return from_plain(read_config_values(folder))
 
 

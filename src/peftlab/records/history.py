@@ -10,13 +10,14 @@ from typing import Any
 
 from peftlab.files import write_atomically
 from peftlab.metric_names import MetricName
-from peftlab.training.places import OF_EPOCH
+from peftlab.reading import read_bytes
+from peftlab.training.places import OF_EPOCH, ends_epoch
 
 
 def columns_of(history: Sequence[Mapping[str, Any]]) -> list[str]:
     """The columns for a ``history``: where, figures of train, of validation, costs, then the figures of each task.
 
-    That which says where inside an epoch a row is (:data:`~peftlab.training.selection.OF_EPOCH`) only if one is.
+    That which says where inside an epoch a row is (:data:`~peftlab.training.places.OF_EPOCH`) only if one is.
     """
     if not history:
         return []
@@ -41,3 +42,12 @@ def write_metrics_csv(path: Path, history: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(history)
     write_atomically(path, text.getvalue())
+
+
+def epochs_in(path: Path) -> int:
+    """Whole epochs in the metrics.csv of a run that may still train; 0 if it cannot be read."""
+    try:
+        rows = csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8", "replace"), newline=""))
+        return sum(map(ends_epoch, rows))
+    except (OSError, csv.Error):
+        return 0

@@ -26,8 +26,8 @@ _Z = 1.959963984540054
 _DATA = ("data", "data hash", "train kind", "test kind", "rows")
 _CIRCUMSTANCES = ("hardware", "revision", "selection")
 _NUMBERS = (
-    "selection.epoch", "parameters.trainable", "timing.train_seconds", "timing.train_samples_per_second",
-    "timing.evaluation_samples_per_second", "memory.peak_mib",
+    "selection.epoch", "selection.step", "parameters.trainable", "timing.train_seconds",
+    "timing.train_samples_per_second", "timing.evaluation_samples_per_second", "memory.peak_mib",
 )  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def _results(records: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
         part, _, name = path.partition(".")
         values = [(record.get(part) or {}).get(name) for record in records]
         if any(_is_number(value) for value in values):
-            yield _numbers(name.replace("_", " ") if name != "epoch" else "chosen epoch", values[0], values[1])
+            yield _numbers(f"chosen {name}" if part == "selection" else name.replace("_", " "), values[0], values[1])
 
 
 def _numbers(name: str, first: Any, second: Any) -> Line:

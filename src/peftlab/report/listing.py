@@ -12,14 +12,15 @@ from typing import Any
 from peftlab.errors import ConfigError, PeftlabError, RunError, listed, nearest
 from peftlab.metric_names import RECORD_PART, SPLITS, MetricName
 from peftlab.objectives.recorded import objective_facts
-from peftlab.reading import read_bytes
 from peftlab.records.divergence import STATUS, diverged
 from peftlab.records.folder import RunFolder, read_config_values
+from peftlab.records.history import epochs_in
 from peftlab.records.identity import Rules
 from peftlab.records.identity_recorded import recorded_rules
 from peftlab.report.forks import cpus, map_in_forks
 from peftlab.report.key_names import by_importance, keep_where, short_names, shown, telling_keys
 from peftlab.report.records_config import DATA_HASH, decides, flat
+from peftlab.training.places import ends_epoch
 
 MANY = 1_000
 """From so many runs on, starting processes to read them takes less time than it saves."""
@@ -49,7 +50,7 @@ class Listed:
     better: str = "max"
     """Which value of it is better."""
     epochs: int = 0
-    """Rows of its history."""
+    """Whole ones that it has behind it."""
     ended_at: str = ""
     """In UTC, as ISO 8601 has it."""
     error: str = ""
@@ -87,13 +88,10 @@ def _without_record(folder: RunFolder) -> Listed:
     config: dict[str, Any] = {}
     with contextlib.suppress(RunError):
         config = flat(read_config_values(folder))
-    epochs = 0
-    with contextlib.suppress(OSError):
-        epochs = max(0, len(read_bytes(folder.metrics).splitlines()) - 1)
     holder = folder.held_by()
     status, error = ("unfinished", "") if holder is None else ("running", f"process {holder}")
     name = str(config.get("name", folder.path.parent.name))
-    return Listed(str(folder.path), name, folder.key, status, config, epochs=epochs, error=error)
+    return Listed(str(folder.path), name, folder.key, status, config, epochs=epochs_in(folder.metrics), error=error)
 
 
 def _of_record(path: str, record: dict[str, Any]) -> Listed:
@@ -111,7 +109,7 @@ def _of_record(path: str, record: dict[str, Any]) -> Listed:
         values=dict(_values(record)),
         selects=objective["selects"],
         better=objective["metrics"][objective["selects"]],
-        epochs=len(record.get("history", ())),
+        epochs=sum(map(ends_epoch, record.get("history", ()))),
         ended_at=str(record.get("ended_at", "")),
         error=str(record.get("error", "")),
     )

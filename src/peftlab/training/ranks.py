@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from peftlab.errors import ConfigError
 from peftlab.machine import visible_gpus
-from peftlab.training.config import TrainerConfig
+
+if TYPE_CHECKING:
+    from peftlab.training.config import TrainerConfig
 
 FOLLOWS = "PEFTLAB_RUN_KEY"
 """Environment variable of the processes that peftlab starts itself: the key of the run that they must train, and the
