@@ -10,6 +10,7 @@ import pytest
 
 from peftlab.objectives.base import objective
 from peftlab.training.config import TrainerConfig
+from peftlab.training.ranks import world_size
 from peftlab.training.selection import monitored
 from peftlab.training.trainer import SamplesProgressBar, build_trainer
 
@@ -23,6 +24,15 @@ def test_a_login_node_of_a_cluster_is_no_reason_for_a_hint(scratch: Path, monkey
     config = TrainerConfig(progress_bar=False)
     figure = monitored(config, objective("classification"))
     build_trainer(config, figure, folder=scratch, checkpoints=scratch, logger=None, rows_per_step=1)
+
+
+def test_auto_is_one_device_whatever_lightning_would_count(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several the config says the number, which the key has; what is counted twice may be counted in two ways."""
+    monkeypatch.setattr("lightning.pytorch.accelerators.cpu.CPUAccelerator.auto_device_count", staticmethod(lambda: 2))
+    config = TrainerConfig(progress_bar=False, accelerator="cpu", devices="auto", strategy="ddp")
+    figure = monitored(config, objective("classification"))
+    trainer = build_trainer(config, figure, folder=scratch, checkpoints=scratch, logger=None, rows_per_step=1)
+    assert trainer.world_size == world_size(config) == 1
 
 
 @pytest.mark.parametrize(("columns", "shown"), [(80, []), (200, ["train/loss_step"])])

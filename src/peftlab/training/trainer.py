@@ -97,7 +97,8 @@ def _trainer(
     try:
         return L.Trainer(
             accelerator=config.accelerator,
-            devices=config.devices,
+            # auto of several is a number by now, which is in the key: what Lightning would count here might differ
+            devices=1 if config.devices == "auto" else config.devices,
             num_nodes=config.num_nodes,
             strategy=_strategy(config, adapter),
             precision=in_full(config.precision),
