@@ -135,6 +135,7 @@ def without_method(values: dict[str, Any]) -> dict[str, Any]:
     learned = parts["data"].what_is_learned()
     _fit_to_objective(parts["trainer"], learned)
     _require_one_step_size(parts["data"], parts["trainer"])
+    _require_one_program(parts["backbone"], parts["trainer"])
     _decide_head(parts["backbone"], learned)
     if parts["measure_forgetting"] and parts["backbone"].from_run is None:
         raise ConfigError(
@@ -170,6 +171,16 @@ def _require_one_step_size(data: DataSet, trainer: TrainerConfig) -> None:
             "batches of at most data.batch_size. Leave one of them out."
         )
         raise BadValue([("trainer.accumulate_grad_batches", said)])
+
+
+def _require_one_program(backbone: BackboneConfig, trainer: TrainerConfig) -> None:
+    """Refuse blocks that are computed twice inside of what is compiled as a whole."""
+    if trainer.compile and getattr(backbone, "gradient_checkpointing", False):
+        said = (
+            "backbone.gradient_checkpointing=true is not allowed beside trainer.compile=true, which makes one program "
+            "of all blocks and decides by itself what it keeps. Set one of them to false."
+        )
+        raise BadValue([("backbone.gradient_checkpointing", said)])
 
 
 def _require_shardable(parts: Mapping[str, Any], method: PEFTStrategy) -> None:

@@ -203,7 +203,12 @@ def test_a_run_by_graphs_ends_with_the_bits_of_one_without(
 
 @pytest.mark.parametrize(
     ("more", "reason"),
-    [(("peft=adalora",), "schedule of its own"), (("backbone.dropout=0.1",), "on the host"), ((), "on cpu")],
+    [
+        (("peft=adalora",), "schedule of its own"),
+        (("backbone.gradient_checkpointing=true",), "random state inside a step"),
+        (("backbone.dropout=0.1",), "on the host"),
+        ((), "on cpu"),
+    ],
 )
 def test_it_says_where_it_does_not_apply(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], more: tuple[str, ...], reason: str

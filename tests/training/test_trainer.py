@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from peftlab.objectives.base import objective
 from peftlab.training.config import TrainerConfig
 from peftlab.training.ranks import world_size
 from peftlab.training.selection import monitored
-from peftlab.training.trainer import SamplesProgressBar, build_trainer
+from peftlab.training.trainer import ProgressLines, SamplesProgressBar, build_trainer
 
 
 def test_a_login_node_of_a_cluster_is_no_reason_for_a_hint(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +49,18 @@ def test_the_bar_takes_one_line(monkeypatch: pytest.MonkeyPatch, columns: int, s
     bar._trainer = SimpleNamespace(max_epochs=3)  # type: ignore[assignment]
     assert list(bar.get_metrics(None, None)) == shown  # type: ignore[arg-type]
     assert bar._get_train_description(0).rstrip() == "epoch 1/3"
+
+
+def test_a_line_after_a_slow_first_batch(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is done, and counts, when the line is printed."""
+    trainer = L.Trainer(
+        max_epochs=1, limit_train_batches=2, limit_val_batches=0, callbacks=[ProgressLines(8, seconds=0)], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's own, of how its example is set up
+        trainer.fit(BoringModel())
+    first, second = [line for line in capsys.readouterr().out.splitlines() if "samples/s" in line]
+    assert first.startswith("  epoch 1, step 1/2: ")
+    assert second.startswith("  epoch 1, step 2/2: ")
+    assert second.endswith(" 0 s left of the epoch")

@@ -17,7 +17,9 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -178,7 +180,34 @@ def _eager(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: T
 
 def _extra(module: nn.Module) -> tuple[Tensor, Tensor] | None:
     source: KeysAndValues | None = getattr(module, _SLOT, None)
-    return None if source is None else source()
+    if source is None:
+        return None
+    seen, again = _SEEN.get() or ({}, False)
+    if not again:
+        seen[id(module)] = source()
+    return seen[id(module)]
+
+
+_Seen = dict[int, tuple[Tensor, Tensor] | None]
+_SEEN: ContextVar[tuple[_Seen, bool] | None] = ContextVar("extra keys and values of a block", default=None)
+
+
+def seen_twice() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Two contexts: what is computed inside the second sees the extra keys and values that the first has seen.
+
+    For a block that is computed once more in backward, when the forward pass which its prefix came from is over.
+    """
+    seen: _Seen = {}
+    return _seeing(seen, again=False), _seeing(seen, again=True)
+
+
+@contextmanager
+def _seeing(seen: _Seen, *, again: bool) -> Iterator[None]:
+    token = _SEEN.set((seen, again))
+    try:
+        yield
+    finally:
+        _SEEN.reset(token)
 
 
 def _extended(

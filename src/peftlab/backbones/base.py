@@ -59,6 +59,8 @@ class Backbone(nn.Module, ABC):
     """Soft prompts that rows of different tasks are read with; 1: all rows are read alike."""
     prompt_position: Literal["before", "after_first"] | None = None
     """Where a soft prompt stands in a text; None: there is none."""
+    recomputes: bool = False
+    """Whether a step computes its blocks a second time in backward."""
     longest_text: int | None = None
     """Tokens of the longest text, once :meth:`check_length` has accepted it; None: nobody has asked."""
     model: nn.Module

@@ -51,6 +51,9 @@ class TransformerConfig(BackboneConfig):
     fast_dropout: bool = added(False)
     """On CPUs draw dropout by random bytes (rates rounded to 1/256), and compute attention with dropout in blocks: much
     faster, by other draws. On GPUs, and in 16 bits, it changes nothing."""
+    gradient_checkpointing: bool = added(False)
+    """In training keep the input of each block only, and compute the block once more in backward: less memory, about a
+    third more time, the same gradients."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention code: torch's scaled_dot_product_attention, or plain matrix products."""
     pooling: Literal["model", "mean"] = "model"

@@ -79,6 +79,10 @@ def build(
         from peftlab.backbones.fast_dropout import use_fast_dropout
 
         use_fast_dropout(model)
+    if given.gradient_checkpointing:
+        from peftlab.backbones.checkpointing import use_gradient_checkpointing
+
+        use_gradient_checkpointing(model, config.model_type)
     provenance = {
         **(source.provenance if source else {"source": "random", "settings": dict(given.architecture or {})}),
         "architecture": config.model_type,
@@ -91,7 +95,9 @@ def build(
         provenance["tokenizer"] = tokenizer_source.provenance  # of the hub, its commit
     if source is not None and not any(name.startswith(tuple(f"{module}." for module in head)) for name in new):
         provenance["head_classes"] = names_in(source.folder)  # taken out again by match_head
-    return TransformerBackbone(model.to(device).train(), tokenizer, head, provenance, pooling=given.pooling)
+    backbone = TransformerBackbone(model.to(device).train(), tokenizer, head, provenance, pooling=given.pooling)
+    backbone.recomputes = given.gradient_checkpointing
+    return backbone
 
 
 def _source(given: TransformerConfig, *, weights: bool) -> tuple[str, Source | None]:

@@ -199,6 +199,7 @@ class Prefix(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.active = True
         self.current: list[Tensor] | None = None
+        self.last: list[Tensor] | None = None
 
     def table(self) -> Tensor:
         """(n, 2 · Σ H_kv · d_head)."""
@@ -215,9 +216,16 @@ class Prefix(nn.Module):
         """Keys and values of the module at ``index``; None while the prefix is switched off."""
         if not self.active:
             return None
-        # Outside of a forward pass of the whole trunk (one layer run by itself) they are computed for it.
-        parts = self.parts() if self.current is None else self.current
+        parts = self.current
+        if parts is None and _in_backward():  # a block that is checkpointed, computed once more
+            parts = self.last
+        if parts is None:  # outside of a forward pass of the whole trunk (one layer run by itself)
+            parts = self.parts()
         return parts[2 * index], parts[2 * index + 1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tensors of a past forward pass cannot be copied, and nobody needs them in a copy.
+        return {**super().__getstate__(), "current": None, "last": None}
 
 
 def _require_positions(backbone: Backbone) -> None:
@@ -256,4 +264,10 @@ def _positions_behind(
 
 
 def _release(prefix: Prefix, *_: Any) -> None:
-    prefix.current = None
+    prefix.last, prefix.current = prefix.current if torch.is_grad_enabled() else None, None
+
+
+def _in_backward() -> bool:
+    """Whether autograd is at work in this thread: torch's own checkpointing asks it so."""
+    running: int = torch._C._current_graph_task_id()
+    return running != -1

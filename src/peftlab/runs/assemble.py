@@ -195,6 +195,7 @@ FREE_TO_DIFFER = {
     "dropout",
     "attention_dropout",
     "fast_dropout",
+    "gradient_checkpointing",
     "attention",
 }
 """Backbone fields that may be other than the earlier run's: they change how it trains, not what it is."""

@@ -267,7 +267,8 @@ class ProgressLines(Callback):
         if now - self._last < self._seconds or not trainer.is_global_zero:
             return
         self._last = now
-        done, of = trainer.fit_loop.epoch_loop.batch_progress.current.completed, int(trainer.num_training_batches)
+        # this batch is completed when all callbacks have been called
+        done, of = trainer.fit_loop.epoch_loop.batch_progress.current.processed, int(trainer.num_training_batches)
         speed = (done - self._done_before) / (now - self._began)
         print(
             f"  epoch {trainer.current_epoch + 1}, step {done}/{of}: {speed * self._rows_per_step:.1f} samples/s, "
