@@ -225,7 +225,7 @@ class Prefix(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # Tensors of a past forward pass cannot be copied, and nobody needs them in a copy.
-        return {**super().__getstate__(), "current": None, "last": None}
+        return self.__dict__ | {"current": None, "last": None}
 
 
 def _require_positions(backbone: Backbone) -> None:

@@ -267,8 +267,8 @@ class ProgressLines(Callback):
         if now - self._last < self._seconds or not trainer.is_global_zero:
             return
         self._last = now
-        # this batch is completed when all callbacks have been called
-        done, of = trainer.fit_loop.epoch_loop.batch_progress.current.processed, int(trainer.num_training_batches)
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current  # this one is completed after all callbacks
+        done, of = batches.processed, int(trainer.num_training_batches)
         speed = (done - self._done_before) / (now - self._began)
         print(
             f"  epoch {trainer.current_epoch + 1}, step {done}/{of}: {speed * self._rows_per_step:.1f} samples/s, "
