@@ -174,13 +174,14 @@ def _require_one_step_size(data: DataSet, trainer: TrainerConfig) -> None:
 
 
 def _require_one_program(backbone: BackboneConfig, trainer: TrainerConfig) -> None:
-    """Refuse blocks that are computed twice inside of what is compiled as a whole."""
-    if trainer.compile and getattr(backbone, "gradient_checkpointing", False):
-        said = (
-            "backbone.gradient_checkpointing=true is not allowed beside trainer.compile=true, which makes one program "
-            "of all blocks and decides by itself what it keeps. Set one of them to false."
-        )
-        raise BadValue([("backbone.gradient_checkpointing", said)])
+    """Refuse blocks that are computed twice, or passed over, inside of what is compiled as a whole."""
+    for field_name in ("gradient_checkpointing", "cache_frozen"):
+        if trainer.compile and getattr(backbone, field_name, False):
+            said = (
+                f"backbone.{field_name}=true is not allowed beside trainer.compile=true, which makes one program of "
+                "all blocks. Set one of them to false."
+            )
+            raise BadValue([(f"backbone.{field_name}", said)])
 
 
 def _require_shardable(parts: Mapping[str, Any], method: PEFTStrategy) -> None:
@@ -193,6 +194,9 @@ def _require_shardable(parts: Mapping[str, Any], method: PEFTStrategy) -> None:
     if parts["backbone"].quantize == "int8":
         said = "backbone.quantize=int8 keeps scales in its weights that are lost when these are cut"
         wrong.append(("backbone.quantize", f"trainer.strategy=fsdp: {said}. {ways}, or backbone.quantize=nf4."))
+    if getattr(parts["backbone"], "cache_frozen", False):
+        said = "backbone.cache_frozen=true computes the frozen blocks before they are cut"
+        wrong.append(("backbone.cache_frozen", f"trainer.strategy=fsdp: {said}. {ways}, or cache_frozen=false."))
     if parts["measure_forgetting"]:
         said = "measure_forgetting=true tests in one process, which has a part of the model only"
         wrong.append(("measure_forgetting", f"trainer.strategy=fsdp: {said}. {ways}, or measure_forgetting=false."))

@@ -59,6 +59,8 @@ class Backbone(nn.Module, ABC):
     """Soft prompts that rows of different tasks are read with; 1: all rows are read alike."""
     prompt_position: Literal["before", "after_first"] | None = None
     """Where a soft prompt stands in a text; None: there is none."""
+    pools_mean: bool = False
+    """Whether the head reads the mean over a text's tokens, :meth:`text_mean`."""
     recomputes: bool = False
     """Whether a step computes its blocks a second time in backward."""
     longest_text: int | None = None
@@ -154,6 +156,14 @@ class Backbone(nn.Module, ABC):
         """Undo :meth:`add_soft_prompt`."""
         self.token_embedding()
         raise NotImplementedError(f"{type(self).__name__} has token embeddings, but no remove_soft_prompt")
+
+    def text_mean(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The mean (B, d) over each text's tokens, before the head, where :attr:`pools_mean`."""
+        raise NotImplementedError(f"{type(self).__name__} pools no mean")
+
+    def given_mean(self, mean: Tensor) -> AbstractContextManager[None]:
+        """Inside, :meth:`forward` goes on from ``mean``, which is what :meth:`text_mean` has said of the texts."""
+        raise NotImplementedError(f"{type(self).__name__} pools no mean")
 
     def network(self) -> nn.Module:
         """What :meth:`forward` calls for the whole of its work: the model, or its trunk."""

@@ -54,6 +54,9 @@ class TransformerConfig(BackboneConfig):
     gradient_checkpointing: bool = added(False)
     """In training keep the input of each block only, and compute the block once more in backward: less memory, about a
     third more time, the same gradients."""
+    cache_frozen: bool = added(False)
+    """Compute what the blocks below everything that trains make of each text once, without dropout, into the cache, for
+    all epochs, seeds and runs: for heads, last layers, and adapters in the top blocks."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention code: torch's scaled_dot_product_attention, or plain matrix products."""
     pooling: Literal["model", "mean"] = "model"

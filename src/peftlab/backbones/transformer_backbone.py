@@ -216,6 +216,8 @@ class TransformerBackbone(Backbone):
         self._prompt: PromptPlacement | None = None
         self._embeddings: list[Holder] = []  # where the token embedding stood before a prompt was added
         self._mean_head = self._linear_head() if pooling == "mean" else None
+        self.pools_mean = self._mean_head is not None
+        self._given_mean: Tensor | None = None
         self._segments = _segments(model, tokenizer)
         self._padded = True
         # XLNet's summary is what stands last, text or padding; its tokenizer pads on the left.
@@ -225,6 +227,18 @@ class TransformerBackbone(Backbone):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None = None) -> Tensor:
         """Logits (B, C), float32, of ids (B, T), mask (B, T) and, if prompts differ by task, ``task_ids`` (B,)."""
+        if self._given_mean is not None:
+            return at_least_single(self._of_mean(self._given_mean))
+        inputs, text_mask = self._inputs(input_ids, attention_mask, task_ids)
+        if self.pools_mean:
+            return at_least_single(self._of_mean(self._mean(inputs, text_mask)))
+        logits: Tensor = self.model(**inputs).logits
+        return at_least_single(logits)
+
+    def _inputs(
+        self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None
+    ) -> tuple[dict[str, Tensor | None], Tensor]:
+        """What the network is called with, a prompt included, and the mask of the text alone."""
         text_mask = attention_mask
         if self._prompt is not None:
             input_ids, attention_mask, text_mask = self._prompt.insert(
@@ -233,13 +247,13 @@ class TransformerBackbone(Backbone):
         if self._reads_last_place:
             input_ids, attention_mask = padded_left(input_ids, attention_mask)
             text_mask = padded_left(text_mask, attention_mask)[0] if self._prompt is not None else attention_mask
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask if self._padded else None}
+        inputs: dict[str, Tensor | None] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask if self._padded else None,
+        }
         if self._segments is not None:
             inputs["token_type_ids"] = self._segments.of(input_ids, attention_mask)
-        if self._mean_head is not None:
-            return at_least_single(self._from_mean(self._mean_head, inputs, text_mask))
-        logits: Tensor = self.model(**inputs).logits
-        return at_least_single(logits)
+        return inputs, text_mask
 
     def network(self) -> nn.Module:
         """See :meth:`Backbone.network`."""
@@ -270,15 +284,33 @@ class TransformerBackbone(Backbone):
             for name, look in looks.items():
                 setattr(masking_utils, name, look)
 
-    def _from_mean(self, head: str, inputs: dict[str, Tensor | None], text_mask: Tensor) -> Tensor:
-        """Logits of the mean over the text's tokens, which leaves out padding and a soft prompt."""
+    def text_mean(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """See :meth:`Backbone.text_mean`."""
+        return self._mean(*self._inputs(input_ids, attention_mask, None))
+
+    @contextmanager
+    def given_mean(self, mean: Tensor) -> Iterator[None]:
+        """See :meth:`Backbone.given_mean`."""
+        self._given_mean = mean
+        try:
+            yield
+        finally:
+            self._given_mean = None
+
+    def _mean(self, inputs: dict[str, Tensor | None], text_mask: Tensor) -> Tensor:
+        """The mean (B, d) over the text's tokens, which leaves out padding and a soft prompt."""
         hidden = self.network()(**inputs).last_hidden_state  # (B, T, d)
         weight = text_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
-        mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1)  # (B, d)
+        mean: Tensor = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+        return mean
+
+    def _of_mean(self, mean: Tensor) -> Tensor:
+        """Logits of the mean (B, d)."""
+        assert self._mean_head is not None
         dropout = getattr(self.model, "dropout", None)
         if isinstance(dropout, nn.Dropout):
             mean = dropout(mean)
-        logits: Tensor = self.model.get_submodule(head)(mean)
+        logits: Tensor = self.model.get_submodule(self._mean_head)(mean)
         return logits
 
     def token_embedding(self) -> nn.Module:

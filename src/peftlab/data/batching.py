@@ -17,6 +17,8 @@ from peftlab.seeding import derive_seed
 
 STAND_IN = "stand_in"
 """Marks a row that a process without rows of a batch computes beside the others, and that does not count."""
+STATES = "trunk_states"
+"""In a row and in a batch, where they are kept: what the frozen part of the model makes of the text."""
 FULL = "full"
 """In a batch, where it is asked for: whether no row of it is padded, as the host can tell without asking the device."""
 BATCHES_IN_CHUNK = 50
@@ -50,6 +52,16 @@ def pad(
     return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
 
 
+def padded_states(states: Sequence[Tensor], width: int) -> Tensor:
+    """Of rows (T, d) one tensor (B, ``width``, d), zero on padding; rows of one vector, (d,) or (1, d), as they are."""
+    if states[0].dim() == 1 or all(len(one) == 1 for one in states):
+        return torch.stack(list(states))
+    padded = states[0].new_zeros(len(states), width, states[0].shape[-1])
+    for row, one in zip(padded, states, strict=True):
+        row[: len(one)] = one
+    return padded
+
+
 class Collate:
     """Rows of :class:`~peftlab.data.tokens.TokenizedTexts` to one padded batch with ``labels`` (B,).
 
@@ -71,6 +83,8 @@ class Collate:
         batch: dict[str, Any] = dict(pad([row["input_ids"] for row in rows], self.pad_id, **self.padding))
         if any(row.get(STAND_IN) for row in rows):
             batch[STAND_IN] = True
+        if STATES in rows[0]:
+            batch[STATES] = padded_states([row[STATES] for row in rows], batch["input_ids"].shape[1])
         batch["labels"] = self._labels(rows)
         if self.task_of is not None:
             batch["task_ids"] = torch.tensor([self.task_of(row["label"]) for row in rows], dtype=torch.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -17,6 +17,7 @@ from peftlab.data.base import DataSet, Splits, Texts
 from peftlab.data.batching import (
     FULL,
     STAND_IN,
+    STATES,
     EvaluationBatchSampler,
     LengthGroupedBatchSampler,
     MixtureBatchSampler,
@@ -34,6 +35,12 @@ from peftlab.seeding import derive_seed
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 Batch = dict[str, Tensor]
+
+
+class RowStates(Protocol):
+    """What the frozen part of a model makes of each row: (T, d) or (d,)."""
+
+    def __getitem__(self, row: int, /) -> Tensor: ...
 
 
 class TextDataModule(LightningDataModule):
@@ -62,6 +69,8 @@ class TextDataModule(LightningDataModule):
         """Epoch that training begins with, and batches of it that are done; a resumed run sets it."""
         self.notes_padding = False
         """Whether batches say that they are full (:data:`~peftlab.data.batching.FULL`)."""
+        self.states: dict[SplitName, RowStates] = {}
+        """What the frozen part of the model makes of the rows, for the splits that it is kept of."""
         self._tokenized: dict[SplitName, TokenizedTexts] = {}
         self._task_of = TaskOf(splits.tasks) if splits.tasks else None
 
@@ -99,7 +108,7 @@ class TextDataModule(LightningDataModule):
             sampler = LengthGroupedBatchSampler(rows.lengths, batch_size, seed, **how)
         # Lightning makes the first iterator before it restores a checkpoint, and so before it knows the epoch.
         sampler.begin_at(*self.start)
-        return self._loader(rows, sampler)
+        return self._loader(rows, sampler, "train")
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every validation row once."""
@@ -119,7 +128,7 @@ class TextDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        return self._loader(rows, sampler)
+        return self._loader(rows, sampler, split)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Say whether it is full, while the mask is on the host."""
@@ -130,13 +139,13 @@ class TextDataModule(LightningDataModule):
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(self, rows: TokenizedTexts, sampler: Sampler[list[int]]) -> DataLoader[Any]:
+    def _loader(self, rows: TokenizedTexts, sampler: Sampler[list[int]], split: SplitName) -> DataLoader[Any]:
         # A loader draws a base seed from the global generator at the start of every epoch unless it has
         # its own; dropout would then depend on how many loaders were started before.
         generator = torch.Generator()
         generator.manual_seed(derive_seed(self.order_seed, "loader"))
         return DataLoader(
-            _MapStyle(rows),
+            _MapStyle(rows, self.states.get(split)),
             batch_sampler=sampler,
             collate_fn=collate(
                 self.tokenizer.pad_id,
@@ -155,14 +164,17 @@ class TextDataModule(LightningDataModule):
 class _MapStyle(Dataset[dict[str, Any]]):
     """Torch's view of tokenised rows."""
 
-    def __init__(self, rows: TokenizedTexts) -> None:
-        self.rows = rows
+    def __init__(self, rows: TokenizedTexts, states: RowStates | None = None) -> None:
+        self.rows, self.states = rows, states
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return self.rows[row] if row >= 0 else {**self.rows[stand_in(row)], STAND_IN: True}
+        found = self.rows[row] if row >= 0 else {**self.rows[stand_in(row)], STAND_IN: True}
+        if self.states is not None:
+            found[STATES] = self.states[row if row >= 0 else stand_in(row)]
+        return found
 
 
 def predict_batches(

@@ -46,7 +46,7 @@ class LastLayers(SelectiveTuning, name="last_layers"):
 
     def chosen(self, backbone: Backbone) -> list[str]:
         """The parameters of the last ``layers`` blocks."""
-        place, blocks = _blocks(backbone)
+        place, blocks = transformer_blocks(backbone)
         if self.layers > len(blocks):
             raise PeftlabError(
                 f"peft.layers={self.layers} is more than this {backbone.architecture} has: {len(blocks)} blocks "
@@ -58,8 +58,8 @@ class LastLayers(SelectiveTuning, name="last_layers"):
         return [name for name in own_parameters(backbone) if name.startswith(tuple(starts))]
 
 
-def _blocks(backbone: Backbone) -> tuple[str, nn.ModuleList]:
-    """Name and list of the transformer blocks.
+def transformer_blocks(backbone: Backbone) -> tuple[str, nn.ModuleList]:
+    """Name and list of the transformer blocks, in the order in which they run.
 
     Raises:
         PeftlabError: if there is none, or its entries are used by several layers.

@@ -196,6 +196,7 @@ FREE_TO_DIFFER = {
     "attention_dropout",
     "fast_dropout",
     "gradient_checkpointing",
+    "cache_frozen",
     "attention",
 }
 """Backbone fields that may be other than the earlier run's: they change how it trains, not what it is."""

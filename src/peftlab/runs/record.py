@@ -118,11 +118,18 @@ def _of_task(row: Mapping[str, Any], split: str, task: str, objective: Learned) 
 
 
 def timing(
-    module: TrainingModule, test_rows: int, test_seconds: float, *, resumed: bool, began: float
+    module: TrainingModule,
+    test_rows: int,
+    test_seconds: float,
+    *,
+    resumed: bool,
+    began: float,
+    trunk_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Seconds and texts per second; training time is that of all attempts, without validation.
 
-    ``began``: when the work began, in seconds since the epoch.
+    ``began``: when the work began, in seconds since the epoch. ``trunk_seconds``: what computing the frozen trunk took
+    before, or reading it; None: there was none.
     """
     train_seconds = sum(row["train_seconds"] for row in module.history)
     train_rows = sum(row["train_rows"] for row in module.history)
@@ -135,7 +142,7 @@ def timing(
         "start_to_first_step_seconds": None if first_step is None else first_step - began,
         "total_seconds": time.time() - began,
         "resumed": resumed,
-    }
+    } | ({} if trunk_seconds is None else {"trunk_seconds": trunk_seconds})
 
 
 def file_facts(folder: RunFolder, names: Iterable[str]) -> dict[str, dict[str, str | int]]:

@@ -42,6 +42,7 @@ from peftlab.runs.forgetting import measure_forgetting
 from peftlab.runs.memory import memory_told
 from peftlab.runs.predictions import predictions_table
 from peftlab.runs.summary import print_before, say_where_it_was_begun
+from peftlab.runs.trunk import frozen_trunk
 from peftlab.seeding import derive_seed
 from peftlab.signals import ASKED
 from peftlab.training.checkpoint import read_checkpoint, require_best
@@ -206,6 +207,9 @@ class _Run:
         self.parameters = count_parameters(assembled.adapter)
         self.data = TextDataModule(config.data, splits, assembled.backbone.tokenizer, config.seed)
         self.module = lightning_module(config, assembled, splits)
+        began = time.perf_counter()
+        self.module.trunk = frozen_trunk(config, assembled, self.data, says=ranks.rank == 0)
+        self.trunk_seconds = None if self.module.trunk is None else time.perf_counter() - began
         self.logger: Logger | None = None
         self._frozen_before = frozen_fingerprint(assembled.adapter)
 
@@ -322,7 +326,14 @@ class _Run:
             "metrics": record.metrics(self.module, row, splits),
             "forgetting": forgetting,
             "history": history,
-            "timing": record.timing(self.module, len(splits.test), test_seconds, resumed=resumed, began=began),
+            "timing": record.timing(
+                self.module,
+                len(splits.test),
+                test_seconds,
+                resumed=resumed,
+                began=began,
+                trunk_seconds=self.trunk_seconds,
+            ),
             "memory": environment.peak_memory_mib(),
             "files": {folder.adapter.name: adapter} | record.file_facts(folder, beside),
         }

@@ -300,6 +300,8 @@ def _reason_against(module: TrainingModule, *, needs_gpu: bool) -> str:
         return f"trainer.precision={trainer.precision} scales its loss on the host"
     if module.mixed is not None:
         return "the tasks have different objectives, whose rows are told apart on the host"
+    if module.trunk is not None:
+        return "backbone.cache_frozen=true gives each batch the states of its texts, which no graph has"
     if module.backbone.recomputes:
         return "backbone.gradient_checkpointing=true asks for the random state inside a step"
     if module.adapter.strategy.acts_between_steps():

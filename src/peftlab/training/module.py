@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning as L
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from peftlab.data.batching import STAND_IN
+from peftlab.data.batching import STAND_IN, STATES
 from peftlab.metric_names import UNDEFINED, MetricName, task_figure
 from peftlab.objectives.base import Learned, Objective
 from peftlab.objectives.parts.blocks import MultitaskMetrics, TaskBlocks, by_task
@@ -33,6 +34,7 @@ from peftlab.training.partial import set_states, states_of
 from peftlab.training.places import OF_EPOCH
 from peftlab.training.rows import Stopwatch, figures_of_row, in_words
 from peftlab.training.selection import OVER_BUDGET
+from peftlab.training.trunk import FrozenTrunk
 
 Batch = dict[str, Any]
 """``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,), of several tasks ``task_ids`` (B,) too; all int64, but
@@ -91,6 +93,8 @@ class TrainingModule(L.LightningModule):
         self._together: list[int] = []
         self._finite = FiniteSteps(on_nan)
         self.cuda_graphs, self.compiled = cuda_graphs, compiled
+        self.trunk: FrozenTrunk | None = None
+        """What steps go on from, where a batch has its states."""
         self.graphs: GraphedSteps | None = None
         """What records steps and replays them, while training does so."""
 
@@ -282,7 +286,8 @@ class TrainingModule(L.LightningModule):
         """``outputs`` (B, C), the mean ``loss``, and what metrics take beside them, ``said``: losses, detached."""
         labels, task_ids = batch["labels"], batch.get("task_ids")
         label_smoothing = self.label_smoothing if smoothed else 0.0
-        outputs = self(batch["input_ids"], batch["attention_mask"], task_ids)
+        with self._from_trunk(batch):
+            outputs = self(batch["input_ids"], batch["attention_mask"], task_ids)
         said: Any
         if self.mixed is not None:
             of_tasks = self.mixed.losses(outputs, labels, label_smoothing)
@@ -296,6 +301,11 @@ class TrainingModule(L.LightningModule):
             loss = self.objective.loss(outputs, labels, label_smoothing=label_smoothing)
             said = loss.detach()
         return {"outputs": outputs, "loss": loss, "said": said}
+
+    def _from_trunk(self, batch: Batch) -> AbstractContextManager[None]:
+        if self.trunk is None or STATES not in batch:
+            return nullcontext()
+        return self.trunk.given(batch[STATES])
 
     def _count(self, split: str, batch: Batch, computed: Computed) -> None:
         """Add what was computed of a batch to the split's metrics, if its rows count."""
