@@ -35,6 +35,7 @@ COMMANDS = {
     "verify": "check finished runs against their own records",
     "reproduce": "run a record again and compare",
     "wandb-sync": "replay records into Weights & Biases",
+    "estimate": "say how much memory and time a run will take, before it runs",
     "check": "compose and check a config or a sweep; run nothing",
 }
 

@@ -63,7 +63,9 @@ class Segments:
     def of(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Segments (B, T) int64 of ids (B, T) and their mask; 0 on padding."""
         most = len(self.of_texts) - 1
-        text, special, tokens = _tables(self, input_ids.device)
+        # tensors without memory (peftlab estimate) have tables of their kind, and those are nobody else's
+        tables = _tables if type(input_ids) is Tensor else _tables.__wrapped__
+        text, special, tokens = tables(self, input_ids.device)
         is_special = torch.isin(input_ids, tokens) & (attention_mask > 0)
         behind = is_special.long().cumsum(dim=1).clamp(max=most)  # (B, T)
         kind = behind[:, -1:].expand_as(behind)

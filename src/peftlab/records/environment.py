@@ -107,6 +107,15 @@ def _peak_resident_mib() -> float:
     return rss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def resident_mib() -> float:
+    """Resident memory of this process now; the largest so far, where the system does not say it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return _peak_resident_mib()
+    return pages * resource.getpagesize() / 2**20
+
+
 def peak_memory_mib() -> dict[str, float]:
     """Largest resident memory of this process so far, and largest allocation on the GPU if there is one."""
     import torch
