@@ -15,7 +15,7 @@ from peftlab.runs import estimate
 from peftlab.runs.estimate import MIB, Work, memory_of
 from tests.conftest import TINY, Peftlab
 
-TINY_RUN = ("backbone=tiny", "data=imdb_packaged", "optim=adamw", "peft=lora", "peft.targets=[query,value]")
+TINY_RUN = ("backbone=tiny", "data=imdb_packaged", "optim=adamw", "peft=lora")
 WORK = Work(1, 0, 0, 0, largest=(8, 64), largest_evaluation=(16, 64))
 
 

@@ -162,11 +162,11 @@ def memory_of(config: RunConfig, outputs: int, work: Work) -> Memory:
     )
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that are made inside of it, until they are gone."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: dict[int, int] = {}
 
@@ -268,7 +268,7 @@ def _train_rate(
         began = time.perf_counter()
         with _autocast(config, device):
             loss = module.computed(batch)["loss"]
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         del loss  # and with it what its graph holds, before the next one is made
