@@ -98,11 +98,13 @@ def work_of(config: RunConfig, data: TextDataModule) -> Work:
         epochs, total = max(1, round(epochs * share)), config.trainer.max_steps
     else:
         share, total = 1.0, steps * epochs
+    every = config.trainer.validate_every_n_steps
+    validations = epochs if every is None else epochs + total // every
     evaluated = {split: _evaluation_shapes(config, data, split) for split in ("validation", "test")}
     return Work(
         steps=total,
         train_tokens=round(sum(b * t for b, t in shapes) * config.trainer.max_epochs * share / processes),
-        validation_tokens=sum(b * t for b, t in evaluated["validation"]) * epochs // processes,
+        validation_tokens=sum(b * t for b, t in evaluated["validation"]) * validations // processes,
         test_tokens=sum(b * t for b, t in evaluated["test"]) // processes,
         largest=max(shapes, key=lambda shape: shape[0] * shape[1]),
         largest_evaluation=max((s for one in evaluated.values() for s in one), key=lambda shape: shape[0] * shape[1]),
