@@ -63,6 +63,8 @@ class Backbone(nn.Module, ABC):
     """Whether the head reads the mean over a text's tokens, :meth:`text_mean`."""
     recomputes: bool = False
     """Whether a step computes its blocks a second time in backward."""
+    says_next_tokens: bool = False
+    """Whether it is a language model, whose outputs are logits of a next token, (B, T, V)."""
     longest_text: int | None = None
     """Tokens of the longest text, once :meth:`check_length` has accepted it; None: nobody has asked."""
     model: nn.Module

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from peftlab.backbones.base import Backbone
 
+HeadKind = Literal["new", "own", "none"]
+"""A model's head: of random weights for every data set, the one that it was pre-trained with, or none."""
+
 
 @dataclass(kw_only=True)
 class BackboneConfig(ABC):
@@ -44,13 +47,15 @@ class BackboneConfig(ABC):
         train_texts: Sequence[str] | None = None,
         run_folder: Path | None = None,
         device: torch.device | str = "cpu",
+        head: HeadKind = "new",
     ) -> Backbone:
-        """Build the backbone with a new head for ``num_labels`` classes.
+        """Build the backbone with a new head for ``num_labels`` classes, or with the head that it was pre-trained with.
 
         New weights (the head, or all of them for a random model) are drawn from ``seed`` alone, and
         the global random state is left as it was. ``train_texts`` are what a vocabulary is made of
         when training; ``run_folder`` is a finished run's folder, whose kept files are used instead.
-        ``device="meta"`` builds the shapes without the weights.
+        ``device="meta"`` builds the shapes without the weights. ``head="own"`` is a language model's, which says a
+        next token; ``num_labels`` then means nothing.
 
         Raises:
             BackboneError: naming what is missing, wrong or not to be trusted.

@@ -1,12 +1,13 @@
 """Make the ``transformers`` network: from a folder, or at random from an architecture.
 
-**The head** is every module of the classification model beside its encoder or decoder
+**The new head** is every module of the classification model beside its encoder or decoder
 (``base_model_prefix``): ``classifier`` (BERT; RoBERTa's with its dense layer), ``pre_classifier`` and
 ``classifier`` (DistilBERT), ``pooler`` and ``classifier`` (DeBERTa), ``head`` and ``classifier``
 (ModernBERT), ``score`` (GPT-2, Llama). The rule looks at the structure alone, so parameter counts do not
 depend on where the weights came from. One exception: where a checkpoint lacks the pooler inside the
 encoder (BERT saved by a masked language model), the pooler is new and random, and counts as head too;
-the record's ``new_weights`` shows it.
+the record's ``new_weights`` shows it. A model's own head is told in
+:mod:`peftlab.backbones.language_model`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from peftlab.backbones.config import HeadKind
 from peftlab.backbones.floats import cast_to_own_type
+from peftlab.backbones.language_types import require_language_model
 from peftlab.backbones.quiet import quiet_transformers
 from peftlab.backbones.sources import require_config
 from peftlab.errors import BackboneError, listed, nearest
@@ -39,8 +42,8 @@ _UNDECLARED = {
 """Settings that models read from a config though its class does not declare them (DeBERTa has most)."""
 
 
-def folder_config(folder: Path, key: str, num_labels: int) -> Any:
-    """The config of the model in ``folder``, for ``num_labels`` classes.
+def folder_config(folder: Path, key: str, num_labels: int, *, head: HeadKind = "new") -> Any:
+    """The config of the model in ``folder``, for ``num_labels`` classes or with the model's own head.
 
     Raises:
         BackboneError: naming the config ``key``, if it cannot be read or needs code of its own.
@@ -48,11 +51,10 @@ def folder_config(folder: Path, key: str, num_labels: int) -> Any:
     from transformers import AutoConfig
 
     require_config(folder, key)
+    classes = {} if head == "own" else {"num_labels": num_labels}
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(
-                folder, num_labels=num_labels, trust_remote_code=False, local_files_only=True
-            )
+            config = AutoConfig.from_pretrained(folder, **classes, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a damaged or foreign config.json fails in many ways
         raise BackboneError(
             f"{key}: {folder / 'config.json'} is not a config that transformers knows by itself, and code "
@@ -64,11 +66,11 @@ def folder_config(folder: Path, key: str, num_labels: int) -> Any:
             f"{key}: {folder} holds weights that are already quantised. Give the original weights, and "
             "backbone.quantize=nf4 to have them quantised here."
         )
-    _check_classifies(config.model_type, key)
+    _check_has(head, config.model_type, key)
     return config
 
 
-def random_config(architecture: dict[str, Any], num_labels: int) -> Any:
+def random_config(architecture: dict[str, Any], num_labels: int, *, head: HeadKind = "new") -> Any:
     """The config of a random model: ``model_type`` and what to override.
 
     Raises:
@@ -78,12 +80,13 @@ def random_config(architecture: dict[str, Any], num_labels: int) -> Any:
 
     overrides = dict(architecture)
     model_type = overrides.pop("model_type")
-    _check_classifies(model_type, "backbone.architecture.model_type")
+    _check_has(head, model_type, "backbone.architecture.model_type")
+    classes = {} if head == "own" else {"num_labels": num_labels}
     with quiet_transformers():
         default = AutoConfig.for_model(model_type)
         _check_settings(default, overrides, "backbone.architecture", model_type)
         try:
-            return AutoConfig.for_model(model_type, num_labels=num_labels, use_cache=False, **overrides)
+            return AutoConfig.for_model(model_type, **classes, use_cache=False, **overrides)
         except Exception as error:  # each architecture validates in its own way
             raise BackboneError(f"backbone.architecture: not a possible {model_type}: {_first_line(error)}") from error
 
@@ -101,12 +104,14 @@ def _check_settings(default: Any, given: dict[str, Any], key: str, model_type: s
             _check_settings(inner, value, f"{key}.{name}", model_type)
 
 
-def _check_classifies(model_type: str, key: str) -> None:
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN,
-    )
+def _check_has(head: HeadKind, model_type: str, key: str) -> None:
+    """Raise BackboneError unless transformers has models of ``model_type`` with such a head."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN
 
-    if model_type not in KNOWN:
+    if head == "own":
+        require_language_model(model_type, key)
+    elif model_type not in KNOWN and not (head == "none" and model_type in CAUSAL):
         close = nearest(str(model_type), KNOWN)
         raise BackboneError(
             f"{key}: transformers has no sequence classifier of model type '{model_type}'.{close} "
@@ -123,15 +128,27 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def random_network(config: Any, *, dtype: torch.dtype, attention: str, seed: int, device: torch.device) -> nn.Module:
-    """A network of ``config`` with random weights drawn from ``seed``; none at all on ``meta``."""
+def _kind(head: HeadKind) -> Any:
+    """The models of ``transformers`` with such a head."""
     import transformers
 
-    classifiers: Any = transformers.AutoModelForSequenceClassification
+    return transformers.AutoModelForCausalLM if head == "own" else transformers.AutoModelForSequenceClassification
+
+
+def random_network(
+    config: Any,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    seed: int,
+    device: torch.device,
+    head: HeadKind = "new",
+) -> nn.Module:
+    """A network of ``config`` with random weights drawn from ``seed``; none at all on ``meta``."""
     place = torch.device("meta" if device.type == "meta" else "cpu")
     try:
         with quiet_transformers(), seeded(seed), place:
-            model: nn.Module = classifiers.from_config(
+            model: nn.Module = _kind(head).from_config(
                 config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
             )
     except Exception as error:  # each architecture validates in its own way
@@ -140,20 +157,26 @@ def random_network(config: Any, *, dtype: torch.dtype, attention: str, seed: int
 
 
 def pretrained_network(
-    folder: Path, config: Any, *, key: str, dtype: torch.dtype, attention: str, seed: int
+    folder: Path,
+    config: Any,
+    *,
+    key: str,
+    dtype: torch.dtype,
+    attention: str,
+    seed: int,
+    head: HeadKind = "new",
 ) -> tuple[nn.Module, list[str]]:
     """The network in ``folder``, and the names of the weights the folder lacked (drawn from ``seed``).
 
-    A head in the checkpoint is used where its shape fits; one for another number of classes is drawn anew.
+    A head in the checkpoint is used where its shape fits; one for another number of classes is drawn anew. A model's
+    own head must be there.
 
     Raises:
         BackboneError: if the weights cannot be read, or others than the head's are missing or misshapen.
     """
-    from transformers import AutoModelForSequenceClassification
-
     try:
         with quiet_transformers(), seeded(seed), _without_adapter(folder, key) as plain:
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            model, info = _kind(head).from_pretrained(
                 plain,
                 config=config,
                 dtype=dtype,
@@ -167,8 +190,8 @@ def pretrained_network(
     except Exception as error:  # safetensors, pickle guards and architectures each raise their own
         raise _cannot_build(config, attention, f"{key}: {folder}", error) from error
     new = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
-    head = head_modules(model, new)
-    lost = [name for name in new if not any(name.startswith(f"{module}.") for module in head)]
+    may_lack = [] if head == "own" else head_modules(model, new)
+    lost = [name for name in new if not any(name.startswith(f"{module}.") for module in may_lack)]
     if lost or info["error_msgs"]:
         what = f"lacks {len(lost)} of the model's weights: {listed(lost, limit=5)}" if lost else info["error_msgs"][0]
         raise BackboneError(

@@ -70,15 +70,41 @@ def require_padding_changes_nothing(backbone: Backbone) -> None:
             f"differ by {found:.1e} of the largest, allowed are {allowed:.0e}): it reads its padding, so that results "
             "would depend on the batches. It cannot be used here."
         )
+    if backbone.says_next_tokens:
+        _require_nothing_from_behind(backbone, long, parameter.device)
+
+
+def _require_nothing_from_behind(backbone: Backbone, ids: list[int], device: torch.device) -> None:
+    """Refuse a language model whose answer to the beginning of a text depends on what comes behind it."""
+    training = backbone.training
+    backbone.eval()
+    try:
+        half, mask = len(ids) // 2, torch.ones(1, len(ids), dtype=torch.int64, device=device)
+        whole = torch.tensor([ids], device=device)
+        other = torch.cat([whole[:, :half], whole[:, half:].flip(1)], dim=1)
+        at = (torch.arange(len(ids), device=device) < half)[None]
+        kind = _type_of(backbone)
+        with torch.autocast(device.type, dtype=kind, enabled=kind != torch.float32):
+            one, two = (backbone(given, mask, at=at).float() for given in (whole, other))
+    finally:
+        backbone.train(training)
+    if (found := _difference(one, two)) > 1e-5 + 4 * (kind != torch.float32) * torch.finfo(kind).eps:
+        raise BackboneError(
+            f"this {backbone.architecture} sees what comes behind a token (logits differ by {found:.1e} of the "
+            "largest): it is no causal language model. Choose a decoder: backbone=smollm2_135m, gpt2 or llama."
+        )
 
 
 def _logits(backbone: Backbone, rows: list[list[int]], device: torch.device) -> Tensor:
     width = max(map(len, rows))
     ids = [row + [backbone.tokenizer.pad_id] * (width - len(row)) for row in rows]
     mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    what: dict[str, Tensor] = {}
+    if backbone.says_next_tokens:  # of each text what follows its last token
+        what["at"] = torch.tensor([[place == len(row) - 1 for place in range(width)] for row in rows], device=device)
     kind = _type_of(backbone)  # some layers of narrow models need what a run's precision gives them
     with torch.autocast(device.type, dtype=kind, enabled=kind != torch.float32):
-        found: Tensor = backbone(torch.tensor(ids, device=device), torch.tensor(mask, device=device))
+        found: Tensor = backbone(torch.tensor(ids, device=device), torch.tensor(mask, device=device), **what)
     return found.float().cpu()
 
 

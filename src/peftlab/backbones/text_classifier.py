@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from peftlab.backbones.config import BackboneConfig
+from peftlab.backbones.config import BackboneConfig, HeadKind
 from peftlab.errors import BackboneError
 from peftlab.fields import PositiveInt
 
@@ -89,8 +89,16 @@ class TextClassifierConfig(BackboneConfig):
         train_texts: Sequence[str] | None = None,
         run_folder: Path | None = None,
         device: torch.device | str = "cpu",
+        head: HeadKind = "new",
     ) -> TextClassifierBackbone:
         """See :meth:`BackboneConfig.build`; on ``meta`` without texts the vocabulary counts as full."""
         from peftlab.backbones.text_classifier_backbone import build
+
+        if head == "own":
+            raise BackboneError(
+                "backbone=text_classifier sees a text as a bag of words and says no next token: it has no head of its "
+                "own. Choose a language model: backbone=smollm2_135m, gpt2 or llama, or backbone=hf "
+                "backbone.name_or_path=<id or folder>."
+            )
 
         return build(self, num_labels, seed=seed, train_texts=train_texts, run_folder=run_folder, device=device)

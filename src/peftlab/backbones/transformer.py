@@ -1,6 +1,6 @@
-"""Config of any encoder or decoder of ``transformers`` that has a sequence classification head.
+"""Config of any encoder or decoder of ``transformers`` that classifies sequences, or that is a language model.
 
-What it builds is in :mod:`peftlab.backbones.transformer_backbone`. Imports no torch.
+What it builds is in :mod:`peftlab.backbones.transformer_build`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from peftlab.backbones.config import BackboneConfig
+from peftlab.backbones.config import BackboneConfig, HeadKind
 from peftlab.errors import BackboneError
 from peftlab.fields import Probability, added
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class TransformerConfig(BackboneConfig):
-    """A transformer with a sequence classification head, from one of three places.
+    """A transformer with a new head that classifies, or with its own that says a next token, from one of three places.
 
     Exactly one of ``name_or_path``, ``package`` and ``architecture`` is given. Weights are read from
     safetensors only, and no code that comes with a model is ever run. The head stays in float32.
@@ -107,11 +107,12 @@ class TransformerConfig(BackboneConfig):
         train_texts: Sequence[str] | None = None,
         run_folder: Path | None = None,
         device: torch.device | str = "cpu",
+        head: HeadKind = "new",
     ) -> TransformerBackbone:
         """See :meth:`BackboneConfig.build`; the network comes in training mode.
 
         On ``meta`` the weights are neither fetched nor quantised: shapes, and counts, are the full ones.
         """
-        from peftlab.backbones.transformer_backbone import build
+        from peftlab.backbones.transformer_build import build
 
-        return build(self, num_labels, seed=seed, device=device)
+        return build(self, num_labels, seed=seed, device=device, head=head)

@@ -47,9 +47,7 @@ def assemble(config: RunConfig, splits: Splits) -> Assembled:
     """Build the backbone, check that the texts fit it, and put the method's adapter into it."""
     _require_sources_as_recorded(config)
     if config.backbone.from_run is None:
-        backbone = config.backbone.build(
-            _outputs(config, splits.label_names), seed=config.seed, train_texts=splits.train.texts
-        )
+        backbone = build_backbone(config, splits.label_names, train_texts=splits.train.texts)
         match_head(backbone, splits.label_names, seed=config.seed)
     else:
         backbone = start_from_run(config, splits.label_names)
@@ -69,8 +67,18 @@ def _require_sources_as_recorded(config: RunConfig) -> None:
             require_as_recorded(path, record)
 
 
-def _outputs(config: RunConfig, label_names: Sequence[str]) -> int:
-    return config.data.what_is_learned().head_size(label_names)
+def build_backbone(config: RunConfig, label_names: Sequence[str], **more: Any) -> Backbone:
+    """The backbone of ``config`` with the head that its objective wants, from the run's seed.
+
+    Args:
+        config: the run's.
+        label_names: what the outputs of a new head stand for.
+        more: goes to :meth:`BackboneConfig.build`.
+    """
+    learned = config.data.what_is_learned()
+    if learned.head == "own":
+        more["head"] = "own"
+    return config.backbone.build(learned.head_size(label_names), seed=config.seed, **more)
 
 
 def _require_prompts_fit(config: RunConfig, backbone: Backbone, tasks: int) -> None:
@@ -95,9 +103,7 @@ def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[st
     """
     facts = read_facts(folder)
     if config.backbone.from_run is None:
-        backbone = config.backbone.build(
-            _outputs(config, facts["label_names"]), seed=config.seed, run_folder=folder.path
-        )
+        backbone = build_backbone(config, facts["label_names"], run_folder=folder.path)
         match_head(backbone, facts["label_names"], seed=config.seed)
     else:
         backbone = start_from_run(config, facts["label_names"])
@@ -130,11 +136,11 @@ def start_from_run(config: RunConfig, label_names: Sequence[str]) -> Backbone:
     _require_same_backbone(given, config.backbone, earlier_config.backbone)
     earlier, facts = reassemble(folder, earlier_config)
     try:
-        plain = earlier_config.backbone.build(2, seed=0, run_folder=Path(given), device="meta")
+        plain = build_backbone(earlier_config, facts["label_names"], run_folder=Path(given), device="meta")
         weights = plain_weights(earlier, plain.model)
     except PeftlabError as error:
         raise type(error)(f"backbone.from_run={given}: {error}") from error
-    backbone = config.backbone.build(_outputs(config, label_names), seed=config.seed, run_folder=folder.path)
+    backbone = build_backbone(config, label_names, run_folder=folder.path)
     match_head(
         backbone, label_names, seed=config.seed
     )  # before the run's head, whose rows are in order, takes its place

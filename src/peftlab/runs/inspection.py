@@ -34,7 +34,7 @@ from peftlab.peft.names import live_parameter, located
 from peftlab.peft.surgery import weight_matrix
 from peftlab.peft.weight_update import WeightUpdate
 from peftlab.records.folder import finished_run
-from peftlab.runs.assemble import reassemble, start_from_run
+from peftlab.runs.assemble import build_backbone, reassemble, start_from_run
 from peftlab.training.precision import into_precision
 
 NUMERICALLY_ZERO = 1e-6
@@ -216,7 +216,7 @@ def _differences(
     ``beside``: that of the adapter which stands on weights is said already.
     """
     if config.backbone.from_run is None:
-        start = config.backbone.build(len(label_names), seed=config.seed, run_folder=Path(given))
+        start = build_backbone(config, label_names, run_folder=Path(given))
     else:
         start = start_from_run(config, label_names)
     into_precision(start, config.trainer.precision)

@@ -61,7 +61,8 @@ def shape(config: RunConfig) -> str:
         for name, value in plain("backbone", config.backbone).items()
         if name not in ("dropout", "attention_dropout", "from_run")
     }
-    return json.dumps([backbone, plain("peft", config.peft), config.trains_head], sort_keys=True)
+    own = ["own"] if config.data.what_is_learned().head == "own" else []
+    return json.dumps([backbone, plain("peft", config.peft), config.trains_head, *own], sort_keys=True)
 
 
 def _count(given: dict[str, Any]) -> Count:
@@ -71,7 +72,8 @@ def _count(given: dict[str, Any]) -> Count:
     given["measure_forgetting"] = False
     try:
         config = from_plain(given)
-        backbone = config.backbone.build(2, seed=0, device="meta")  # the classes count in the head alone
+        own: dict[str, Any] = {"head": "own"} if config.data.what_is_learned().head == "own" else {}
+        backbone = config.backbone.build(2, seed=0, device="meta", **own)  # the classes count in the head alone
     except Exception as error:  # a model that cannot be built here is no mistake of the sweep
         return Count(None, first_line(error))
     try:
