@@ -27,8 +27,8 @@ ROOMS = [
     "objectives",
     "shipped",
     "schema",
-    "allocator class_names errors fields files interpolations machine metric_names pairs process raw_rows reading "
-    "remembered seeding signals terminal trusted version",
+    "allocator class_names dialogues errors fields files interpolations machine metric_names pairs process raw_rows "
+    "reading remembered seeding signals terminal trusted version",
 ]
 """From the top floor down; rooms of one floor may not import each other, but for the ground."""
 

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from peftlab.training.accumulation import RowsOfAStep
+from peftlab.training.accumulation import WeightOfAStep
 from tests.conftest import Peftlab, run_folder, write_reviews
 
 
@@ -22,7 +22,7 @@ def test_gradients_are_those_of_the_mean_over_all_rows(sizes: list[int]) -> None
     plain, layer = nn.Linear(5, 1), nn.Linear(5, 1)
     layer.load_state_dict(plain.state_dict())
     nn.functional.mse_loss(plain(inputs[:rows]), targets[:rows]).backward()
-    step, optimizer = RowsOfAStep(), torch.optim.SGD(layer.parameters(), lr=1.0)
+    step, optimizer = WeightOfAStep(), torch.optim.SGD(layer.parameters(), lr=1.0)
     start = 0
     for size in sizes:
         part = slice(start, start := start + size)
@@ -44,7 +44,7 @@ def test_gradients_on_several_processes_are_those_of_one(batches: list[list[int]
     plain = nn.Linear(5, 1)
     nn.functional.mse_loss(plain(inputs[:rows]), targets[:rows]).backward()
     layers = [nn.Linear(5, 1) for _ in range(processes)]
-    steps = [RowsOfAStep() for _ in range(processes)]
+    steps = [WeightOfAStep() for _ in range(processes)]
     start = 0
     for batch in batches:
         for layer, step, size in zip(layers, steps, batch, strict=True):

@@ -150,6 +150,30 @@ class ByteTokenizer:
         pair = [*single, self._first, self.sep_id]
         return Segments.learned([(single, [0, 0, 0]), (pair, [0, 0, 0, 1, 1])], (self.cls_id, self.sep_id))
 
+    chat_template: str | None = None
+    begin = (cls_id,)
+    """What stands in front of every text."""
+    end_id = sep_id
+    """What ends an answer."""
+
+    def special_words(self) -> dict[str, int]:
+        """The specials as a template may write them."""
+        return {"[CLS]": self.cls_id, "[SEP]": self.sep_id}
+
+    def special_names(self) -> dict[str, str]:
+        """What templates call them: ``bos_token``, ``eos_token``."""
+        return {"bos_token": "[CLS]", "eos_token": "[SEP]"}
+
+    def plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text alone, whatever it says; nothing stands around it."""
+        return [[byte + self._first for byte in text.encode("utf-8", errors="replace")] for text in texts]
+
+    def marked(self, text: str) -> list[int]:
+        """Ids of what a template has written: its special words are special tokens."""
+        parts = re.split(r"(\[CLS\]|\[SEP\])", text)
+        words = self.special_words()
+        return [i for part in parts for i in ([words[part]] if part in words else self.plain([part])[0])]
+
     def special_ids(self) -> dict[str, int]:
         """The specials under the names that model configs use."""
         return {
@@ -243,6 +267,51 @@ class HFTokenizer:
 
     def __len__(self) -> int:
         return len(self._tokenizer)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The tokenizer's own template of conversations; of several the one called ``default``."""
+        found = self._tokenizer.chat_template
+        return found.get("default") if isinstance(found, dict) else found
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """What the tokenizer puts in front of every text."""
+        whole = self._tokenizer("a", add_special_tokens=True)["input_ids"]
+        bare = self.plain(["a"])[0]
+        found = [start for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
+        return tuple(whole[: found[0]]) if found and bare else ()
+
+    @property
+    def end_id(self) -> int | None:
+        """What ends an answer: the tokenizer's end-of-text token, if it has one."""
+        found = self._tokenizer.eos_token_id
+        return None if found is None else int(found)
+
+    def special_words(self) -> dict[str, int]:
+        """The words that a template may write, and no text is read as, with their ids."""
+        return {word: self._id_of(word) for word in map(str, self._tokenizer.all_special_tokens)}
+
+    def special_names(self) -> dict[str, str]:
+        """What templates call them: ``bos_token``, ``eos_token``, …"""
+        return {name: str(word) for name, word in self._tokenizer.special_tokens_map.items() if isinstance(word, str)}
+
+    def plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text alone, read as text whatever it says; nothing stands around it."""
+        return self._bare(texts, split=True)
+
+    def marked(self, text: str) -> list[int]:
+        """Ids of what a template has written: its special words are special tokens."""
+        return self._bare([text], split=False)[0]
+
+    def _bare(self, texts: Sequence[str], *, split: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        found: list[list[int]] = self._tokenizer(
+            list(texts), add_special_tokens=False, split_special_tokens=split, padding=False, truncation=False,
+            return_attention_mask=False, return_token_type_ids=False, verbose=False,
+        )["input_ids"]  # fmt: skip
+        return found
 
     def special_ids(self) -> dict[str, int]:
         """``bos_token_id`` and kin, those the tokenizer has."""

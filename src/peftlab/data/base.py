@@ -11,35 +11,50 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from peftlab.fields import Fraction, NonNegativeInt, PositiveInt, added, bookkeeping
 from peftlab.objectives.base import Label, Learned, Objective, ObjectiveName, objective
 from peftlab.objectives.parts.task import Task, TaskLabel
 
+if TYPE_CHECKING:
+    from peftlab.backbones.base import Tokenizer
+    from peftlab.data.target_rows import RowEncoder
+
 
 @dataclass(frozen=True)
 class Texts:
-    """One split: ``texts[i]``, perhaps a pair (:mod:`peftlab.pairs`), carries the label ``labels[i]``: the index
-    of a class, or whatever else the objective has made of its cell."""
+    """One split: ``texts[i]``, perhaps a pair (:mod:`peftlab.pairs`) or a dialogue (:mod:`peftlab.dialogues`), carries
+    the label ``labels[i]``: the index of a class, or whatever else the objective has made of its cell."""
 
     texts: list[str]
     labels: list[Label]
+    places: list[str] | None = None
+    """File and row of each, where only a tokenizer can tell whether a row is of use; else None."""
 
     def __post_init__(self) -> None:
         assert len(self.texts) == len(self.labels)
+        assert self.places is None or len(self.places) == len(self.texts)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def take(self, rows: list[int]) -> Texts:
         """The split made of ``rows``, in that order."""
-        return Texts([self.texts[i] for i in rows], [self.labels[i] for i in rows])
+        places = None if self.places is None else [self.places[i] for i in rows]
+        return Texts([self.texts[i] for i in rows], [self.labels[i] for i in rows], places)
+
+    def place(self, row: int, split: str) -> str:
+        """Where the zero-based ``row`` stands: in its file, or in ``split``."""
+        return f"Row {row + 1} of the {split} split" if self.places is None else self.places[row]
 
     @classmethod
     def joined(cls, parts: Sequence[Texts]) -> Texts:
         """The rows of all ``parts``, one behind the other."""
-        return cls([text for part in parts for text in part.texts], [i for part in parts for i in part.labels])
+        named = [part.places for part in parts]
+        places = None if None in named else [place for part in named for place in part or ()]
+        texts, labels = [text for part in parts for text in part.texts], [i for part in parts for i in part.labels]
+        return cls(texts, labels, places)
 
 
 @dataclass(frozen=True)
@@ -124,6 +139,14 @@ class DataSet(ABC):
     steps are recorded (``trainer.cuda_graphs``) or compiled. null: to the longest text of the batch."""
     num_workers: NonNegativeInt = bookkeeping(0)
     """Loader processes. Does not change the numbers."""
+
+    def row_encoder(self, tokenizer: Tokenizer) -> RowEncoder | None:
+        """What makes token rows with targets of these texts; None: they are read, and no token of them is said.
+
+        Raises:
+            PeftlabError: for a tokenizer that cannot do it.
+        """
+        return None
 
     def what_is_learned(self) -> Learned:
         """What records, tables and checks ask: the objective, or the mixture of the tasks'."""

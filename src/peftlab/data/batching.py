@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ STAND_IN = "stand_in"
 """Marks a row that a process without rows of a batch computes beside the others, and that does not count."""
 STATES = "trunk_states"
 """In a row and in a batch, where they are kept: what the frozen part of the model makes of the text."""
+WEIGHT = "weight"
+"""In a batch whose objective weighs its rows: what they count together, a plain number on the host."""
 FULL = "full"
 """In a batch, where it is asked for: whether no row of it is padded, as the host can tell without asking the device."""
 BATCHES_IN_CHUNK = 50
@@ -86,6 +88,8 @@ class Collate:
         if STATES in rows[0]:
             batch[STATES] = padded_states([row[STATES] for row in rows], batch["input_ids"].shape[1])
         batch["labels"] = self._labels(rows)
+        if isinstance(self.learned, Objective) and self.learned.weighs:
+            batch[WEIGHT] = sum(map(self.learned.weight, rows))
         if self.task_of is not None:
             batch["task_ids"] = torch.tensor([self.task_of(row["label"]) for row in rows], dtype=torch.int64)
         return batch
@@ -104,6 +108,17 @@ def collate(
 ) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """The ``collate_fn`` of a loader (a class instance, so that loader processes can be spawned)."""
     return Collate(pad_id, learned, task_of, **padding)
+
+
+def weight_of(batch: Mapping[str, Any]) -> int:
+    """What a batch counts in the mean of a step, an epoch or a split: its rows, or what its objective counts.
+
+    0 where its rows only stand in. Loss, log, accumulation and processes all ask here; what the processes have together
+    (:meth:`LengthGroupedBatchSampler.sizes`) is summed from the same :meth:`Objective.weight`.
+    """
+    if STAND_IN in batch:
+        return 0
+    return int(batch[WEIGHT]) if WEIGHT in batch else len(batch["labels"])
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):
@@ -128,6 +143,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         rank: of this process.
         world_size: number of processes.
         global_batch_size: rows of a step in all processes, in batches of at most ``batch_size``; None: a batch is one.
+        weights: what each row counts in a step, (N,); None: 1.
     """
 
     def __init__(
@@ -140,8 +156,10 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         global_batch_size: int | None = None,
+        weights: npt.ArrayLike | None = None,
     ) -> None:
         self.lengths = np.asarray(lengths)
+        self._weights = None if weights is None else np.asarray(weights)
         self.batch_size = batch_size
         self.seed = seed
         self.group_by_length = group_by_length
@@ -183,8 +201,9 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         ]
 
     def sizes(self, epoch: int) -> list[int]:
-        """Rows of each batch of ``epoch``, in all ranks together."""
-        return [len(part) for group in self._groups(epoch) for part in np.array_split(group, self._parts)]
+        """What each batch of ``epoch`` counts in all ranks together: its rows, or their weights."""
+        parts = [part for group in self._groups(epoch) for part in np.array_split(group, self._parts)]
+        return [len(part) if self._weights is None else int(self._weights[part].sum()) for part in parts]
 
     def _groups(self, epoch: int) -> list[npt.NDArray[np.int64]]:
         """What all ranks together have in each batch of ``epoch``, or in each step of a ``global_batch_size``."""

@@ -54,7 +54,7 @@ def read_rows(table: RawRows, labels: LabelReader) -> tuple[Texts, dict[str, int
         texts.append(text)
         found.append(label)
     if faults:
-        raise _refusal(table, faults)
+        raise refusal(table, faults)
     return Texts(texts, found), dict(left_out)
 
 
@@ -100,7 +100,7 @@ def _lacks(table: RawRows, row: int) -> str:
     return NO_LABEL if is_missing(table.labels[row]) else ""
 
 
-def _refusal(table: RawRows, faults: dict[int, str]) -> DataError:
+def refusal(table: RawRows, faults: Mapping[int, str]) -> DataError:
     """Every fault of the table: the first in full, then the others, those of one kind together."""
     (_, first), *others = faults.items()
     if not others:

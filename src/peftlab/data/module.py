@@ -25,10 +25,11 @@ from peftlab.data.batching import (
     pad,
     stand_in,
 )
+from peftlab.data.target_tokens import TokenizedTargets, tokenize_targets
 from peftlab.data.tokens import TokenizedTexts, tokenize
 from peftlab.data.truncation import truncating
 from peftlab.errors import DataError
-from peftlab.objectives.base import Label
+from peftlab.objectives.base import Label, Objective
 from peftlab.objectives.parts.task import Task, TaskOf
 from peftlab.seeding import derive_seed
 
@@ -71,6 +72,7 @@ class TextDataModule(LightningDataModule):
         """Whether batches say that they are full (:data:`~peftlab.data.batching.FULL`)."""
         self.states: dict[SplitName, RowStates] = {}
         """What the frozen part of the model makes of the rows, for the splits that it is kept of."""
+        self._encoder = dataset.row_encoder(tokenizer)
         self._tokenized: dict[SplitName, TokenizedTexts] = {}
         self._task_of = TaskOf(splits.tasks) if splits.tasks else None
 
@@ -83,8 +85,23 @@ class TextDataModule(LightningDataModule):
         """The token ids of a split, tokenised now unless they are cached."""
         if split not in self._tokenized:
             texts: Texts = getattr(self.splits, split)
-            self._tokenized[split] = tokenize(texts, self.tokenizer, self.dataset.max_length, split=split)
+            if self._encoder is None:
+                found = tokenize(texts, self.tokenizer, self.dataset.max_length, split=split)
+            else:
+                found = tokenize_targets(texts, self._encoder, self.dataset.max_length, split=split)
+            self._tokenized[split] = found
         return self._tokenized[split]
+
+    def token_facts(self) -> dict[str, dict[str, int]]:
+        """What a record says of token rows with targets, by split: tokens, targets, rows that were cut."""
+        learned = self.dataset.what_is_learned()
+        found: dict[str, dict[str, int]] = {}
+        for split in SPLITS:
+            rows = self.tokenized(split)
+            if isinstance(rows, TokenizedTargets) and isinstance(learned, Objective):
+                targets = [learned.weight(rows[row]) for row in range(len(rows))]
+                found[split] = rows.facts() | {"targets": sum(targets), "rows_without_targets": targets.count(0)}
+        return found
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches in random order, another one each epoch."""
@@ -97,6 +114,9 @@ class TextDataModule(LightningDataModule):
             "world_size": world_size,
             "global_batch_size": self.dataset.global_batch_size,
         }
+        learned = self.dataset.what_is_learned()
+        if world_size > 1 and isinstance(learned, Objective) and learned.weighs:
+            how["weights"] = [learned.weight(rows[row]) for row in range(len(rows))]
         if self._task_of is not None:
             tasks = [self._task_of(label) for label in rows.labels]
             sizes = [tasks.count(task) for task in range(len(self.splits.tasks))]
@@ -169,6 +189,12 @@ class _MapStyle(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def texts_of(self, rows: list[int]) -> list[int]:
+        """The texts that token rows are of: themselves, unless a text may have several."""
+        if isinstance(self.rows, TokenizedTargets):
+            return [int(self.rows.text_of[row]) for row in rows]
+        return rows
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         found = self.rows[row] if row >= 0 else {**self.rows[stand_in(row)], STAND_IN: True}

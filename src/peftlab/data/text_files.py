@@ -7,16 +7,16 @@ from pathlib import Path
 
 from peftlab.data.base import ByColumns, Splits
 from peftlab.data.labels import to_texts
-from peftlab.data.published import split_file
-from peftlab.data.readers import SUFFIXES, read_pairs, read_table
+from peftlab.data.own_files import OwnFiles
+from peftlab.data.readers import read_pairs, read_table
 from peftlab.data.splits import assemble, require_all_learned, test_or_hold_out
-from peftlab.errors import DataError, listed
+from peftlab.errors import DataError
 from peftlab.fields import Fraction, added, bookkeeping
 from peftlab.raw_rows import RawRows
 
 
 @dataclass(kw_only=True)
-class TextFiles(ByColumns):
+class TextFiles(OwnFiles, ByColumns):
     """csv, tsv, jsonl or parquet files with a text and a label column.
 
     Give ``path`` (a folder with train.*, and perhaps validation.* and test.*; or one file, which is
@@ -43,10 +43,6 @@ class TextFiles(ByColumns):
     holdout_fraction: Fraction = 0.2
     """Share of train held out as test when no test file is given."""
 
-    def files(self) -> dict[str, list[Path]]:
-        """The files there are of train, validation and test."""
-        return {split: [file] for split, file in self._split_files().items()}
-
     def load(self) -> Splits:
         """Read the files, name the classes, and hold out the splits that are not given."""
         files = self._split_files()
@@ -70,53 +66,10 @@ class TextFiles(ByColumns):
             },
         )
 
-    def _split_files(self) -> dict[str, Path]:
-        """Split name to file; ``train`` is always there."""
-        named = {"train": self.train, "validation": self.validation, "test": self.test}
-        given = {split: Path(name).expanduser() for split, name in named.items() if name is not None}
-        if self.path is not None:
-            if given:
-                raise DataError(
-                    f"data.path={self.path} and data.{min(given)}={given[min(given)]} are both given. "
-                    "Give data.path alone, or data.train, data.validation and data.test."
-                )
-            return self._files_in(Path(self.path).expanduser())
-        if "train" not in given:
-            raise DataError(
-                "No training texts: data.path and data.train are null. "
-                "Type data.path=<folder or file>, or data.train=<file>."
-            )
-        for split, file in given.items():
-            if not file.is_file():
-                raise DataError(f"data.{split}={file}: there is no such file.{_siblings(file)}")
-        return given
-
-    def _files_in(self, path: Path) -> dict[str, Path]:
-        if path.is_file():
-            return {"train": path}
-        if not path.is_dir():
-            raise DataError(f"data.path={path}: there is no such file or folder.{_siblings(path)}")
-        found = {split: split_file(path, split, "data.path") for split in ("train", "validation", "test")}
-        files = {split: file for split, file in found.items() if file is not None}
-        if "train" not in files:
-            held = listed((entry.name for entry in path.iterdir()), 12)
-            raise DataError(
-                f"data.path={path}: no train file in this folder. It holds: {held}. "
-                f"Expected: train, and perhaps validation and test, each as one of {', '.join(SUFFIXES)}."
-            )
-        return files
-
     def _read(self, split: str, file: Path) -> RawRows:
         try:
             if self.second_column is not None:
                 return read_pairs(file, self.text_column, self.second_column, self.label_column)
             return read_table(file, self.text_column, self.label_column)
         except DataError as error:
-            key = f"data.{split}" if self.path is None else "data.path"
-            raise DataError(f"{key}: {error}") from None
-
-
-def _siblings(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f" Nor is there a folder {path.parent}."
-    return f" {path.parent} holds: {listed((entry.name for entry in path.parent.iterdir()), 12)}."
+            raise DataError(f"{self._key(split)}: {error}") from None

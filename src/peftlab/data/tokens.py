@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 CHUNK = 2_000  # texts handed to the tokenizer at once
-_ARRAYS = ("ids.npy", "offsets.npy")
+Arrays = Mapping[str, npt.NDArray[Any]]
+"""Name of a file, without its ending, to what is in it."""
+_ARRAYS = ("ids", "offsets")
 
 
 def cache_folder() -> Path:
@@ -92,9 +94,9 @@ def tokenize(texts: Texts, tokenizer: Tokenizer, max_length: int, *, split: str 
         DataError: if a text has no tokens at all, or the cache folder cannot be written.
     """
     folder = cache_folder() / cache_key(texts.texts, tokenizer.fingerprint, max_length)
-    if not _is_whole(folder, len(texts)):
+    if not is_whole(folder, len(texts), _ARRAYS, _fits):
         ids, offsets = _encode(texts.texts, tokenizer, max_length, split)
-        _store(folder, ids, offsets)
+        store(folder, {"ids": ids, "offsets": offsets}, len(texts), _fits)
     return TokenizedTexts(folder, texts.labels)
 
 
@@ -125,31 +127,37 @@ def _encode(
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32), offsets
 
 
-def _is_whole(folder: Path, rows: int) -> bool:
-    """Whether the folder holds exactly what was once written there."""
+Fits = Callable[[Arrays, int], bool]
+"""Whether arrays are those of so many texts."""
+
+
+def is_whole(folder: Path, texts: int, names: Sequence[str], fits: Fits) -> bool:
+    """Whether the folder holds exactly what was once written there, and this is of so many texts."""
     try:
         expected = read_json(folder / "complete.json")
-        return bool(expected["rows"] == rows and expected["sha256"] == _hashes(folder) and _fits(folder, rows))
+        if expected["rows"] != texts or expected["sha256"] != _hashes(folder, names):
+            return False
+        return fits({name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}, texts)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _fits(folder: Path, rows: int) -> bool:
+def _fits(arrays: Arrays, rows: int) -> bool:
     """Whether the arrays are of so many rows: their hashes lie beside them, and are whatever somebody writes there."""
-    ids, offsets = (np.load(folder / name, mmap_mode="r") for name in _ARRAYS)
+    ids, offsets = arrays["ids"], arrays["offsets"]
     types = ids.dtype == np.int32 and ids.ndim == 1 and offsets.dtype == np.int64 and offsets.shape == (rows + 1,)
     return bool(types and offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) > 0).all())
 
 
-def _hashes(folder: Path) -> dict[str, str]:
+def _hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:
     hashes = {}
-    for name in _ARRAYS:
+    for name in (f"{name}.npy" for name in names):
         with (folder / name).open("rb") as stream:
             hashes[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return hashes
 
 
-def _store(folder: Path, ids: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]) -> None:
+def store(folder: Path, arrays: Arrays, texts: int, fits: Fits) -> None:
     """Write beside and rename, so that a reader sees all of it or nothing."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -157,18 +165,18 @@ def _store(folder: Path, ids: npt.NDArray[np.int32], offsets: npt.NDArray[np.int
     except OSError as error:
         raise _not_writable(folder.parent, error) from None
     try:
-        np.save(written / "ids.npy", ids)
-        np.save(written / "offsets.npy", offsets)
-        note = {"rows": len(offsets) - 1, "sha256": _hashes(written)}
+        for name, array in arrays.items():
+            np.save(written / f"{name}.npy", array)
+        note = {"rows": texts, "sha256": _hashes(written, list(arrays))}
         (written / "complete.json").write_text(json.dumps(note), encoding="utf-8")
-        _put_in_place(written, folder, rows=len(offsets) - 1)
+        _put_in_place(written, folder, lambda: is_whole(folder, texts, list(arrays), fits))
     except OSError as error:
         raise _not_writable(folder.parent, error) from None
     finally:
         shutil.rmtree(written, ignore_errors=True)
 
 
-def _put_in_place(written: Path, folder: Path, rows: int) -> None:
+def _put_in_place(written: Path, folder: Path, whole: Callable[[], bool]) -> None:
     for _ in range(10):
         try:
             written.replace(folder)
@@ -176,7 +184,7 @@ def _put_in_place(written: Path, folder: Path, rows: int) -> None:
         except OSError:
             if not folder.exists():
                 raise
-        if _is_whole(folder, rows):
+        if whole():
             return  # another process wrote the same ids first
         # Damaged: move it out of the way under a name of our own, since others may be doing the same.
         damaged = Path(tempfile.mkdtemp(prefix=".damaged-", dir=folder.parent))

@@ -111,6 +111,8 @@ class Learned(ABC):
     head: Literal["new", "own", "none"] = "new"
     """What the head is: ``new``, of random weights for every data set; the model's ``own``, with which it was
     pre-trained, as a language model's is; or ``none``."""
+    weighs: bool = False
+    """Whether rows count by something else than their number: by :meth:`Objective.weight`."""
     head_trains: bool = True
     """Whether the head trains where ``backbone.train_head`` is null."""
 
@@ -229,6 +231,18 @@ class Objective(Learned):
             labels: what :meth:`target` returned.
             label_smoothing: 0 unless :attr:`smooths_labels`.
         """
+
+    def weight(self, row: Mapping[str, Any]) -> int:
+        """What a row counts in :meth:`loss`, which is a mean over such counts: 1 unless :attr:`weighs`."""
+        return 1
+
+    def asks(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the backbone is called with beside ids, mask and tasks."""
+        return {}
+
+    def of_rows(self, outputs: Tensor, labels: Any) -> Tensor:
+        """What is kept of each row of a test, (B, C) for the C names of a data set: the head's ``outputs``."""
+        return outputs
 
     @abstractmethod
     def states(self, names: Sequence[str]) -> dict[str, Metric]:

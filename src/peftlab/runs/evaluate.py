@@ -146,6 +146,11 @@ def predict(
     """
     from peftlab.data.module import predict_batches
 
+    if assembled.backbone.says_next_tokens:
+        raise RunError(
+            "this run is of a language model, which says tokens and no label of a text. Test it on rows of your own: "
+            "peftlab evaluate RUN data.path=FILE."
+        )
     number, classes = _classes_of(facts, task)
     names, objective = facts["label_names"][classes], known(objective_of(facts, task))
     # several classifications are told apart by the names of their classes

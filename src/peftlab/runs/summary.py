@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from peftlab.backbones.base import Backbone
@@ -16,10 +16,32 @@ from peftlab.training.ranks import world_size
 
 
 def print_before(
-    config: RunConfig, folder: RunFolder, splits: Splits, backbone: Backbone, parameters: dict[str, int]
+    config: RunConfig,
+    folder: RunFolder,
+    splits: Splits,
+    backbone: Backbone,
+    parameters: dict[str, int],
+    tokens: Mapping[str, Mapping[str, int]] | None = None,
 ) -> None:
-    """The summary before training: data, model, what trains, and what will be saved."""
-    print_facts(console(), _facts(config, folder, splits, backbone, parameters))
+    """The summary before training: data, model, what trains, and what will be saved.
+
+    ``tokens``: what is known of token rows with targets, by split.
+    """
+    facts = _facts(config, folder, splits, backbone, parameters)
+    print_facts(console(), [*facts, *(("tokens", line) for line in _token_lines(tokens or {}))])
+
+
+def _token_lines(tokens: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """``train: 12,345 tokens, 2,345 of them targets``, and what was cut."""
+    for split, of in tokens.items():
+        said = f"{split}: {of['tokens']:,} tokens, {of['targets']:,} of them targets"
+        if "windows" in of:
+            said += f", in {of['windows']:,} windows"
+        if of["cut"]:
+            said += f"; {of['cut']:,} answers are cut at data.max_length, and end without an end token"
+        if of["rows_without_targets"]:
+            said += f"; {of['rows_without_targets']:,} rows have no target and do not count"
+        yield said
 
 
 def say_where_it_was_begun(config: RunConfig) -> None:
@@ -88,6 +110,8 @@ def _backbone_line(backbone: Backbone) -> str:
 
 
 def _head_line(backbone: Backbone, parameters: dict[str, int], config: RunConfig) -> str:
+    if not backbone.head_modules():
+        return f"{backbone.provenance.get('head', 'none')}: no part of what trains beside the method"
     state = "trains" if config.trains_head else "frozen"
     said = f"{', '.join(backbone.head_modules())}: {parameters['head']:,} parameters, {state}"
     origin = backbone.provenance.get("head")

@@ -173,7 +173,8 @@ def _train(
     splits = config.data.load()
     run = _Run(config, folder, splits, assemble(config, splits), ranks)
     if ranks.rank == 0:
-        print_before(config, RunFolder.of(config), splits, run.assembled.backbone, run.parameters)
+        tokens = run.data.token_facts()
+        print_before(config, RunFolder.of(config), splits, run.assembled.backbone, run.parameters, tokens)
     try:
         with keeping_memory(config.trainer.keep_memory):
             try:
@@ -319,7 +320,8 @@ class _Run:
         frozen = {"fingerprint": assembled.fingerprint, "frozen_unchanged": True}
         written = record.head(config, folder, argv, "finished", identity=identity) | {
             OBJECTIVE: self.module.objective.facts(),
-            "data": record.data_facts(config, splits),
+            "data": record.data_facts(config, splits)
+            | ({"tokens": tokens} if (tokens := self.data.token_facts()) else {}),
             "backbone": assembled.backbone.provenance | frozen,
             "parameters": self.parameters | {"adapter_bytes": adapter["bytes"]},
             "selection": chosen,

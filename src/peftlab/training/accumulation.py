@@ -1,5 +1,8 @@
 """A step is the step over one batch of all its rows: over several batches, on several processes, short or few.
 
+A batch weighs what its objective counts (:func:`peftlab.data.batching.weight_of`): its rows, or of a language model its
+targets.
+
 The last step of an epoch may have fewer batches, and a shorter one; on several processes they share its rows as evenly
 as can be, and one of them may have none.
 """
@@ -10,8 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-class RowsOfAStep:
-    """Weights what each process has of a step's batches by its rows.
+class WeightOfAStep:
+    """Weights what each process has of a step's batches by its rows, or by what they count.
 
     Lightning divides each batch's loss by ``accumulate_grad_batches`` k, and DDP the sum of the gradients by the number
     of processes W, as if all parts were equal. With n_ri rows of batch i in process r, N_i in all of them and N in all,
@@ -43,18 +46,26 @@ class RowsOfAStep:
         """Whether :meth:`weighted` would leave the loss of a batch with ``rows`` as it is, in one process."""
         return rows > 0 and self._first in (0, rows)
 
-    def settle(self, optimizer: Optimizer, batches: int) -> None:
+    def settle(self, optimizer: Optimizer, batches: int) -> bool:
         """Before the gradients are clipped: give them the size of the mean over the step's rows.
 
         Args:
             optimizer: whose parameters have them.
             batches: k.
+
+        Returns:
+            whether there is anything to step for. Where nothing counted the gradients are taken away, so that
+            optimizers, with their momenta and weight decay, pass over this step.
         """
         first, rows = self._first, self._all
         self._first = self._all = 0
+        if not rows:
+            optimizer.zero_grad(set_to_none=True)
+            return False
         if rows == batches * first:
-            return
+            return True
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.grad.mul_(batches * first / rows)
+        return True

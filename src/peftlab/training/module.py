@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from peftlab.data.batching import STAND_IN, STATES
+from peftlab.data.batching import STAND_IN, STATES, weight_of
 from peftlab.metric_names import UNDEFINED, MetricName, task_figure
 from peftlab.objectives.base import Learned, Objective
 from peftlab.objectives.parts.blocks import MultitaskMetrics, TaskBlocks, by_task
@@ -25,7 +25,7 @@ from peftlab.objectives.parts.task import Task
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.legacy import FORMAT, present_state
 from peftlab.seeding import derive_seed, seed_draws
-from peftlab.training.accumulation import RowsOfAStep
+from peftlab.training.accumulation import WeightOfAStep
 from peftlab.training.compiled import compiling
 from peftlab.training.config import OnNaN, OptimizerConfig, ScheduleConfig
 from peftlab.training.finite import FiniteSteps
@@ -89,7 +89,8 @@ class TrainingModule(L.LightningModule):
         self.first_step_at: float | None = None
         self._validation_row: dict[str, Any] = {}
         self._clock = Stopwatch()
-        self._rows_of_step = RowsOfAStep()
+        self._weight_of_step = WeightOfAStep()
+        self._empty_steps = 0
         self._together: list[int] = []
         self._finite = FiniteSteps(on_nan)
         self.cuda_graphs, self.compiled = cuda_graphs, compiled
@@ -106,11 +107,16 @@ class TrainingModule(L.LightningModule):
         assert isinstance(self.objective, Objective)
         return SplitMetrics(self.objective, names)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None = None) -> Tensor:
-        """Outputs of the head (B, C) in fp32; of several classifications, -inf for classes not of a row's own task."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor | None = None, **asked: Any
+    ) -> Tensor:
+        """Outputs of the head (B, C) in fp32; of several classifications, -inf for classes not of a row's own task.
+
+        ``asked``: what the objective asks a backbone for beside that.
+        """
         with compiling(f"this {self.backbone.architecture}"):
             if task_ids is None:
-                logits: Tensor = self.backbone(input_ids, attention_mask)
+                logits: Tensor = self.backbone(input_ids, attention_mask, **asked)
                 return logits.float()
             outputs: Tensor = self.backbone(input_ids, attention_mask, task_ids).float()
         return outputs if self.tasks is None else self.tasks.masked(outputs, task_ids)
@@ -142,7 +148,7 @@ class TrainingModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The batch's mean loss, and the method's own term if it has one."""
-        rows = 0 if STAND_IN in batch else len(batch["labels"])
+        rows = weight_of(batch)
         computed = self._by_graph(batch, rows) or self.computed(batch)
         loss = computed["loss"]
         self._count("train", batch, computed)
@@ -152,11 +158,11 @@ class TrainingModule(L.LightningModule):
         penalty = self.adapter.regularization(self.global_step + 1, self._total_steps())
         whole = loss if penalty is None else loss + penalty
         together = self._together[batch_idx] if self._together else None
-        return self._rows_of_step.weighted(whole, rows, together, self.trainer.world_size)
+        return self._weight_of_step.weighted(whole, rows, together, self.trainer.world_size)
 
     def _by_graph(self, batch: Batch, rows: int) -> Computed | None:
         """Forward and backward pass of a batch that counts as it is, if there is a graph for it."""
-        if self.graphs is None or not self._rows_of_step.leaves(rows):
+        if self.graphs is None or not self._weight_of_step.leaves(rows):
             return None
         return self.graphs.step(batch, self.trainer.accumulate_grad_batches)
 
@@ -172,12 +178,13 @@ class TrainingModule(L.LightningModule):
         return bar or (bool(trainer.loggers) and trainer._logger_connector.should_update_logs)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Weight the step's batches by their rows, and look at loss and gradients, before they are clipped.
+        """Weight the step's batches by what they count, and look at loss and gradients, before they are clipped.
 
         Raises:
             Diverged: if one is no finite number and ``on_nan`` is ``stop``.
         """
-        self._rows_of_step.settle(optimizer, self.trainer.accumulate_grad_batches)
+        if not self._weight_of_step.settle(optimizer, self.trainer.accumulate_grad_batches):
+            self._empty_steps += 1
         self._finite.check(self, optimizer)
 
     def optimizer_step(
@@ -238,6 +245,8 @@ class TrainingModule(L.LightningModule):
         if self._finite.skipped:
             self.print(f"  {self._finite.skipped} steps were skipped: their loss or gradient was no finite number")
             self._finite.skipped = 0
+        if self._empty_steps:
+            self.print(f"  {self._empty_steps} steps were none: there was no target in them")
         row = {
             "epoch": self.current_epoch,
             "step": self.global_step,
@@ -249,6 +258,8 @@ class TrainingModule(L.LightningModule):
         }
         if over := self.adapter.over_budget():
             row[OVER_BUDGET] = over
+        if self._empty_steps:
+            row["steps_without_targets"], self._empty_steps = self._empty_steps, 0
         self.history.append(row)
         self.print(in_words(self.objective, row, train, self._validation_row, int(self.trainer.max_epochs or 0)))
         return train
@@ -275,19 +286,23 @@ class TrainingModule(L.LightningModule):
         computed = self.computed(batch, smoothed=False)
         self._count(split, batch, computed)
         if number is not None and STAND_IN not in batch:
-            self._kept.update(self._rows_of_test(number), computed["outputs"])
+            outputs = computed["outputs"]
+            if isinstance(self.objective, Objective):
+                outputs = self.objective.of_rows(outputs, batch["labels"])
+            self._kept.update(self._rows_of_test(number), outputs)
 
     def _rows_of_test(self, number: int) -> list[int]:
         loader: Any = self.trainer.test_dataloaders
         rows: list[int] = loader.batch_sampler.batch(number)
-        return rows
+        return loader.dataset.texts_of(rows)  # type: ignore[no-any-return]
 
     def computed(self, batch: Batch, *, smoothed: bool = True) -> Computed:
         """``outputs`` (B, C), the mean ``loss``, and what metrics take beside them, ``said``: losses, detached."""
         labels, task_ids = batch["labels"], batch.get("task_ids")
         label_smoothing = self.label_smoothing if smoothed else 0.0
+        asked = self.objective.asks(batch) if isinstance(self.objective, Objective) else {}
         with self._from_trunk(batch):
-            outputs = self(batch["input_ids"], batch["attention_mask"], task_ids)
+            outputs = self(batch["input_ids"], batch["attention_mask"], task_ids, **asked)
         said: Any
         if self.mixed is not None:
             of_tasks = self.mixed.losses(outputs, labels, label_smoothing)
@@ -312,7 +327,8 @@ class TrainingModule(L.LightningModule):
         skips = split == "train" and self._finite.on_nan == "skip"
         if STAND_IN in batch or (skips and not computed["loss"].isfinite()):  # not learned from, and not counted
             return
-        self._metrics(split).update(computed["outputs"].detach(), batch["labels"], computed["said"])
+        weight = {"weight": weight_of(batch)} if isinstance(self.objective, Objective) and self.objective.weighs else {}
+        self._metrics(split).update(computed["outputs"].detach(), batch["labels"], computed["said"], **weight)
 
     def _log_figures(self, split: str, values: dict[str, Any]) -> None:
         """Show the figures to loggers, checkpointing and early stopping; an undefined one is as bad as can be."""

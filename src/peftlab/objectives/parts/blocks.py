@@ -108,10 +108,10 @@ class MultitaskMetrics(SplitMetrics):
         task_of_class = torch.tensor([number for number, task in enumerate(tasks) for _ in task.classes])
         self.register_buffer("task_of_class", task_of_class, persistent=False)
 
-    def update(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Add a batch: masked ``logits`` (B, C), ``labels`` (B,), ``loss`` of each row (B,)."""
+    def update(self, outputs: Tensor, labels: Tensor, loss: Tensor, weight: int | None = None) -> None:
+        """Add a batch: masked ``outputs`` (B, C), ``labels`` (B,), ``loss`` of each row (B,)."""
         self.losses.update(loss, self.task_of_class[labels])
-        super().update(logits, labels, loss.mean())
+        super().update(outputs, labels, loss.mean())
 
     def compute(self) -> dict[str, Any]:
         """See the class; then start anew."""

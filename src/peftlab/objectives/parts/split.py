@@ -21,9 +21,9 @@ class SplitMetrics(nn.Module):
         self.loss = WeightedMean()
         self.states = nn.ModuleDict(objective.states(names))
 
-    def update(self, outputs: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Add a batch: ``outputs`` (B, C), ``labels`` (B,), ``loss`` the batch's mean."""
-        self.loss.update(loss, len(labels))
+    def update(self, outputs: Tensor, labels: Tensor, loss: Tensor, weight: int | None = None) -> None:
+        """Add a batch: ``outputs`` (B, C), ``labels`` (B,), ``loss`` the batch's mean, over ``weight`` or its rows."""
+        self.loss.update(loss, len(labels) if weight is None else weight)
         self.objective.update(self.states, outputs, labels)
 
     def compute(self) -> dict[str, Any]:
@@ -78,6 +78,25 @@ class ConfusionMatrix(Metric):
     def compute(self) -> Tensor:
         """(C, C) int64: rows of each true class (first) that were taken for each (second)."""
         return self.confmat
+
+
+class Sums(Metric):
+    """Running sums in float64 (float32 where a device has no more)."""
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(width, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        """Add ``values`` (width,)."""
+        self.sums += values.detach().to(self.sums.dtype)
+
+    def compute(self) -> Tensor:
+        """The sums, (width,)."""
+        return self.sums
 
 
 class Collected(Metric):
@@ -135,8 +154,13 @@ class KeptOutputs(Metric):
         super()._sync_dist(*how, **more)
 
     def compute(self) -> Tensor:
-        """(N, C) float32 on the CPU, by the rows' numbers."""
+        """(N, C) float32 on the CPU, by the rows' numbers; where a row came in parts, their sums."""
         rows, outputs = (
             (torch.cat(given) if isinstance(given, list) else given).cpu() for given in (self.rows, self.outputs)
         )
-        return outputs[rows.argsort()]
+        order = rows.argsort(stable=True)
+        numbers, row_of = torch.unique(rows[order], return_inverse=True)
+        if len(numbers) == len(rows):
+            return outputs[order]
+        sums = torch.zeros(len(numbers), self.width, dtype=torch.float64)
+        return sums.index_add_(0, row_of, outputs[order].double()).float()

@@ -1,0 +1,130 @@
+"""Prompt and answer made of a row's cells: ``data.template`` turns anyone's labelled file into instructions.
+
+prompt: "Question: {text}\nThe question asks for"
+response: " {label}"
+words: {label: {0: an abbreviation, 1: a thing}}          what stands for a cell, by column; others stand as they are
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peftlab.errors import DataError, listed, nearest
+
+_SLOT = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+KEYS = ("prompt", "response", "words")
+
+
+@dataclass(frozen=True)
+class DialogueTemplate:
+    """Two texts with slots ``{column}``, and words for cells."""
+
+    prompt: str
+    response: str
+    words: Mapping[str, Mapping[str, str]]
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> DialogueTemplate:
+        """What ``data.template`` says.
+
+        Raises:
+            ValueError: if it says something else, or answers with no cell of the row.
+        """
+        if unknown := [key for key in given if key not in KEYS]:
+            raise ValueError(
+                f"data.template has no key '{unknown[0]}'.{nearest(str(unknown[0]), KEYS)} It has: {', '.join(KEYS)}."
+            )
+        for key in ("prompt", "response"):
+            if not isinstance(given.get(key), str):
+                raise ValueError(
+                    f"data.template.{key} must be a text with columns in braces, such as {{text}}, and is "
+                    f"{given.get(key)!r}."
+                )
+        words = given.get("words") or {}
+        if not isinstance(words, Mapping) or not all(isinstance(of, Mapping) for of in words.values()):
+            raise ValueError("data.template.words must map columns to words for their cells: {label: {0: no, 1: yes}}.")
+        plain = {str(column): {str(cell): str(word) for cell, word in of.items()} for column, of in words.items()}
+        found = cls(given["prompt"], given["response"], plain)
+        if not slots(found.response):
+            raise ValueError(
+                f"data.template.response={found.response!r} has no slot, so that every row would have the same answer. "
+                "Put the column that answers into it, in braces: {label}."
+            )
+        if unused := [column for column in plain if column not in found.columns()]:
+            raise ValueError(
+                f"data.template.words.{unused[0]}: neither prompt nor response has the slot {{{unused[0]}}}."
+                f"{nearest(unused[0], found.columns())}"
+            )
+        return found
+
+    def columns(self) -> list[str]:
+        """The columns that it wants, each once."""
+        return list(dict.fromkeys([*slots(self.prompt), *slots(self.response)]))
+
+    def kind_column(self) -> str | None:
+        """The column of the answer whose cells are words of a list, if it is one: rows are drawn by it."""
+        named = [column for column in slots(self.response) if column in self.words]
+        return named[0] if len(named) == 1 else None
+
+    def filled(self, cells: Mapping[str, object]) -> tuple[str, str]:
+        """Prompt and response of a row.
+
+        Raises:
+            DataError: for a cell that is empty, or that has no word; without its place.
+        """
+        said = {column: self._word(column, cells[column]) for column in self.columns()}
+        return _filled(self.prompt, said), _filled(self.response, said)
+
+    def _word(self, column: str, cell: object) -> str:
+        if cell is None or cell != cell or (isinstance(cell, str) and not cell.strip()):
+            raise DataError(f"the cell of column '{column}' is empty. Remove the row or fill it in")
+        if not isinstance(cell, str | int | float):
+            raise DataError(f"the cell of column '{column}' is a {type(cell).__name__}, and no text or number")
+        words = self.words.get(column)
+        if words is None:
+            return str(cell)
+        if str(cell) not in words:
+            raise DataError(
+                f"data.template.words.{column} has no word for {cell!r} (column '{column}'). It has words for "
+                f"{listed(words, 12)}"
+            )
+        return words[str(cell)]
+
+
+def slots(text: str) -> list[str]:
+    """The columns in braces of ``text``, in order.
+
+    Raises:
+        ValueError: for a brace that is none of a slot.
+    """
+    found = []
+    for match in _SLOT.finditer(text):
+        if match[0] in ("{{", "}}"):
+            continue
+        if not (match[1] or "").strip():
+            raise ValueError(
+                f"data.template: {text!r} has a single brace, or an empty slot. A slot is a column's name in braces, "
+                "{text}; a brace itself is written twice."
+            )
+        found.append(match[1])
+    return found
+
+
+def _filled(text: str, said: Mapping[str, str]) -> str:
+    def put(match: re.Match[str]) -> str:
+        return match[0][0] if match[0] in ("{{", "}}") else said[match[1]]
+
+    return _SLOT.sub(put, text)
+
+
+def require_columns(file: str, wanted: Sequence[str], there: Sequence[str]) -> None:
+    """Raise DataError for the first of ``wanted`` that ``file`` has not."""
+    for column in wanted:
+        if column not in there:
+            raise DataError(
+                f"{file}: there is no column '{column}', which data.template names. Columns there are: "
+                f"{', '.join(there)}.{nearest(column, there)}"
+            )

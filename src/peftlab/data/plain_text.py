@@ -1,0 +1,102 @@
+"""Plain texts, in windows: what a language model's perplexity is measured on, and what it is trained on further.
+
+How a text is cut into windows is told in :class:`peftlab.data.target_rows.TextRows`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peftlab.data.base import Splits, Texts
+from peftlab.data.instructions import LENGTHS
+from peftlab.data.labels import to_texts
+from peftlab.data.own_files import OwnFiles
+from peftlab.data.readers import read_table
+from peftlab.data.splits import assemble, test_or_hold_out
+from peftlab.errors import DataError
+from peftlab.fields import Fraction, PositiveInt, bookkeeping
+from peftlab.objectives.base import ObjectiveName
+from peftlab.objectives.causal_lm import NAMES
+from peftlab.raw_rows import RawRows
+
+if TYPE_CHECKING:
+    from peftlab.backbones.base import Tokenizer
+    from peftlab.data.target_rows import TextRows
+
+
+@dataclass(kw_only=True)
+class PlainText(OwnFiles):
+    """csv, tsv, jsonl or parquet files with a column of texts, every token of which is learned."""
+
+    path: str | None = bookkeeping(None)
+    """A folder of train.*, validation.*, test.*, or one file; instead of the three fields below."""
+    train: str | None = bookkeeping(None)
+    """File of training texts."""
+    validation: str | None = bookkeeping(None)
+    """File of validation texts; null: ``val_fraction`` of train."""
+    test: str | None = bookkeeping(None)
+    """File of test texts; null: ``holdout_fraction`` of train."""
+    text_column: str = "text"
+    """Column (or JSON key) of the text."""
+    stride: PositiveInt | None = None
+    """Tokens that each window but a text's first adds, of the ``max_length`` that it reads; null: all but one. Fewer
+    have more before them: a lower perplexity, and more to compute."""
+    holdout_fraction: Fraction = 0.2
+    """Share of train held out as test when no test file is given."""
+    objective: ObjectiveName = "causal_lm"
+    """``causal_lm``: every token, from those before it."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for windows that leave tokens out."""
+        if self.truncation != "head":
+            raise ValueError(LENGTHS)
+        if self.stride is not None and self.stride >= self.max_length:
+            raise ValueError(
+                f"data.stride={self.stride} is not below data.max_length={self.max_length}: a window reads a token "
+                "before the first that it says. Set data.stride lower, or to null."
+            )
+
+    def load(self) -> Splits:
+        """Read the files, and hold out the splits that are not given."""
+        files = self._split_files()
+        texts = {split: self._read(split, file) for split, file in files.items()}
+        train, test, held_out = test_or_hold_out(self, self.holdout_fraction, texts, files["train"].name)
+        return assemble(
+            self,
+            train=train,
+            validation=texts.get("validation"),
+            test=test,
+            label_names=NAMES,
+            train_kind=f"train file ({files['train'].name}, {len(texts['train']):,} texts)",
+            test_kind=held_out or f"test file ({len(test):,} texts)",
+            provenance={"source": "plain texts", "files": {split: file.name for split, file in files.items()}},
+        )
+
+    def row_encoder(self, tokenizer: Tokenizer) -> TextRows:
+        """See :meth:`DataSet.row_encoder`."""
+        from peftlab.data.target_rows import TextRows, language_tokenizer
+
+        return TextRows(language_tokenizer(tokenizer), self.stride)
+
+    def columns(self, task: str | None = None) -> tuple[str, str | None]:
+        """See :meth:`DataSet.columns`."""
+        return self.text_column, None
+
+    def _read(self, split: str, file: Path) -> Texts:
+        try:
+            table = read_table(file, self.text_column, None)
+            found = to_texts(table, _NoLabels())
+            return Texts(found.texts, found.labels, [table.place(row) for row in range(len(found))])
+        except DataError as error:
+            raise DataError(f"{self._key(split)}: {error}") from None
+
+
+class _NoLabels:
+    """Of texts that have none."""
+
+    names = NAMES
+
+    def read(self, table: RawRows, row: int) -> None:
+        """Nothing."""
