@@ -20,7 +20,7 @@ from peftlab.data.readers import read_table
 from peftlab.data.splits import assemble, test_or_hold_out
 from peftlab.dialogues import ANSWERS, ASKS, Turn, out_of_order, turns_of, written
 from peftlab.errors import DataError
-from peftlab.fields import Fraction, bookkeeping
+from peftlab.fields import Fraction, PositiveInt, bookkeeping
 from peftlab.objectives.base import ObjectiveName
 from peftlab.objectives.causal_lm import NAMES
 from peftlab.raw_rows import RawRows
@@ -62,6 +62,10 @@ class Instructions(OwnFiles):
     answers: Literal["together", "apart"] = "together"
     """A conversation with several answers is one row, or a row for each, as it would be asked for (some templates
     rewrite what came before; then they must stand apart)."""
+    batch_size: PositiveInt = 8
+    """Rows a training step and process; with ``global_batch_size``, the most that a process computes at once."""
+    eval_batch_size: PositiveInt = 16
+    """Rows an evaluation step and process."""
     holdout_fraction: Fraction = 0.2
     """Share of train held out as test when no test file is given."""
     objective: ObjectiveName = "causal_lm"

@@ -74,6 +74,7 @@ class TextDataModule(LightningDataModule):
         """What the frozen part of the model makes of the rows, for the splits that it is kept of."""
         self._encoder = dataset.row_encoder(tokenizer)
         self._tokenized: dict[SplitName, TokenizedTexts] = {}
+        self._token_facts: dict[str, dict[str, int]] = {}
         self._task_of = TaskOf(splits.tasks) if splits.tasks else None
 
     def prepare_data(self) -> None:
@@ -95,8 +96,8 @@ class TextDataModule(LightningDataModule):
     def token_facts(self) -> dict[str, dict[str, int]]:
         """What a record says of token rows with targets, by split: tokens, targets, rows that were cut."""
         learned = self.dataset.what_is_learned()
-        found: dict[str, dict[str, int]] = {}
-        for split in SPLITS:
+        found = self._token_facts
+        for split in SPLITS if not found else ():
             rows = self.tokenized(split)
             if isinstance(rows, TokenizedTargets) and isinstance(learned, Objective):
                 targets = [learned.weight(rows[row]) for row in range(len(rows))]

@@ -43,6 +43,10 @@ class PlainText(OwnFiles):
     stride: PositiveInt | None = None
     """Tokens that each window but a text's first adds, of the ``max_length`` that it reads; null: all but one. Fewer
     have more before them: a lower perplexity, and more to compute."""
+    batch_size: PositiveInt = 8
+    """Rows a training step and process; with ``global_batch_size``, the most that a process computes at once."""
+    eval_batch_size: PositiveInt = 16
+    """Rows an evaluation step and process."""
     holdout_fraction: Fraction = 0.2
     """Share of train held out as test when no test file is given."""
     objective: ObjectiveName = "causal_lm"

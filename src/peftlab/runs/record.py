@@ -58,8 +58,12 @@ def head(
     }
 
 
-def data_facts(config: RunConfig, splits: Splits) -> dict[str, Any]:
+def data_facts(
+    config: RunConfig, splits: Splits, tokens: Mapping[str, Mapping[str, int]] | None = None
+) -> dict[str, Any]:
     """Where the texts came from, how many there are, and hashes: of all of them, and of the rows of each split.
+
+    ``tokens``: of token rows with targets, what is counted of them, by split.
 
     The hash of the test rows says whether two runs may be compared: an ablation of the training rows keeps them.
     """
@@ -70,6 +74,7 @@ def data_facts(config: RunConfig, splits: Splits) -> dict[str, Any]:
     return (
         splits.provenance
         | ({"tasks": tasks} if tasks else {})
+        | ({"tokens": tokens} if tokens else {})
         | {
             "rows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
             "train_kind": splits.train_kind,

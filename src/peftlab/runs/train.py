@@ -320,8 +320,7 @@ class _Run:
         frozen = {"fingerprint": assembled.fingerprint, "frozen_unchanged": True}
         written = record.head(config, folder, argv, "finished", identity=identity) | {
             OBJECTIVE: self.module.objective.facts(),
-            "data": record.data_facts(config, splits)
-            | ({"tokens": tokens} if (tokens := self.data.token_facts()) else {}),
+            "data": record.data_facts(config, splits, self.data.token_facts()),
             "backbone": assembled.backbone.provenance | frozen,
             "parameters": self.parameters | {"adapter_bytes": adapter["bytes"]},
             "selection": chosen,

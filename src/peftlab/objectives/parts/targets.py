@@ -1,7 +1,6 @@
 """Which tokens of a row are to be said, and how many: what loss, figures, accumulation and processes count by.
 
-A token is a target where it is under loss and something stands in front of it: what it is said from. So the first token
-of a row is none. Imports no torch, but where it computes.
+A token is a target where it is under loss and something stands in front of it: what it is said from. So the first token of a row is none. Imports neither torch nor numpy, but where it computes.
 """
 
 from __future__ import annotations
@@ -9,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
 NONE = -100
@@ -33,7 +31,9 @@ def targets_of(row: Mapping[str, Any]) -> npt.NDArray[np.int64]:
 
     ``starts``, where it is there, are the places of further first tokens: of rows that are packed into one.
     """
-    found = np.where(row["loss"], row["input_ids"], NONE).astype(np.int64)
+    import numpy as np
+
+    found: npt.NDArray[np.int64] = np.where(row["loss"], row["input_ids"], NONE).astype(np.int64)
     found[:1] = NONE
     found[list(row.get("starts", ()))] = NONE
     return found
@@ -46,6 +46,7 @@ def count(targets: npt.NDArray[np.int64]) -> int:
 
 def next_tokens(rows: Sequence[Mapping[str, Any]]) -> NextTokens:
     """The targets of a batch, padded on the right to its longest row."""
+    import numpy as np
     import torch
 
     of_rows = [targets_of(row) for row in rows]
