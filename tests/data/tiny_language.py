@@ -74,7 +74,7 @@ def plain_tokenizer(
     begins: bool = False,
     ends: bool = False,
     pad: str | None = "<|end|>",
-    template: str | None = None,,
+    template: str | None = None,
 ) -> Any:
     """Pad and end are one token, unless ``pad`` says another thing."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]

@@ -1,6 +1,7 @@
 """Which tokens of a row are to be said, and how many: what loss, figures, accumulation and processes count by.
 
-A token is a target where it is under loss and something stands in front of it: what it is said from. So the first token of a row is none. Imports neither torch nor numpy, but where it computes.
+A token is a target where it is under loss and something stands in front of it: what it is said from. So the first token
+of a row is none. Imports neither torch nor numpy, but where it computes.
 """
 
 from __future__ import annotations
