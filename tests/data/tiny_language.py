@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from typing import Any
 
 import jinja2.sandbox
@@ -112,7 +113,7 @@ def _merges(count: int) -> list[tuple[str, str]]:
     for _ in range(count):
         pairs: collections.Counter[tuple[str, str]] = collections.Counter()
         for word, times in words.items():
-            for pair in zip(word, word[1:], strict=False):
+            for pair in itertools.pairwise(word):
                 pairs[pair] += times
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         merges.append(best)
