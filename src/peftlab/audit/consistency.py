@@ -49,6 +49,7 @@ def inconsistencies(record: dict[str, Any], trainer: TrainerConfig, objective: L
     yield from _rows(record)
     yield from _split(record, "validation", objective)
     yield from _split(record, "test", objective)
+    yield from _before(record, objective)
     yield from _timing(record)
     yield from _frozen(record["backbone"])
 
@@ -158,6 +159,23 @@ def _split(record: dict[str, Any], split: str, objective: Learned) -> Iterator[F
             yield from _in_range(about, one.figure(name), own[name], own.get(UNDEFINED))
     for key, said in objective.contradictions(metrics, record["data"], split):
         yield Finding(MetricName(split, key).in_record, said)
+
+
+def _before(record: dict[str, Any], objective: Learned) -> Iterator[Finding]:
+    """The figures of the untrained model, where the config asks for them."""
+    asked, found = record["config"]["trainer"].get("measure_before", False), record.get("before")
+    if asked != (found is not None):
+        said = "is not there, and the config asks for it" if asked else "is there, and the config does not ask for it"
+        yield Finding("before", said)
+    if found is None:
+        return
+    figures = found["test"]
+    for name in objective.every_epoch():
+        yield from _in_range(f"before.test.{name}", objective.figure(name), figures[name], figures.get(UNDEFINED))
+    for key, said in objective.contradictions(figures, record["data"], "test"):
+        yield Finding(f"before.test.{key}", said)
+    if figures["rows"] != record["data"]["rows"]["test"]:
+        yield Finding("before.test.rows", f"{figures['rows']}, but the split has {record['data']['rows']['test']}")
 
 
 def _selection(record: dict[str, Any], trainer: TrainerConfig, objective: Learned) -> Iterator[Finding]:

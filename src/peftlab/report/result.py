@@ -64,6 +64,8 @@ def print_result(path: Path, record: dict[str, Any], objective: Learned) -> None
         if split != "train":
             kinds = {task: facts["test_kind"] for task, facts in tasks.items()} if split == "test" else {}
             figures.add_tasks(values, kinds)
+    if (before := record.get("before")) is not None:
+        figures.add("test, before training", record["data"]["rows"]["test"], before["test"])
     selection, row = record["selection"], selected_row(record)
     assert row is not None
     out = console()

@@ -36,7 +36,7 @@ from peftlab.runs.adapter_file import frozen_fingerprint, save_adapter
 from peftlab.runs.assemble import Assembled, assemble, count_parameters, lightning_module
 from peftlab.runs.batches import batches_a_step, rows_of_a_batch
 from peftlab.runs.epochs import WritesEpochs
-from peftlab.runs.evaluate import require_all_rows
+from peftlab.runs.evaluate import measure, require_all_rows
 from peftlab.runs.finished import finished_record
 from peftlab.runs.forgetting import measure_forgetting
 from peftlab.runs.memory import memory_told
@@ -175,6 +175,8 @@ def _train(
     if ranks.rank == 0:
         tokens = run.data.token_facts()
         print_before(config, RunFolder.of(config), splits, run.assembled.backbone, run.parameters, tokens)
+    if config.trainer.measure_before and ranks.rank == 0:
+        run.measure_before()
     try:
         with keeping_memory(config.trainer.keep_memory):
             try:
@@ -213,6 +215,17 @@ class _Run:
         self.trunk_seconds = None if self.module.trunk is None else time.perf_counter() - began
         self.logger: Logger | None = None
         self._frozen_before = frozen_fingerprint(assembled.adapter)
+        self._before: dict[str, Any] | None = None
+
+    def measure_before(self) -> None:
+        """Test what is about to be trained, in one process; a run that goes on from a checkpoint tests it again."""
+        one_device = replace(
+            self.config.trainer, devices=1, num_nodes=1, strategy="auto", progress_bar=False, compile=False
+        )
+        figures = measure(
+            replace(self.config, trainer=one_device), self.assembled, self.splits, self.splits.test, self.folder
+        )
+        self._before = {"test": self.module.objective.named(figures, self.splits.label_names)}
 
     def fit(self, resume: Path | None) -> None:
         """Train to the end, from the checkpoint ``resume`` if there is one."""
@@ -325,6 +338,7 @@ class _Run:
             "parameters": self.parameters | {"adapter_bytes": adapter["bytes"]},
             "selection": chosen,
             "metrics": record.metrics(self.module, row, splits),
+            **({} if self._before is None else {"before": self._before}),
             "forgetting": forgetting,
             "history": history,
             "timing": record.timing(

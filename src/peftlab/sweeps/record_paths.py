@@ -6,7 +6,7 @@ from peftlab.errors import ConfigError, nearest
 from peftlab.metric_names import RECORD_PART, SPLITS, record_part
 from peftlab.objectives.base import TASK_MEANS, objectives
 
-PARTS = (RECORD_PART, "parameters", "timing", "memory", "forgetting", "selection", "data", "backbone")
+PARTS = (RECORD_PART, "before", "parameters", "timing", "memory", "forgetting", "selection", "data", "backbone")
 """The parts of a record that hold numbers."""
 _MEANS = tuple(figure.name for figure in TASK_MEANS.values())
 _OF_EVERY_SPLIT = (*dict.fromkeys(n for one in objectives().values() for n in one.every_epoch()), *_MEANS, "tasks")
@@ -44,6 +44,10 @@ def check_record_path(path: str) -> None:
     part, _, rest = path.partition(".")
     _require(part, PARTS, path, "")
     place = part
+    if part == "before":  # trainer.measure_before: of the test alone
+        split, _, rest = rest.partition(".")
+        _require(split, ("test",), path, " under before")
+        place = record_part("test")
     if part == RECORD_PART:
         split, _, rest = rest.partition(".")
         _require(split, SPLITS, path, " under metrics")

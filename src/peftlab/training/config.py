@@ -112,6 +112,9 @@ class TrainerConfig:
     compile: bool = added(False)
     """Let torch.compile make one program of backbone and adapter, for all lengths: a minute before the first step, and
     faster ones after. Needs a C++ compiler. Dropout then draws in another way, and the last bits are others."""
+    measure_before: bool = added(False)
+    """Test the model before it is trained, too: the record then has the figures of the untrained one beside the others,
+    as a row of a table."""
     on_nan: OnNaN = added("stop")
     """A loss or gradient that is no finite number: stop training, the run has diverged; or skip such steps."""
     checkpoint_every_n_steps: PositiveInt | None = bookkeeping(None)
