@@ -136,6 +136,7 @@ def without_method(values: dict[str, Any]) -> dict[str, Any]:
     _fit_to_objective(parts["trainer"], learned)
     _require_one_step_size(parts["data"], parts["trainer"])
     _require_one_program(parts["backbone"], parts["trainer"])
+    _require_no_graphs_of_packed_rows(parts["data"], parts["trainer"])
     _decide_head(parts["backbone"], learned)
     if parts["measure_forgetting"] and parts["backbone"].from_run is None:
         raise ConfigError(
@@ -182,6 +183,17 @@ def _require_one_program(backbone: BackboneConfig, trainer: TrainerConfig) -> No
                 "all blocks. Set one of them to false."
             )
             raise BadValue([(f"backbone.{field_name}", said)])
+
+
+def _require_no_graphs_of_packed_rows(data: DataSet, trainer: TrainerConfig) -> None:
+    """Refuse to record steps whose rows are kept apart by a look at their positions, which a graph does not repeat."""
+    if data.packs() and (trainer.cuda_graphs or trainer.compile):
+        name = "cuda_graphs" if trainer.cuda_graphs else "compile"
+        said = (
+            f"trainer.{name}=true is not allowed beside data.packing=true: texts in a row are kept apart by a look at "
+            "their positions, which no recorded step repeats. Leave one of them out."
+        )
+        raise BadValue([(f"trainer.{name}", said)])
 
 
 def _require_shardable(parts: Mapping[str, Any], method: PEFTStrategy) -> None:

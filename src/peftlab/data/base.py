@@ -148,6 +148,10 @@ class DataSet(ABC):
         """
         return None
 
+    def packs(self) -> bool:
+        """Whether several texts of a training batch stand in one row (:mod:`peftlab.data.packing`)."""
+        return False
+
     def what_is_learned(self) -> Learned:
         """What records, tables and checks ask: the objective, or the mixture of the tasks'."""
         return self.objective_of()

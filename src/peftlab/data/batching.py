@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from peftlab.data.packing import packed
 from peftlab.objectives.base import Label, Learned, Objective
 from peftlab.objectives.parts.mixture import Mixture
 from peftlab.seeding import derive_seed
@@ -69,12 +70,19 @@ class Collate:
 
     With ``task_of``, which says the task of a label, the batch also has ``task_ids`` (B,) int64. Of tasks with
     different objectives ``labels`` are :data:`~peftlab.objectives.parts.mixed.Targets`.
-    ``padding`` goes to :func:`pad`.
+    ``padding`` goes to :func:`pad`. With ``packed_to`` the rows stand behind each other in rows of so many tokens, and
+    the batch has ``position_ids`` (B, T) int64 too, 0 on padding.
     """
 
     def __init__(
-        self, pad_id: int, learned: Learned, task_of: Callable[[Label], int] | None = None, **padding: int | None
+        self,
+        pad_id: int,
+        learned: Learned,
+        task_of: Callable[[Label], int] | None = None,
+        packed_to: int | None = None,
+        **padding: int | None,
     ) -> None:
+        self.packed_to = packed_to
         self.pad_id = pad_id
         self.learned = learned
         self.task_of = task_of
@@ -82,8 +90,13 @@ class Collate:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """One batch of ``rows``; ``batch["stand_in"]`` is there, and true, if they are not to count."""
+        stands_in = any(row.get(STAND_IN) for row in rows)
+        if self.packed_to is not None:
+            rows = packed(rows, self.packed_to)
         batch: dict[str, Any] = dict(pad([row["input_ids"] for row in rows], self.pad_id, **self.padding))
-        if any(row.get(STAND_IN) for row in rows):
+        if self.packed_to is not None:
+            batch["position_ids"] = pad([row["positions"] for row in rows], 0, **self.padding)["input_ids"]
+        if stands_in:
             batch[STAND_IN] = True
         if STATES in rows[0]:
             batch[STATES] = padded_states([row[STATES] for row in rows], batch["input_ids"].shape[1])
@@ -104,10 +117,14 @@ class Collate:
 
 
 def collate(
-    pad_id: int, learned: Learned, task_of: Callable[[Label], int] | None = None, **padding: int | None
+    pad_id: int,
+    learned: Learned,
+    task_of: Callable[[Label], int] | None = None,
+    packed_to: int | None = None,
+    **padding: int | None,
 ) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """The ``collate_fn`` of a loader (a class instance, so that loader processes can be spawned)."""
-    return Collate(pad_id, learned, task_of, **padding)
+    return Collate(pad_id, learned, task_of, packed_to, **padding)
 
 
 def weight_of(batch: Mapping[str, Any]) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from peftlab.data.base import Splits, Texts
 from peftlab.data.dialogue_template import DialogueTemplate
 from peftlab.data.labels import refusal
-from peftlab.data.own_files import OwnFiles
+from peftlab.data.own_files import LanguageFiles
 from peftlab.data.readers import read_table
 from peftlab.data.splits import assemble, test_or_hold_out
 from peftlab.dialogues import ANSWERS, ASKS, Turn, out_of_order, turns_of, written
@@ -35,7 +35,7 @@ LENGTHS = "data.truncation=head_and_tail would cut out the middle of a dialogue.
 
 
 @dataclass(kw_only=True)
-class Instructions(OwnFiles):
+class Instructions(LanguageFiles):
     """csv, tsv, jsonl or parquet files with prompts and responses, or with messages (jsonl, parquet)."""
 
     path: str | None = bookkeeping(None)
@@ -66,6 +66,9 @@ class Instructions(OwnFiles):
     """Rows a training step and process; with ``global_batch_size``, the most that a process computes at once."""
     eval_batch_size: PositiveInt = 16
     """Rows an evaluation step and process."""
+    packing: bool = False
+    """Let the texts of a training batch stand behind each other in rows of at most ``max_length`` tokens, without
+    seeing each other: the same steps, with less padding."""
     holdout_fraction: Fraction = 0.2
     """Share of train held out as test when no test file is given."""
     objective: ObjectiveName = "causal_lm"

@@ -129,7 +129,8 @@ class TextDataModule(LightningDataModule):
             sampler = LengthGroupedBatchSampler(rows.lengths, batch_size, seed, **how)
         # Lightning makes the first iterator before it restores a checkpoint, and so before it knows the epoch.
         sampler.begin_at(*self.start)
-        return self._loader(rows, sampler, "train")
+        packed_to = self.dataset.max_length if self.dataset.packs() else None
+        return self._loader(rows, sampler, "train", packed_to)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every validation row once."""
@@ -160,7 +161,9 @@ class TextDataModule(LightningDataModule):
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(self, rows: TokenizedTexts, sampler: Sampler[list[int]], split: SplitName) -> DataLoader[Any]:
+    def _loader(
+        self, rows: TokenizedTexts, sampler: Sampler[list[int]], split: SplitName, packed_to: int | None = None
+    ) -> DataLoader[Any]:
         # A loader draws a base seed from the global generator at the start of every epoch unless it has
         # its own; dropout would then depend on how many loaders were started before.
         generator = torch.Generator()
@@ -172,6 +175,7 @@ class TextDataModule(LightningDataModule):
                 self.tokenizer.pad_id,
                 self.dataset.what_is_learned(),
                 self._task_of,
+                packed_to,
                 multiple_of=self.dataset.pad_to_multiple_of,
                 at_most=self.dataset.max_length,
             ),

@@ -66,6 +66,16 @@ class OwnFiles(DataSet):
         return files
 
 
+class LanguageFiles(OwnFiles):
+    """Files of texts whose tokens are learned."""
+
+    packing: bool
+
+    def packs(self) -> bool:
+        """See :meth:`DataSet.packs`."""
+        return self.packing
+
+
 def _siblings(path: Path) -> str:
     if not path.parent.is_dir():
         return f" Nor is there a folder {path.parent}."

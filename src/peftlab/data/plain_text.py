@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from peftlab.data.base import Splits, Texts
 from peftlab.data.instructions import LENGTHS
 from peftlab.data.labels import to_texts
-from peftlab.data.own_files import OwnFiles
+from peftlab.data.own_files import LanguageFiles
 from peftlab.data.readers import read_table
 from peftlab.data.splits import assemble, test_or_hold_out
 from peftlab.errors import DataError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class PlainText(OwnFiles):
+class PlainText(LanguageFiles):
     """csv, tsv, jsonl or parquet files with a column of texts, every token of which is learned."""
 
     path: str | None = bookkeeping(None)
@@ -47,6 +47,9 @@ class PlainText(OwnFiles):
     """Rows a training step and process; with ``global_batch_size``, the most that a process computes at once."""
     eval_batch_size: PositiveInt = 16
     """Rows an evaluation step and process."""
+    packing: bool = False
+    """Let the texts of a training batch stand behind each other in rows of at most ``max_length`` tokens, without
+    seeing each other: the same steps, with less padding."""
     holdout_fraction: Fraction = 0.2
     """Share of train held out as test when no test file is given."""
     objective: ObjectiveName = "causal_lm"

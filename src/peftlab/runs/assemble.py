@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from peftlab.backbones.base import Backbone
 from peftlab.backbones.config import BackboneConfig
 from peftlab.backbones.head_labels import match_head
+from peftlab.backbones.isolation import require_isolation
 from peftlab.backbones.padding import require_padding_changes_nothing
 from peftlab.backbones.quantize import logical_size
 from peftlab.config import RunConfig
@@ -55,6 +56,8 @@ def assemble(config: RunConfig, splits: Splits) -> Assembled:
     require_padding_changes_nothing(backbone)
     assembled = _attached(config, backbone)
     _require_prompts_fit(config, backbone, len(splits.tasks))
+    if config.data.packs():
+        require_isolation(backbone)
     assembled.adapter.load_source(assembled.fingerprint)
     into_precision(assembled.backbone, config.trainer.precision)
     return assembled
