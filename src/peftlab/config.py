@@ -24,7 +24,7 @@ from peftlab.class_names import stable_name
 from peftlab.data.base import DataSet
 from peftlab.errors import ConfigError, first_line, nearest
 from peftlab.fields import NAME_PATTERN, NonNegativeInt, bookkeeping
-from peftlab.objectives.base import Learned
+from peftlab.objectives.base import Learned, Objective
 from peftlab.peft.base import PEFTStrategy
 from peftlab.reading import read_yaml
 from peftlab.schema import BadValue, UnknownKey, check_keys, import_class, validate
@@ -136,6 +136,7 @@ def without_method(values: dict[str, Any]) -> dict[str, Any]:
     _fit_to_objective(parts["trainer"], learned)
     _require_one_step_size(parts["data"], parts["trainer"])
     _require_one_program(parts["backbone"], parts["trainer"])
+    _require_rows_for(parts["data"])
     _require_no_graphs_of_packed_rows(parts["data"], parts["trainer"])
     _decide_head(parts["backbone"], learned)
     if parts["measure_forgetting"] and parts["backbone"].from_run is None:
@@ -183,6 +184,22 @@ def _require_one_program(backbone: BackboneConfig, trainer: TrainerConfig) -> No
                 "all blocks. Set one of them to false."
             )
             raise BadValue([(f"backbone.{field_name}", said)])
+
+
+def _require_rows_for(data: DataSet) -> None:
+    """Refuse an objective whose rows the data set does not make."""
+    makes_tokens = type(data).row_encoder is not DataSet.row_encoder
+    learned = data.what_is_learned()  # tasks of several have labels, which the mixture sees to
+    learns_tokens = isinstance(learned, Objective) and learned.learns_tokens
+    if learns_tokens and not makes_tokens:
+        said = (
+            f"data.objective={learned.name} learns the tokens of a text, and this data set has labelled rows. Use "
+            "data=instructions (data.template makes prompts and answers of labelled rows), or data=text."
+        )
+        raise BadValue([("data.objective", said)])
+    if makes_tokens and not learns_tokens:
+        said = f"data.objective={learned.name} reads labels, and this data set has none. Leave it at causal_lm."
+        raise BadValue([("data.objective", said)])
 
 
 def _require_no_graphs_of_packed_rows(data: DataSet, trainer: TrainerConfig) -> None:

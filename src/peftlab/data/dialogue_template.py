@@ -48,6 +48,7 @@ class DialogueTemplate:
             raise ValueError("data.template.words must map columns to words for their cells: {label: {0: no, 1: yes}}.")
         plain = {str(column): {str(cell): str(word) for cell, word in of.items()} for column, of in words.items()}
         found = cls(given["prompt"], given["response"], plain)
+        slots(found.prompt)
         if not slots(found.response):
             raise ValueError(
                 f"data.template.response={found.response!r} has no slot, so that every row would have the same answer. "

@@ -111,6 +111,8 @@ class Learned(ABC):
     head: Literal["new", "own", "none"] = "new"
     """What the head is: ``new``, of random weights for every data set; the model's ``own``, with which it was
     pre-trained, as a language model's is; or ``none``."""
+    learns_tokens: bool = False
+    """Whether it learns tokens of texts, and so needs a data set that says which (``DataSet.row_encoder``)."""
     weighs: bool = False
     """Whether rows count by something else than their number: by :meth:`Objective.weight`."""
     head_trains: bool = True

@@ -41,6 +41,7 @@ class CausalLM(Objective, name="causal_lm"):
     loss_title = "cross-entropy loss a token"
     head = "own"
     head_trains = False
+    learns_tokens = True
     weighs = True
 
     def reader(
