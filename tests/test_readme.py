@@ -32,6 +32,7 @@ ELSEWHERE = {
     "data=glue": "the hub",
     "data=hub": "the hub",
     "backbone=roberta_base": "the hub",
+    "experiment=trec_instructions": "a package of 135 million parameters",
     "trainer=gpu": "a GPU",
     "trainer=ddp": "GPUs",
     "trainer=fsdp": "GPUs",

@@ -197,7 +197,7 @@ def _require_rows_for(data: DataSet) -> None:
             "data=instructions (data.template makes prompts and answers of labelled rows), or data=text."
         )
         raise BadValue([("data.objective", said)])
-    if makes_tokens and not learns_tokens:
+    if makes_tokens and learned.head == "new":
         said = f"data.objective={learned.name} reads labels, and this data set has none. Leave it at causal_lm."
         raise BadValue([("data.objective", said)])
 

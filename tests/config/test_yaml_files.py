@@ -20,6 +20,9 @@ from tests.conftest import Peftlab
 FILES = sorted(path.relative_to(config_folder()) for path in config_folder().glob("*/*.yaml"))
 REQUIRED = {
     "text_files": ["data.path=reviews.jsonl"],
+    "instructions": ["data.path=reviews.jsonl"],
+    "text": ["data.path=reviews.jsonl"],
+    "trec_instructions": ["data.path=reviews.jsonl"],
     "llama": ["backbone.name_or_path=some/llama"],
     "hub": ["data.id=some/reviews"],
     "hf": ["backbone.name_or_path=some/bert"],

@@ -167,6 +167,9 @@ CONFIGS: tuple[tuple[str, ...], ...] = (
     ("data=hub", "data.id=some/reviews"),
     (*_FILES, "backbone=hf", "backbone.name_or_path=some/bert"),
     (*_FILES, "backbone=tiny", "trainer=fsdp"),
+    ("data=instructions", "data.path={folder}/reviews.jsonl"),
+    ("data=text", "data.path={folder}/reviews.jsonl", "data.stride=8"),
+    ("experiment=trec_instructions", "data.path={folder}/official"),
 )  # fmt: skip
 
 PATH_IS_PART_OF_THE_KEY = ("backbone.name_or_path=", "backbone.glove=", "peft.methods=")
