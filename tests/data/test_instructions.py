@@ -19,6 +19,7 @@ from peftlab.data.module import TextDataModule
 from peftlab.data.plain_text import PlainText
 from peftlab.dialogues import Turn, turns_of
 from peftlab.errors import ConfigError, DataError
+from peftlab.records.identity import run_key
 from tests.data.tiny_language import CHATML, language_tokenizer
 
 
@@ -248,3 +249,25 @@ def test_configs_that_do_not_fit(words: list[str], said: str) -> None:
         check(composed([*LANGUAGE, *words]))
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_chat_template_in_a_file_of_its_own_is_part_of_the_key(tmp_path: Path) -> None:
+    """Of language models alone: keys of classifiers in the same folder know nothing of it."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    write(tmp_path, PAIRS, "x.jsonl")
+    labelled = write(tmp_path, [{"text": "a", "label": 0}, {"text": "b", "label": 1}], "labelled.jsonl")
+    model = ["backbone=hf", f"backbone.name_or_path={folder}", "logger=none"]
+
+    def keys() -> tuple[str, str]:
+        language = ["data=instructions", f"data.path={tmp_path}/x.jsonl", *model]
+        return run_key(check(composed(language))), run_key(
+            check(composed(["data=text_files", f"data.path={labelled}", *model]))
+        )
+
+    before = keys()
+    (folder / "chat_template.jinja").write_text(CHATML)
+    after = keys()
+    assert before[0] != after[0]
+    assert before[1] == after[1]

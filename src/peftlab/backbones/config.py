@@ -61,6 +61,10 @@ class BackboneConfig(ABC):
             BackboneError: naming what is missing, wrong or not to be trusted.
         """
 
+    def template_files(self) -> list[Path]:
+        """The local files of the tokenizer's chat template, which count where dialogues are read."""
+        return []
+
     def weight_files(self) -> list[Path]:
         """The local files this config reads, whose content goes into the run's identity.
 

@@ -63,7 +63,7 @@ def _from_hub(repository: str, revision: str | None, key: str, *, weights: bool)
     """Download (or find in the cache) what is needed of a hub repository: no pickles, no subfolders."""
     from huggingface_hub import errors, snapshot_download
 
-    wanted = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
+    wanted = ["*.json", "*.txt", "*.model", "*.jinja", *(["*.safetensors"] if weights else [])]
     # "consolidated" files repeat the weights in another library's format.
     unwanted = ["*/*", "consolidated*"]
     asked = f"{key}={repository}" + (f" at revision {revision}" if revision else "")

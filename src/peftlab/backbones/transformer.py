@@ -94,10 +94,15 @@ class TransformerConfig(BackboneConfig):
 
     def weight_files(self) -> list[Path]:
         """Config, weights and tokenizer files of local folders, and the files of ``from_run``."""
+        return super().weight_files() + self._local("*.json", "*.safetensors", "*.txt", "*.model")
+
+    def template_files(self) -> list[Path]:
+        """See :meth:`BackboneConfig.template_files`."""
+        return self._local("*.jinja")
+
+    def _local(self, *patterns: str) -> list[Path]:
         folders = [Path(name).expanduser() for name in (self.name_or_path, self.tokenizer) if name is not None]
-        patterns = ("*.json", "*.safetensors", "*.txt", "*.model")
-        local = {file for folder in folders if folder.is_dir() for p in patterns for file in folder.glob(p)}
-        return super().weight_files() + sorted(local)
+        return sorted({file for folder in folders if folder.is_dir() for p in patterns for file in folder.glob(p)})
 
     def build(
         self,

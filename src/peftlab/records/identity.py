@@ -119,6 +119,8 @@ def content(data: DataSet, backbone: BackboneConfig, peft_files: Sequence[Path])
         "data_content": {split: content_sha256(files) for split, files in data.files().items()},
         "backbone_content": content_sha256(backbone.weight_files()),
     }
+    if type(data).row_encoder is not DataSet.row_encoder and (templates := backbone.template_files()):
+        found["template_content"] = content_sha256(templates)
     if peft_files:
         found["peft_content"] = content_sha256(peft_files)
     if backbone.from_run is not None:

@@ -391,12 +391,14 @@ class TrainingModule(L.LightningModule):
     def inside_epoch(self) -> dict[str, Any]:
         """What this process has added up in the epoch so far: metrics, steps that were skipped, seconds."""
         metrics = states_of(self._metrics("train"))
-        return {"metrics": metrics, "skipped": self._finite.skipped, "seconds": self._clock.seconds()}
+        seconds, empty = self._clock.seconds(), self._empty_steps
+        return {"metrics": metrics, "skipped": self._finite.skipped, "seconds": seconds, "empty_steps": empty}
 
     def go_on(self, so_far: dict[str, Any]) -> None:
         """Go on from what :meth:`inside_epoch` has returned."""
         set_states(self._metrics("train"), so_far["metrics"])
         self._finite.skipped = so_far["skipped"]
+        self._empty_steps = so_far.get("empty_steps", 0)
         self._clock.add(so_far["seconds"])
 
     def load_trained(self, checkpoint: dict[str, Any]) -> None:
