@@ -102,6 +102,7 @@ def test_markers_that_a_text_quotes_are_text() -> None:
     chat = [("user", quoted), ("assistant", "It is <|end|>, as I said")]
     [row] = DialogueRows(tokenizer, template, "response").encode(dialogue(*chat), 200)
     assert row.ids.count(tokenizer.end_id) == 2, "the template's own"
+    assert row.ids.count(tokenizer.special_words()["<|start|>"]) == 2
     said = under_loss(row)
     assert tokenizer.decode(said[:-1]) == "It is <|end|>, as I said"
     assert said[-1] == tokenizer.end_id

@@ -96,8 +96,8 @@ def plain_tokenizer(
         backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=known)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<|begin|>", eos_token="<|end|>", pad_token=pad,
-        additional_special_tokens=["<|start|>"], clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip  # <|start|> is special and nobody names it, as in Llama 3
     tokenizer.chat_template = template
     return tokenizer
 

@@ -290,7 +290,9 @@ class HFTokenizer:
 
     def special_words(self) -> dict[str, int]:
         """The words that a template may write, and no text is read as, with their ids."""
-        return {word: self._id_of(word) for word in map(str, self._tokenizer.all_special_tokens)}
+        named = {word: self._id_of(word) for word in map(str, self._tokenizer.all_special_tokens)}
+        added = self._tokenizer.added_tokens_decoder.items()  # Llama 3 names few of its own
+        return {str(token): int(number) for number, token in added if token.special} | named
 
     def special_names(self) -> dict[str, str]:
         """What templates call them: ``bos_token``, ``eos_token``, …"""

@@ -28,7 +28,8 @@ def print_before(
     ``tokens``: what is known of token rows with targets, by split.
     """
     facts = _facts(config, folder, splits, backbone, parameters)
-    print_facts(console(), [*facts, *(("tokens", line) for line in _token_lines(tokens or {}))])
+    lines = enumerate(_token_lines(tokens or {}))
+    print_facts(console(), [*facts, *(("" if number else "tokens", line) for number, line in lines)])
 
 
 def _token_lines(tokens: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
