@@ -137,7 +137,7 @@ def without_method(values: dict[str, Any]) -> dict[str, Any]:
     _require_one_step_size(parts["data"], parts["trainer"])
     _require_one_program(parts["backbone"], parts["trainer"])
     _require_rows_for(parts["data"])
-    _require_no_graphs_of_packed_rows(parts["data"], parts["trainer"])
+    _require_rows_as_they_are(parts["backbone"], parts["data"], parts["trainer"])
     _decide_head(parts["backbone"], learned)
     if parts["measure_forgetting"] and parts["backbone"].from_run is None:
         raise ConfigError(
@@ -202,8 +202,14 @@ def _require_rows_for(data: DataSet) -> None:
         raise BadValue([("data.objective", said)])
 
 
-def _require_no_graphs_of_packed_rows(data: DataSet, trainer: TrainerConfig) -> None:
-    """Refuse to record steps whose rows are kept apart by a look at their positions, which a graph does not repeat."""
+def _require_rows_as_they_are(backbone: BackboneConfig, data: DataSet, trainer: TrainerConfig) -> None:
+    """Refuse packed rows where steps are recorded, which repeats no look at positions, or states of rows are kept."""
+    if data.packs() and getattr(backbone, "cache_frozen", False):
+        said = (
+            "backbone.cache_frozen=true is not allowed beside data.packing=true: what is kept of a row is kept of it "
+            "alone, in its own place. Leave one of them out."
+        )
+        raise BadValue([("backbone.cache_frozen", said)])
     if data.packs() and (trainer.cuda_graphs or trainer.compile):
         name = "cuda_graphs" if trainer.cuda_graphs else "compile"
         said = (
