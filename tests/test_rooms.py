@@ -25,6 +25,7 @@ ROOMS = [
     "peft",
     "backbones",
     "objectives",
+    "language",
     "shipped",
     "schema",
     "allocator class_names dialogues errors fields files interpolations machine metric_names pairs process raw_rows "

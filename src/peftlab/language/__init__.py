@@ -1,0 +1,1 @@
+"""What is asked of a language model: how likely an answer is, and what it writes. Knows nothing of data or runs."""
