@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from peftlab.backbones.base import Backbone
+from peftlab.backbones.language_model import LanguageModelBackbone
 from peftlab.backbones.quantize import quantize
 from peftlab.backbones.roles import find_targets
 from peftlab.errors import PeftlabError
@@ -31,15 +32,18 @@ from peftlab.records.folder import RunFolder
 from peftlab.runs.adapter_file import adapter_bytes, load_adapter, save_adapter
 from peftlab.seeding import derive_seed
 from tests.backbones.tiny_backbones import batch, shake, tiny, tiny_config
-from tests.conformance.expectations import LACKING, UNREAD, backbone_cannot
+from tests.conformance.expectations import LACKING, UNREAD, backbone_cannot, without_head
 
 ENCODERS = ("bert", "distilbert", "roberta", "deberta-v2", "modernbert", "big_bird", "xlnet")
 DECODERS = ("gpt2", "llama", "gemma")
 ENCODER_DECODERS = ("t5",)
 KINDS = (*ENCODERS, *DECODERS, *ENCODER_DECODERS)
+LANGUAGE_MODELS = ("gpt2-lm", "llama-lm", "qwen2-lm", "mistral-lm", "gemma-lm")
+"""Decoders with the head that they were pre-trained with: of GPT-2 and Gemma it is the embedding too (tied)."""
 WEIGHTS = ("fp32", "nf4")
 
 STEPS = 4
+NEW_TOKENS = 6
 LEARNING_RATE = 0.01
 TEXTS = (  # two batches, so that no step repeats the one before it; lengths differ, so that there is padding
     ("a fine and moving film", "dull", "great acting, no story", "so-so"),
@@ -67,13 +71,19 @@ def require(holds: bool, message: str) -> None:
 # -- backbones -----------------------------------------------------------------------------------------
 
 
+def _built(kind: str, **more: Any) -> Backbone:
+    if kind in LANGUAGE_MODELS:
+        return tiny_config(without_head(kind), **more).build(0, seed=0, head="own").eval()
+    return tiny(kind, **more)
+
+
 @cache
 def _template(kind: str, weights: str, dtype: str) -> Backbone:
-    backbone = tiny(kind)
+    backbone = _built(kind)
     shake(backbone)
     if dtype != "float32":
         values = backbone.state_dict()
-        backbone = tiny(kind, dtype=dtype)
+        backbone = _built(kind, dtype=dtype)
         backbone.load_state_dict(values)
     if weights == "nf4":  # as the backbone's config does it; the weights had to be enlarged before
         quantize(backbone.model, "nf4", keep=backbone.head_modules(), device=torch.device("cpu"))
@@ -83,7 +93,8 @@ def _template(kind: str, weights: str, dtype: str) -> Backbone:
 
 @cache
 def _meta_template(kind: str) -> Backbone:
-    return tiny_config(kind).build(3, seed=0, device="meta")
+    config = tiny_config(without_head(kind))
+    return config.build(3, seed=0, device="meta", head="own" if kind in LANGUAGE_MODELS else "new")
 
 
 def untouched(kind: str, weights: str, dtype: str = "float32") -> Backbone:
@@ -97,9 +108,11 @@ def _ids(kind: str, number: int) -> tuple[Tensor, Tensor]:
 
 
 def logits_of(backbone: Backbone, ids: Tensor, mask: Tensor) -> Tensor:
+    """Of a language model those of the token behind each text."""
     backbone.eval()
+    last = {"at": mask.cumsum(1).eq(mask.sum(1, keepdim=True)) & mask.bool()} if backbone.says_next_tokens else {}
     with torch.no_grad():
-        logits: Tensor = backbone(ids, mask)
+        logits: Tensor = backbone(ids, mask, **last)
     return logits
 
 
@@ -139,7 +152,11 @@ class Training:
     def loss(self, step: int) -> Tensor:
         self.backbone.train()
         ids, mask = _ids(self.kind, step % len(TEXTS))
-        loss = F.cross_entropy(self.backbone(ids, mask).float(), LABELS)
+        if self.backbone.says_next_tokens:
+            followed = F.pad(mask[:, 1:], (0, 1)).bool()
+            loss = F.cross_entropy(self.backbone(ids, mask, at=followed).float(), ids[:, 1:][mask[:, 1:].bool()])
+        else:
+            loss = F.cross_entropy(self.backbone(ids, mask).float(), LABELS)
         penalty = self.adapter.regularization(step + 1, STEPS)
         return loss if penalty is None else loss + penalty
 
@@ -162,7 +179,7 @@ class Training:
 
 
 def attached(make: Make, backbone: Backbone, seed: int) -> Adapter:
-    return attach(backbone, make(), seed=seed)
+    return attach(backbone, make(), seed=seed, train_head=not backbone.says_next_tokens)
 
 
 # -- a trial -------------------------------------------------------------------------------------------
@@ -403,6 +420,29 @@ def padding(trial: Trial) -> None:
         )
 
 
+def generation(trial: Trial) -> None:
+    """A language model writes in a batch, with its cache and without, what one call a token gives each text alone."""
+    if not isinstance(trial.backbone, LanguageModelBackbone):
+        return
+    trial.backbone.eval()
+    texts = [ids[: int(mask.sum())].tolist() for ids, mask in zip(trial.ids, trial.mask, strict=True)]
+    prompts = [ids[:length] for ids, length in zip(texts, (9, 4, 12, 1), strict=True)]
+    expected = [_slowly(trial.backbone, prompt) for prompt in prompts]
+    for use_cache in (True, False):
+        how: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "stop_ids": [], "use_cache": use_cache}
+        found = trial.backbone.written(prompts, **how)
+        differing = [number for number, (a, b) in enumerate(zip(expected, found, strict=True)) if a != b]
+        require(not differing, f"{'with' if use_cache else 'without'} a cache other tokens for prompts {differing}")
+
+
+def _slowly(backbone: Backbone, prompt: list[int]) -> list[int]:
+    ids = list(prompt)
+    for _ in range(NEW_TOKENS):
+        row = torch.tensor([ids])
+        ids.append(int(logits_of(backbone, row, torch.ones_like(row)).argmax()))
+    return ids[len(prompt) :]
+
+
 def bf16_backbone(trial: Trial) -> None:
     """On a backbone in bfloat16 it computes about the same, and trains.
 
@@ -449,6 +489,7 @@ TRAINED: Sequence[Callable[[Trial], None]] = (
     save_and_load,
     resume,
     padding,
+    generation,
     bf16_backbone,
     autocast,
     merging,
@@ -504,7 +545,7 @@ def judged(outcome: Outcome, strategy: Any, kind: str, weights: str, words: str 
         for name, holds in (
             ("quantized", supports.quantized or weights == "fp32"),
             ("encoder", supports.encoder or kind not in ENCODERS),
-            ("decoder", supports.decoder or kind not in DECODERS),
+            ("decoder", supports.decoder or kind not in (*DECODERS, *LANGUAGE_MODELS)),
         )
         if not holds
     ]

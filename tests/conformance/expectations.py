@@ -8,13 +8,16 @@ from __future__ import annotations
 REFUSALS: dict[tuple[str, str, str], str] = {
     ("bitfit", "gemma", "*"): "has no bias term",
     ("bitfit", "llama", "*"): "has no bias term",
+    ("bitfit", "mistral", "*"): "has no bias term",
     ("bitfit", "modernbert", "*"): "has no bias term",
     ("bitfit", "t5", "*"): "has no bias term",
+    ("head", "lm", "*"): "leaves nothing to train",
     ("hf_peft", "gpt2", "fp32"): "Target module Conv1D",  # quantised it is a Linear, which OFT takes
     ("import", "*", "*"): "peft.path is needed",
     ("parameters", "*", "nf4"): "is stored in nf4",
 }
-"""(method, kind, weights) → words of the reason; ``*`` stands for every kind, or for both sorts of weights."""
+"""(method, kind, weights) → words of the reason; ``*`` stands for every kind, or for both sorts of weights; ``lm`` for
+all language models, of which what is said of the architecture holds, too."""
 
 
 WORKS = {("parameters", "xlnet", "nf4")}
@@ -25,10 +28,16 @@ def expected_refusal(method: str, kind: str, weights: str) -> str | None:
     """The words that the refusal of this cell must hold; None: the cell must work."""
     if (method, kind, weights) in WORKS:
         return None
-    for key in ((method, kind, weights), (method, kind, "*"), (method, "*", weights), (method, "*", "*")):
+    kinds = (kind, without_head(kind), "lm", "*") if kind != without_head(kind) else (kind, "*")
+    for key in [(method, one, sort) for one in kinds for sort in (weights, "*")]:
         if key in REFUSALS:
             return REFUSALS[key]
     return None
+
+
+def without_head(kind: str) -> str:
+    """The architecture of a ``kind``: ``llama`` of ``llama-lm``."""
+    return kind.removesuffix("-lm")
 
 
 _NO_KEYS = "takes no keys and values beside its own"

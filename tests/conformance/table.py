@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from peftlab.errors import listed
-from tests.conformance.cells import KINDS, WEIGHTS, Outcome, examine, judged, known_methods
+from tests.conformance.cells import KINDS, LANGUAGE_MODELS, WEIGHTS, Outcome, examine, judged, known_methods
 from tests.conformance.expectations import expected_refusal
 
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def columns() -> list[tuple[str, str]]:
     """(kind, weights) of each column."""
-    return [(kind, weights) for kind in KINDS for weights in WEIGHTS]
+    return [(kind, weights) for kind in (*KINDS, *LANGUAGE_MODELS) for weights in WEIGHTS]
 
 
 def rendered(rows: dict[str, list[Outcome]]) -> str:

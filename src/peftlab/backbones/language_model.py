@@ -13,7 +13,7 @@ them), and neither logits nor their gradients are made of any other place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from peftlab.backbones.floats import at_least_single
+from peftlab.backbones.prompt_entrance import PromptEntrance
 from peftlab.backbones.tokenizers import ByteTokenizer, HFTokenizer
 from peftlab.backbones.transformer_backbone import TransformerBackbone
 from peftlab.errors import BackboneError
+from peftlab.language.generation import generate
 
 
 class LanguageModelBackbone(TransformerBackbone):
@@ -79,6 +81,33 @@ class LanguageModelBackbone(TransformerBackbone):
             return at_least_single(logits[0])
         # Behind a prompt, wherever it stands, what follows a token is said n places later.
         return at_least_single(logits if self._prompt is None else logits[:, self._prompt.length :])
+
+    @contextmanager
+    def called_by_itself(self) -> Iterator[nn.Module]:
+        """Inside, the model reads a soft prompt by its own forward too, as it is called while it generates."""
+        if self._prompt is None:
+            yield self.model
+            return
+        entrance = PromptEntrance(self.model, self._prompt, self._limit)
+        try:
+            yield self.model
+        finally:
+            entrance.remove()
+
+    def written(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        batch_size: int = 16,
+        use_cache: bool = True,
+    ) -> list[list[int]]:
+        """What the model writes behind each prompt, greedily; see :func:`peftlab.language.generation.generate`."""
+        how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "batch_size": batch_size}
+        device = next(self.model.parameters()).device
+        with self.called_by_itself() as model:
+            return generate(model, prompts, pad_id=self.tokenizer.pad_id, use_cache=use_cache, device=device, **how)
 
     @contextmanager
     def _picked(self, at: Tensor | None) -> Iterator[None]:

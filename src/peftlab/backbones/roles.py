@@ -65,6 +65,12 @@ def adaptable_modules(backbone: Backbone) -> dict[str, nn.Module]:
     }
 
 
+def output_layer(model: nn.Module) -> str | None:
+    """The name of the layer that says a next token, which HF peft's ``all-linear`` leaves out; None: there is none."""
+    found = getattr(model, "get_output_embeddings", lambda: None)()
+    return next((name for name, module in model.named_modules() if found is not None and module is found), None)
+
+
 def _is_adaptable(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.Embedding) or any(cls.__name__ == "Conv1D" for cls in type(module).__mro__)
 

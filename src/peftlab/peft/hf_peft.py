@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.backbones.base import Target
 from peftlab.backbones.quiet import quiet_bitsandbytes
-from peftlab.backbones.roles import adaptable_modules
+from peftlab.backbones.roles import adaptable_modules, output_layer
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
 from peftlab.peft.base import PEFTStrategy, Selection, Supports
 from peftlab.peft.hf_layers import HFPeftAdapter, adapter_in_float32, in_type_of_autocast, reads_packed, tuner_layers
@@ -286,7 +286,7 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
         linear = {
             name: linear_features(module)
             for name, module in adaptable_modules(backbone).items()
-            if not hasattr(module, "num_embeddings") and _meant(wanted, name)
+            if not hasattr(module, "num_embeddings") and _meant(wanted, name, output_layer(backbone.model))
         }
         shapes = linear.values()
         match self.peft_type:
@@ -317,8 +317,8 @@ def _excluded(given: Any, backbone: Backbone) -> str:
     return "|".join(patterns)
 
 
-def _meant(wanted: str | list[str], name: str) -> bool:
-    """Whether HF peft's ``target_modules`` means the linear layer ``name``."""
+def _meant(wanted: str | list[str], name: str, output: str | None) -> bool:
+    """Whether HF peft's ``target_modules`` means the linear layer ``name`` of a model whose last one is ``output``."""
     if isinstance(wanted, str):
-        return wanted.lower() == "all-linear" or re.fullmatch(wanted, name) is not None
+        return name != output if wanted.lower() == "all-linear" else re.fullmatch(wanted, name) is not None
     return any(name == entry or name.endswith(f".{entry}") for entry in wanted)

@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from peftlab.backbones.roles import output_layer
 from peftlab.errors import PeftlabError, listed
 from peftlab.peft.hf.config import shortened
 from peftlab.peft.hf.files import CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE, read_config, weights_file
@@ -197,7 +198,7 @@ class HFFolder:
         if excluded and _names_module(excluded, name):
             return False
         if isinstance(targets, str) and targets.lower() == "all-linear":
-            return True
+            return name != output_layer(backbone.model)
         if not targets or not _names_module(targets, name):
             return False
         layers = self.config.get("layers_to_transform")
