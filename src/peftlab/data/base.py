@@ -140,8 +140,12 @@ class DataSet(ABC):
     num_workers: NonNegativeInt = bookkeeping(0)
     """Loader processes. Does not change the numbers."""
 
-    def row_encoder(self, tokenizer: Tokenizer) -> RowEncoder | None:
+    def row_encoder(self, tokenizer: Tokenizer, *, training: bool = False) -> RowEncoder | None:
         """What makes token rows with targets of these texts; None: they are read, and no token of them is said.
+
+        Args:
+            tokenizer: the backbone's.
+            training: of the rows that are trained on, which may be fewer than those that a model is judged by.
 
         Raises:
             PeftlabError: for a tokenizer that cannot do it.

@@ -77,13 +77,10 @@ class DialogueTemplate:
             DataError: for a cell that is empty, or that has no word; without its place.
         """
         said = {column: self._word(column, cells[column]) for column in self.columns()}
-        return _filled(self.prompt, said), _filled(self.response, said)
+        return filled_in(self.prompt, said), filled_in(self.response, said)
 
     def _word(self, column: str, cell: object) -> str:
-        if cell is None or cell != cell or (isinstance(cell, str) and not cell.strip()):
-            raise DataError(f"the cell of column '{column}' is empty. Remove the row or fill it in")
-        if not isinstance(cell, str | int | float):
-            raise DataError(f"the cell of column '{column}' is a {type(cell).__name__}, and no text or number")
+        require_said(column, cell)
         words = self.words.get(column)
         if words is None:
             return str(cell)
@@ -95,7 +92,15 @@ class DialogueTemplate:
         return words[str(cell)]
 
 
-def slots(text: str) -> list[str]:
+def require_said(column: str, cell: object) -> None:
+    """Raise DataError, without its place, for a cell that is empty, or neither text nor number."""
+    if cell is None or cell != cell or (isinstance(cell, str) and not cell.strip()):
+        raise DataError(f"the cell of column '{column}' is empty. Remove the row or fill it in")
+    if not isinstance(cell, str | int | float):
+        raise DataError(f"the cell of column '{column}' is a {type(cell).__name__}, and no text or number")
+
+
+def slots(text: str, key: str = "data.template") -> list[str]:
     """The columns in braces of ``text``, in order.
 
     Raises:
@@ -107,14 +112,16 @@ def slots(text: str) -> list[str]:
             continue
         if not (match[1] or "").strip():
             raise ValueError(
-                f"data.template: {text!r} has a single brace, or an empty slot. A slot is a column's name in braces, "
+                f"{key}: {text!r} has a single brace, or an empty slot. A slot is a column's name in braces, "
                 "{text}; a brace itself is written twice."
             )
         found.append(match[1])
     return found
 
 
-def _filled(text: str, said: Mapping[str, str]) -> str:
+def filled_in(text: str, said: Mapping[str, str]) -> str:
+    """``text`` with what is ``said`` in its slots."""
+
     def put(match: re.Match[str]) -> str:
         return match[0][0] if match[0] in ("{{", "}}") else said[match[1]]
 

@@ -100,7 +100,7 @@ class Instructions(LanguageFiles):
         )
         return _apart(splits) if self.answers == "apart" else splits
 
-    def row_encoder(self, tokenizer: Tokenizer) -> DialogueRows:
+    def row_encoder(self, tokenizer: Tokenizer, *, training: bool = False) -> DialogueRows:
         """See :meth:`DataSet.row_encoder`."""
         from peftlab.data.target_rows import DialogueRows, language_tokenizer
 

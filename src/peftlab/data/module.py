@@ -72,7 +72,7 @@ class TextDataModule(LightningDataModule):
         """Whether batches say that they are full (:data:`~peftlab.data.batching.FULL`)."""
         self.states: dict[SplitName, RowStates] = {}
         """What the frozen part of the model makes of the rows, for the splits that it is kept of."""
-        self._encoder = dataset.row_encoder(tokenizer)
+        self._encoders = {split: dataset.row_encoder(tokenizer, training=split == "train") for split in SPLITS}
         self._tokenized: dict[SplitName, TokenizedTexts] = {}
         self._token_facts: dict[str, dict[str, int]] = {}
         self._task_of = TaskOf(splits.tasks) if splits.tasks else None
@@ -86,10 +86,10 @@ class TextDataModule(LightningDataModule):
         """The token ids of a split, tokenised now unless they are cached."""
         if split not in self._tokenized:
             texts: Texts = getattr(self.splits, split)
-            if self._encoder is None:
+            if (encoder := self._encoders[split]) is None:
                 found = tokenize(texts, self.tokenizer, self.dataset.max_length, split=split)
             else:
-                found = tokenize_targets(texts, self._encoder, self.dataset.max_length, split=split)
+                found = tokenize_targets(texts, encoder, self.dataset.max_length, split=split)
             self._tokenized[split] = found
         return self._tokenized[split]
 

@@ -81,7 +81,7 @@ class PlainText(LanguageFiles):
             provenance={"source": "plain texts", "files": {split: file.name for split, file in files.items()}},
         )
 
-    def row_encoder(self, tokenizer: Tokenizer) -> TextRows:
+    def row_encoder(self, tokenizer: Tokenizer, *, training: bool = False) -> TextRows:
         """See :meth:`DataSet.row_encoder`."""
         from peftlab.data.target_rows import TextRows, language_tokenizer
 

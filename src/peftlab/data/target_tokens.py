@@ -22,7 +22,8 @@ _ARRAYS = ("ids", "offsets", "loss", "text", "cut")
 class TokenizedTargets(TokenizedTexts):
     """A split as token rows: ``self[row]`` is ``{"input_ids": (T,) int32, "loss": (T,) bool, "label": …, "texts": …}``.
 
-    ``texts`` is 1 in the first row of a text and 0 in its further windows: a batch's texts are the sum.
+    ``texts`` is 1 in the first row of a text and 0 in its further ones: a batch's texts are the sum. ``text`` is its
+    number, and the row is number ``part`` of its ``parts``; both count from 0.
     """
 
     def __init__(self, folder: Path, labels: Sequence[Label]) -> None:
@@ -44,17 +45,21 @@ class TokenizedTargets(TokenizedTexts):
     def __getitem__(self, row: int) -> dict[str, Any]:
         start, end = self._offsets[row], self._offsets[row + 1]
         text = int(self.text_of[row])
+        first, behind = np.searchsorted(self.text_of, [text, text + 1]).tolist()
         return {
             "input_ids": self._ids[start:end],
             "loss": self._loss[start:end],
             "label": self.labels[text],
-            "texts": int(row == 0 or int(self.text_of[row - 1]) != text),
+            "texts": int(row == first),
+            "text": text,
+            "part": row - first,
+            "parts": behind - first,
         }
 
     def facts(self) -> dict[str, int]:
-        """What a record says of them: tokens, rows that were cut, windows if texts have several."""
+        """What a record says of them: tokens, rows that were cut, and how many rows if texts have several."""
         found = {"tokens": len(self._ids), "cut": int(self.cut.sum())}
-        return found | ({"windows": len(self)} if len(self) != len(self.labels) else {})
+        return found | ({"token_rows": len(self)} if len(self) != len(self.labels) else {})
 
 
 def tokenize_targets(texts: Texts, encoder: RowEncoder, max_length: int, *, split: str = "texts") -> TokenizedTargets:

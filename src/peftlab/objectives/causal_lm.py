@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.errors import DataError
 from peftlab.metric_names import UNDEFINED
 from peftlab.objectives.base import Contradiction, Figure, LabelReader, Objective
-from peftlab.objectives.parts.targets import count, in_front, next_tokens, said, targets_of
+from peftlab.objectives.parts.targets import count, in_front, next_tokens, said, sums_of_rows, targets_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -111,16 +111,7 @@ class CausalLM(Objective, name="causal_lm"):
 
     def of_rows(self, outputs: Tensor, labels: Any) -> Tensor:
         """:data:`NAMES` of each row, (B, 3) float64."""
-        import torch
-        from torch.nn import functional as F
-
-        targets, asked = said(labels.ids), in_front(labels.ids, labels.ids.shape[1])
-        row = asked.nonzero()[:, 0]  # (N,)
-        kind = torch.float64 if outputs.device.type != "mps" else torch.float32
-        nats = F.cross_entropy(outputs, targets, reduction="none").to(kind)
-        right = (outputs.argmax(dim=-1) == targets).to(kind)
-        each = torch.stack([nats, torch.ones_like(nats), right], dim=1)  # (N, 3)
-        return torch.zeros(len(asked), 3, dtype=kind, device=outputs.device).index_add_(0, row, each)
+        return sums_of_rows(outputs, labels.ids)
 
     def compute(self, states: Mapping[str, Tensor]) -> dict[str, Any]:
         """Loss, perplexity, token accuracy, and the numbers of targets and texts."""

@@ -36,8 +36,8 @@ def _token_lines(tokens: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
     """``train: 12,345 tokens, 2,345 of them targets``, and what was cut."""
     for split, of in tokens.items():
         said = f"{split}: {of['tokens']:,} tokens, {of['targets']:,} of them targets"
-        if "windows" in of:
-            said += f", in {of['windows']:,} windows"
+        if "token_rows" in of:
+            said += f", in {of['token_rows']:,} rows of tokens"
         if of["cut"]:
             said += f"; {of['cut']:,} answers are cut at data.max_length, and end without an end token"
         if of["rows_without_targets"]:

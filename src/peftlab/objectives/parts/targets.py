@@ -68,3 +68,22 @@ def said(ids: Tensor) -> Tensor:
     """The targets (N,) of ``ids`` (B, T), in the order of rows and places, as :func:`in_front` asks for them."""
     shifted = ids[:, 1:]
     return shifted[shifted != NONE]
+
+
+def sums_of_rows(logits: Tensor, ids: Tensor) -> Tensor:
+    """Nats, targets and targets that were said rightly of each row, (B, 3) float64.
+
+    Args:
+        logits: (N, V), in front of the targets.
+        ids: (B, T), of :class:`NextTokens`.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    targets, asked = said(ids), in_front(ids, ids.shape[1])
+    row = asked.nonzero()[:, 0]  # (N,)
+    kind = torch.float64 if logits.device.type != "mps" else torch.float32
+    nats = F.cross_entropy(logits, targets, reduction="none").to(kind)
+    right = (logits.argmax(dim=-1) == targets).to(kind)
+    each = torch.stack([nats, torch.ones_like(nats), right], dim=1)  # (N, 3)
+    return torch.zeros(len(asked), 3, dtype=kind, device=logits.device).index_add_(0, row, each)

@@ -1,0 +1,244 @@
+"""Questions with options, one of them right: what a language model is tested on, and tuned on. Imports no torch.
+
+A row is made into a question by ``data.question`` and into options by ``data.option``, templates with columns in
+braces; so anyone's labelled file can be used, with options that all rows share. How a row becomes tokens is told in
+:mod:`peftlab.data.choice_rows`, what is counted in :mod:`peftlab.objectives.multiple_choice`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any, Literal
+
+from peftlab.choices import written
+from peftlab.data.base import Splits, Texts
+from peftlab.data.dialogue_template import filled_in, require_said, slots
+from peftlab.data.instructions import LENGTHS
+from peftlab.data.labels import refusal
+from peftlab.data.own_files import OwnFiles
+from peftlab.data.readers import read_table
+from peftlab.data.splits import assemble, test_or_hold_out
+from peftlab.errors import DataError, listed, nearest
+from peftlab.fields import Fraction, bookkeeping
+from peftlab.language.options import RULE
+from peftlab.objectives.base import ObjectiveName
+from peftlab.objectives.multiple_choice import Choice
+from peftlab.raw_rows import RawRows
+
+if TYPE_CHECKING:
+    from peftlab.backbones.base import Tokenizer
+    from peftlab.data.choice_rows import ChoiceRows
+
+OF_OPTION = ("option", "letter", "number")
+"""Slots of ``data.option`` that are no columns."""
+OF_QUESTION = "choices"
+"""Slot of ``data.question`` that is no column: the options, a line each, with their letters."""
+MOST = len(ascii_uppercase)
+
+
+@dataclass(kw_only=True)
+class MultipleChoice(OwnFiles):
+    """csv, tsv, jsonl or parquet files with questions, their options, and which one is right."""
+
+    path: str | None = bookkeeping(None)
+    """A folder of train.*, validation.*, test.*, or one file; instead of the three fields below."""
+    train: str | None = bookkeeping(None)
+    """File of training rows."""
+    validation: str | None = bookkeeping(None)
+    """File of validation rows; null: ``val_fraction`` of train."""
+    test: str | None = bookkeeping(None)
+    """File of test rows; null: ``holdout_fraction`` of train."""
+    question: str = "{question}"
+    """What the model reads before an option: columns in braces, ``Question: {question}\\nAnswer:``; ``{choices}`` are
+    the options, a line each, with letters."""
+    option: str = " {option}"
+    """How an option is written behind it; ``{letter}`` and ``{number}`` name it."""
+    options_column: str = "options"
+    """Column (or JSON key) of the options of each row: a list; in csv and tsv a list in JSON."""
+    option_columns: list[str] | None = None
+    """A column for each option instead; an empty cell is no option."""
+    options: list[str] | None = None
+    """The options of all rows instead, in the order of the answers."""
+    answer_column: str = "answer"
+    """Column (or JSON key) of the right option."""
+    answer: Literal["index", "number", "letter", "text"] = "index"
+    """What stands there: its ``index`` from 0, its ``number`` from 1, its ``letter``, or its ``text``."""
+    holdout_fraction: Fraction = 0.2
+    """Share of train held out as test when no test file is given."""
+    objective: ObjectiveName = "multiple_choice"
+    """``multiple_choice``: the tokens of the right option, judged by the likeliest one."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what does not fit together."""
+        if self.truncation != "head":
+            raise ValueError(LENGTHS)
+        slots(self.question, "data.question")
+        named = slots(self.option, "data.option")
+        if unknown := [slot for slot in named if slot not in OF_OPTION]:
+            raise ValueError(
+                f"data.option={self.option!r} has the slot {{{unknown[0]}}}. It may have: "
+                f"{', '.join(f'{{{slot}}}' for slot in OF_OPTION)}.{nearest(unknown[0], OF_OPTION)}"
+            )
+        if not named:
+            raise ValueError(
+                f"data.option={self.option!r} has no slot, so that all options would be the same text. Put {{option}} "
+                "(or {letter}) into it."
+            )
+        if self.options is not None and self.option_columns is not None:
+            raise ValueError("data.options and data.option_columns both say what the options are. Give one of them.")
+        for key, given in (("options", self.options), ("option_columns", self.option_columns)):
+            if given is not None and (len(given) < 2 or len(set(given)) < len(given) or len(given) > MOST):
+                raise ValueError(f"data.{key}={given}: there must be 2 to {MOST} of them, each another one.")
+
+    def load(self) -> Splits:
+        """Read the files, and hold out the splits that are not given."""
+        files = self._split_files()
+        read = {split: self._read(split, file) for split, file in files.items()}
+        most = max(len(row[1]) for rows in read.values() for row in rows[1])
+        texts = {split: _texts(table, rows, most) for split, (table, rows) in read.items()}
+        train, test, held_out = test_or_hold_out(self, self.holdout_fraction, texts, files["train"].name)
+        return assemble(
+            self,
+            train=train,
+            validation=texts.get("validation"),
+            test=test,
+            label_names=tuple(self.options or ascii_uppercase[:most]),
+            train_kind=f"train file ({files['train'].name}, {len(texts['train']):,} questions)",
+            test_kind=held_out or f"test file ({len(test):,} questions)",
+            provenance={
+                "source": "questions with options",
+                "files": {split: file.name for split, file in files.items()},
+                "conventions": {
+                    "tokens of an option": RULE,
+                    "begin": "what the tokenizer puts in front of a text; else its first token is an empty question",
+                    "length": "characters of the option as the file has it",
+                    "ties": "the first option",
+                },
+            },
+        )
+
+    def row_encoder(self, tokenizer: Tokenizer, *, training: bool = False) -> ChoiceRows:
+        """See :meth:`DataSet.row_encoder`."""
+        from peftlab.data.choice_rows import ChoiceRows
+        from peftlab.data.target_rows import language_tokenizer
+
+        return ChoiceRows(language_tokenizer(tokenizer), right_only=training)
+
+    def columns(self, task: str | None = None) -> tuple[str, str | None]:
+        """See :meth:`DataSet.columns`: the first column of the question."""
+        return next((slot for slot in slots(self.question) if slot != OF_QUESTION), "question"), None
+
+    # -- rows ------------------------------------------------------------------------------------------
+
+    def _read(self, split: str, file: Path) -> tuple[RawRows, list[_Row]]:
+        try:
+            return self._rows(file)
+        except DataError as error:
+            raise DataError(f"{self._key(split)}: {error}") from None
+
+    def _rows(self, file: Path) -> tuple[RawRows, list[_Row]]:
+        """The table that names the rows, and the rows; of what is none of them, at most 20 are named."""
+        asked = [slot for slot in slots(self.question) if slot != OF_QUESTION]
+        listed_in = [] if self.options else self.option_columns or [self.options_column]
+        tables = {
+            name: read_table(file, name, None) for name in dict.fromkeys([*asked, *listed_in, self.answer_column])
+        }
+        first = next(iter(tables.values()))
+        found = {row: fault for table in tables.values() for row, fault in table.faults.items()}
+        faults: dict[int, str] = {}
+        rows: list[_Row] = []
+        for row in range(len(first.texts)):
+            if row in found:
+                faults[row] = found[row]
+                continue
+            try:
+                rows.append(self._row({name: table.texts[row] for name, table in tables.items()}, asked))
+            except DataError as error:
+                faults[row] = f"{first.place(row)}: {error}."
+        if faults:
+            raise refusal(replace(first, faults=found), faults)
+        return first, rows
+
+    def _row(self, cells: Mapping[str, object], asked: Sequence[str]) -> _Row:
+        for column in asked:
+            require_said(column, cells[column])
+        options = self.options or self._options(cells)
+        answer = self._answer(cells[self.answer_column], options)
+        lines = "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
+        said = {column: str(cells[column]) for column in asked} | {OF_QUESTION: lines}
+        shown = [
+            filled_in(self.option, {"option": option, "letter": ascii_uppercase[index], "number": str(index + 1)})
+            for index, option in enumerate(options)
+        ]
+        return written(filled_in(self.question, said), shown, answer), [len(option) for option in options], answer
+
+    def _options(self, cells: Mapping[str, object]) -> list[str]:
+        if self.option_columns is not None:
+            given = [cells[column] for column in self.option_columns]
+            while given and _empty(given[-1]):  # a question with fewer options than there are columns
+                given.pop()
+            named = self.option_columns
+        else:
+            given = _as_list(cells[self.options_column], self.options_column)
+            named = [f"{self.options_column}[{number}]" for number in range(len(given))]
+        for name, option in zip(named, given, strict=False):
+            require_said(name, option)
+        options = [str(option) for option in given]
+        if not 2 <= len(options) <= MOST:
+            raise DataError(f"there must be 2 to {MOST} options, and there are {len(options)}")
+        if repeated := [option for number, option in enumerate(options) if option in options[:number]]:
+            raise DataError(f"the option {repeated[0]!r} stands there twice, so that nobody can choose between the two")
+        return options
+
+    def _answer(self, cell: object, options: Sequence[str]) -> int:
+        column, way = self.answer_column, f"data.answer={self.answer}"
+        if _empty(cell):
+            raise DataError(f"the answer (column '{column}') is missing. Remove the row or fill it in")
+        text = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+        if self.answer == "text":
+            names = list(options)
+        elif self.answer == "letter":
+            names = list(ascii_uppercase[: len(options)])
+        else:
+            first = 0 if self.answer == "index" else 1
+            names = [str(number) for number in range(first, first + len(options))]
+        if text.strip() not in names and text not in names:
+            others = "" if self.answer == "text" else "; data.answer may be index, number, letter or text"
+            raise DataError(
+                f"the answer {cell!r} (column '{column}') is no option. With {way} it is one of "
+                f"{listed(names, 12) if self.answer == 'text' else ', '.join(names)}{others}"
+            )
+        return names.index(text if text in names else text.strip())
+
+
+_Row = tuple[str, list[int], int]
+"""The question as a string, the characters of its options, and the answer."""
+
+
+def _texts(table: RawRows, rows: Sequence[_Row], most: int) -> Texts:
+    labels: list[Any] = [Choice(answer, tuple(sizes), most) for _, sizes, answer in rows]
+    return Texts([text for text, _, _ in rows], labels, [table.place(row) for row in range(len(rows))])
+
+
+def _empty(cell: object) -> bool:
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
+
+
+def _as_list(cell: object, column: str) -> list[object]:
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            raise DataError(f'the options (column \'{column}\') are no list in JSON, as ["yes", "no"]') from None
+    if _empty(cell):
+        raise DataError(f"the options (column '{column}') are missing. Remove the row or fill them in")
+    if not isinstance(cell, list | tuple):
+        raise DataError(
+            f"the options (column '{column}') are {cell!r}, and no list. Where each has a column of its own, name "
+            "these (data.option_columns); where all rows have the same, say them (data.options)"
+        )
+    return list(cell)
