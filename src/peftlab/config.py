@@ -197,8 +197,10 @@ def _require_rows_for(data: DataSet) -> None:
             "data=instructions (data.template makes prompts and answers of labelled rows), or data=text."
         )
         raise BadValue([("data.objective", said)])
-    if makes_tokens and learned.head == "new":
-        said = f"data.objective={learned.name} reads labels, and this data set has none. Leave it at causal_lm."
+    own = str(getattr(type(data), "objective", ""))
+    if makes_tokens and (learned.head == "new" or (learns_tokens and learned.name != own)):
+        what = "learns other rows than this data set makes" if learns_tokens else "reads labels; this data set has none"
+        said = f"data.objective={learned.name} {what}. Leave it at {own}."
         raise BadValue([("data.objective", said)])
 
 
@@ -235,6 +237,9 @@ def _require_shardable(parts: Mapping[str, Any], method: PEFTStrategy) -> None:
     if parts["measure_forgetting"]:
         said = "measure_forgetting=true tests in one process, which has a part of the model only"
         wrong.append(("measure_forgetting", f"trainer.strategy=fsdp: {said}. {ways}, or measure_forgetting=false."))
+    if parts["data"].generation() is not None:
+        said = "data.generate writes answers in one process, which has a part of the model only"
+        wrong.append(("data.generate", f"trainer.strategy=fsdp: {said}. {ways}, or data.generate=null."))
     if parts["trainer"].accelerator == "mps":
         said = "trainer.accelerator=mps has no collectives"
         wrong.append(("trainer.accelerator", f"trainer.strategy=fsdp: {said}. Set trainer.strategy=auto."))

@@ -170,6 +170,7 @@ CONFIGS: tuple[tuple[str, ...], ...] = (
     ("data=instructions", "data.path={folder}/reviews.jsonl"),
     ("data=text", "data.path={folder}/reviews.jsonl", "data.stride=8"),
     ("experiment=trec_instructions", "data.path={folder}/official"),
+    ("data=multiple_choice", "data.path={folder}/reviews.jsonl", "data.options=[bad,good]", "data.answer_column=label"),
 )  # fmt: skip
 
 PATH_IS_PART_OF_THE_KEY = ("backbone.name_or_path=", "backbone.glove=", "peft.methods=")

@@ -201,6 +201,10 @@ class ByteTokenizer:
         """The text of ``ids``; a character cut in the middle shows as the replacement character."""
         return bytes(index - self._first for index in ids if index >= self._first).decode(errors="replace")
 
+    def written(self, ids: Sequence[int]) -> str:
+        """The text that a model has written, decoded as a whole, without special tokens."""
+        return self.decode(ids)
+
 
 class HFTokenizer:
     """A ``transformers`` tokenizer, truncating but never padding."""
@@ -369,6 +373,10 @@ class HFTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids`` without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def written(self, ids: Sequence[int]) -> str:
+        """The text that a model has written, decoded as a whole, without special tokens; spaces stay as they are."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _read_text_as_text(tokenizer: Any) -> None:

@@ -106,7 +106,7 @@ def _plain_values(overrides: Sequence[str], group: str) -> dict[str, Any]:
 
 def _print(result: dict[str, Any], record: dict[str, Any], objective: Learned, *, unchanged: bool) -> None:
     from peftlab.report.render.terminal import console, print_lines, print_table
-    from peftlab.report.result import FiguresTable, undefined_lines
+    from peftlab.report.result import FiguresTable, generated_lines, undefined_lines
 
     metrics, figures = result["metrics"], FiguresTable(objective)
     title = f"{result['split']}: {result['kind']}" if result["split"] == "test" else result["split"]
@@ -117,6 +117,7 @@ def _print(result: dict[str, Any], record: dict[str, Any], objective: Learned, *
     out = console()
     print_table(out, figures.table)
     print_lines(out, undefined_lines(objective, result["split"], metrics))
+    print_lines(out, generated_lines(objective, result["split"], metrics))
     if unchanged:
         now, before = metrics[objective.selects], record["metrics"]["test"][objective.selects]
         out.print(f"the record says {shown(before)}: {'the same' if now == before else 'DIFFERENT'}")

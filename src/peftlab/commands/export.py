@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a run folder: outputs/<name>/<key>")
     parser.add_argument("--to", metavar="FOLDER", required=True, help="folder to write; new, or empty")
     parser.add_argument(
-        "--merged", action="store_true", help="merge the adapter and write a plain transformers classifier instead"
+        "--merged", action="store_true", help="merge the adapter and write a plain transformers model instead"
     )
     parser.add_argument(
         "--trunk-only",
@@ -49,7 +49,11 @@ def main(arguments: Sequence[str]) -> int:
 
     if given.merged:
         notes = export_merged(folder, config, record, to, task=given.task)
-        print(f"{to}: the merged classifier, for AutoModelForSequenceClassification.from_pretrained")
+        learned = config.data.what_is_learned()
+        what, cls = (
+            ("language model", "CausalLM") if learned.head == "own" else ("classifier", "SequenceClassification")
+        )
+        print(f"{to}: the merged {what}, for AutoModelFor{cls}.from_pretrained")
     else:
         adapter = export_adapter(folder, config, record, to, base=base, trunk_only=given.trunk_only, task=given.task)
         elements, notes = sum(tensor.numel() for tensor in adapter.tensors.values()), adapter.notes

@@ -19,6 +19,7 @@ from peftlab.objectives.parts.task import Task, TaskLabel
 
 if TYPE_CHECKING:
     from peftlab.backbones.base import Tokenizer
+    from peftlab.data.generation import Generation
     from peftlab.data.target_rows import RowEncoder
 
 
@@ -155,6 +156,14 @@ class DataSet(ABC):
     def packs(self) -> bool:
         """Whether several texts of a training batch stand in one row (:mod:`peftlab.data.packing`)."""
         return False
+
+    def generation(self) -> Generation | None:
+        """How answers are written and judged in a test; None: none are."""
+        return None
+
+    def as_prompt(self, text: str) -> str:
+        """What a model is asked, where a user gives ``text``."""
+        return text
 
     def what_is_learned(self) -> Learned:
         """What records, tables and checks ask: the objective, or the mixture of the tasks'."""

@@ -70,6 +70,20 @@ class DialogueTemplate:
         named = [column for column in slots(self.response) if column in self.words]
         return named[0] if len(named) == 1 else None
 
+    def asked(self, text: str) -> str:
+        """The prompt of a row whose one column is ``text``.
+
+        Raises:
+            DataError: if a prompt is made of several columns.
+        """
+        columns = list(dict.fromkeys(slots(self.prompt)))
+        if len(columns) != 1:
+            raise DataError(
+                f"data.template.prompt has {len(columns)} columns ({listed(columns)}), and one text was given. Test "
+                "the run on a file that has them: peftlab evaluate RUN data.path=FILE."
+            )
+        return filled_in(self.prompt, {columns[0]: self._word(columns[0], text)})
+
     def filled(self, cells: Mapping[str, object]) -> tuple[str, str]:
         """Prompt and response of a row.
 

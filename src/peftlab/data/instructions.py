@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from peftlab.data.base import Splits, Texts
 from peftlab.data.dialogue_template import DialogueTemplate
+from peftlab.data.generation import Generation
 from peftlab.data.labels import refusal
 from peftlab.data.own_files import LanguageFiles
 from peftlab.data.readers import read_table
 from peftlab.data.splits import assemble, test_or_hold_out
 from peftlab.dialogues import ANSWERS, ASKS, Turn, out_of_order, turns_of, written
 from peftlab.errors import DataError
-from peftlab.fields import Fraction, PositiveInt, bookkeeping
+from peftlab.fields import Fraction, PositiveInt, added, bookkeeping
 from peftlab.objectives.base import ObjectiveName
 from peftlab.objectives.causal_lm import NAMES
 from peftlab.raw_rows import RawRows
@@ -69,6 +70,9 @@ class Instructions(LanguageFiles):
     packing: bool = False
     """Let the texts of a training batch stand behind each other in rows of at most ``max_length`` tokens, without
     seeing each other: the same steps, with less padding."""
+    generate: dict[str, Any] | None = added(None)
+    """Have the answers of the test written, greedily, and judged: {max_new_tokens: 64, judge: exact_match, stop: []};
+    ``judge`` is one or several of exact_match, number, bleu and rouge_l. null: they are not."""
     holdout_fraction: Fraction = 0.2
     """Share of train held out as test when no test file is given."""
     objective: ObjectiveName = "causal_lm"
@@ -78,6 +82,7 @@ class Instructions(LanguageFiles):
         """Raise ValueError for what does not fit together."""
         if self.truncation != "head":
             raise ValueError(LENGTHS)
+        self.generation()
         if self.template is not None:
             DialogueTemplate.of(self.template)
             if self.messages_column is not None:
@@ -108,6 +113,20 @@ class Instructions(LanguageFiles):
         return DialogueRows(
             language_tokenizer(tokenizer), self._chat_template(tokenizer), "last_turn" if last else self.loss_on
         )
+
+    def generation(self) -> Generation | None:
+        """See :meth:`DataSet.generation`."""
+        return None if self.generate is None else Generation.of(self.generate)
+
+    def as_prompt(self, text: str) -> str:
+        """See :meth:`DataSet.as_prompt`: ``text`` in the slot of ``data.template``, if there is one.
+
+        Raises:
+            DataError: if the template makes a prompt of several columns.
+        """
+        if self.template is None:
+            return text
+        return DialogueTemplate.of(self.template).asked(text)
 
     def identity_values(self) -> dict[str, Any]:
         """A template in a file enters by what it says."""

@@ -23,7 +23,7 @@ from peftlab.data.own_files import OwnFiles
 from peftlab.data.readers import read_table
 from peftlab.data.splits import assemble, test_or_hold_out
 from peftlab.errors import DataError, listed, nearest
-from peftlab.fields import Fraction, bookkeeping
+from peftlab.fields import Fraction, PositiveInt, bookkeeping
 from peftlab.language.options import RULE
 from peftlab.objectives.base import ObjectiveName
 from peftlab.objectives.multiple_choice import Choice
@@ -67,6 +67,10 @@ class MultipleChoice(OwnFiles):
     """Column (or JSON key) of the right option."""
     answer: Literal["index", "number", "letter", "text"] = "index"
     """What stands there: its ``index`` from 0, its ``number`` from 1, its ``letter``, or its ``text``."""
+    batch_size: PositiveInt = 8
+    """Questions a training step and process; with ``global_batch_size``, the most that it computes at once."""
+    eval_batch_size: PositiveInt = 16
+    """Options an evaluation step and process."""
     holdout_fraction: Fraction = 0.2
     """Share of train held out as test when no test file is given."""
     objective: ObjectiveName = "multiple_choice"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peftlab.backbones.base import Tokenizer
+from peftlab.backbones.base import Backbone, Tokenizer
 from peftlab.backbones.tokenizers import HFTokenizer
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.config import RunConfig
@@ -43,11 +43,11 @@ def card(
     counts, metrics, data = record["parameters"], record["metrics"], record["data"]
     objective = known(objective_of(facts))
     figure = objective.figure(objective.selects)
-    front = ["---", "library_name: peft" if title != _MERGED else "library_name: transformers"]
+    front = ["---", "library_name: peft" if not title.endswith(_MERGED) else "library_name: transformers"]
     front += [f"base_model: {base}"] if base and not Path(base).is_absolute() else []
     front += ["tags:", "- peftlab", f"- {facts['method']}", "---"]
     rows = [
-        ("base model", base or _where(config, whole=title == _MERGED)),
+        ("base model", base or _where(config, whole=title.endswith(_MERGED))),
         ("method", f"{facts['method']}: `{_fields(facts['peft'])}`"),
         ("trainable parameters", f"{counts['trainable']:,} of {counts['total']:,}"),
         ("without the head", f"{counts['trainable_without_head']:,}"),
@@ -62,7 +62,7 @@ def card(
     lines += ["", "## How to load it", "", "```python", how.strip(), "```", ""]
     if config.data.has_pairs():
         lines.append("- It reads pairs: `tokenizer(first, second)`, with the `token_type_ids` if there are any.")
-    if title == _MERGED and not isinstance(tokenizer, HFTokenizer):
+    if title.endswith(_MERGED) and not isinstance(tokenizer, HFTokenizer):
         lines.append(
             "- There is no tokenizer in the folder: the run read bytes, by `ByteTokenizer` of `peftlab.backbones."
             "tokenizers`."
@@ -71,8 +71,19 @@ def card(
     return "\n".join(lines).rstrip() + "\n"
 
 
-_MERGED = "A classifier with its adapter merged"
-TITLES = {"adapter": "An adapter for a text classifier", "trunk": "An adapter and a head", "merged": _MERGED}
+def titles(backbone: Backbone) -> dict[str, str]:
+    """What an ``adapter``, a ``trunk`` and a ``merged`` folder are called."""
+    if backbone.says_next_tokens:
+        return {"adapter": "An adapter for a language model", "merged": "A language model with its adapter merged"}
+    return {
+        "adapter": "An adapter for a text classifier",
+        "trunk": "An adapter and a head",
+        "merged": "A classifier with its adapter merged",
+    }
+
+
+_MERGED = "with its adapter merged"
+"""What the title of a whole model ends with."""
 
 
 def _where(config: RunConfig, *, whole: bool) -> str:

@@ -12,8 +12,10 @@ from torch import Tensor
 from peftlab.backbones.base import Backbone
 from peftlab.config import RunConfig
 from peftlab.errors import PeftlabError
-from peftlab.interop.card import CARD_FILE, TITLES, base_name, card
+from peftlab.interop.card import CARD_FILE, base_name, card, titles
 from peftlab.interop.hf_model import (
+    GENERATION_FILE,
+    generation_fields,
     merged_backbone,
     require_pooling,
     save_model,
@@ -71,6 +73,8 @@ def export_adapter(
         if path is not None:
             require_free(path, key)
     assembled, facts, record = _reassembled(folder, config, record, task)
+    if trunk_only and assembled.backbone.says_next_tokens:
+        raise PeftlabError("--trunk-only writes a new head apart, and a language model has its own. Leave it out.")
     named = base_name(backbone_config, base)
     adapter, files = adapter_files(
         assembled.adapter,
@@ -92,20 +96,24 @@ def export_adapter(
         config,
         facts,
         record,
-        title=TITLES[kind],
+        title=titles(assembled.backbone)[kind],
         base=named,
         notes=adapter.notes,
         how=how,
         tokenizer=assembled.backbone.tokenizer,
     )
     files[CARD_FILE] = readme.encode()
+    if assembled.backbone.says_next_tokens:
+        files[GENERATION_FILE] = as_json(generation_fields(config, assembled.backbone))
     with ExitStack() as stack:
         if base is not None:
             labels = facts["label_names"]
+            plain = untouched_backbone(folder, config, labels)
             save_model(
-                untouched_backbone(folder, config, labels),
+                plain,
                 stack.enter_context(whole_folder(base, "--base")),
                 known(objective_of(facts)).hf_config(labels),
+                generation_fields(config, plain),
             )
         into = stack.enter_context(whole_folder(to, "--to"))
         for name, content in files.items():
@@ -137,7 +145,7 @@ def adapter_files(
     if adapter.config["peft_type"] == "PREFIX_TUNING":
         require_in_window(backbone, adapter.config["num_virtual_tokens"], longest, "this run has")
     config = adapter.config | {
-        "task_type": "FEATURE_EXTRACTION" if trunk_only else "SEQ_CLS",
+        "task_type": "FEATURE_EXTRACTION" if trunk_only else "CAUSAL_LM" if backbone.says_next_tokens else "SEQ_CLS",
         "base_model_name_or_path": base,
         "revision": revision,
         "inference_mode": True,
@@ -148,7 +156,7 @@ def adapter_files(
     else:
         prefix = PROMPT_MODEL if adapter.is_prompt else MODEL
         tensors = adapter.tensors | {f"{prefix}{name}": tensor for name, tensor in head.items()}
-        adapter = HFAdapter(config | {"modules_to_save": backbone.head_modules()}, tensors, adapter.notes)
+        adapter = HFAdapter(config | {"modules_to_save": backbone.head_modules() or None}, tensors, adapter.notes)
     if quantized := backbone.provenance.get("quantize"):
         adapter.notes.append(
             f"It was trained beside a backbone in {quantized} (bitsandbytes): load the base model in the same form for "
@@ -188,10 +196,17 @@ def export_merged(
     how = how_to_load("merged", None, merged, {}, backbone_config)
     named = base_name(backbone_config, None)
     text = card(
-        config, facts, record, title=TITLES["merged"], base=named, notes=notes, how=how, tokenizer=merged.tokenizer
+        config,
+        facts,
+        record,
+        title=titles(merged)["merged"],
+        base=named,
+        notes=notes,
+        how=how,
+        tokenizer=merged.tokenizer,
     )
     with whole_folder(to, "--to") as into:
-        save_model(merged, into, known(objective_of(facts)).hf_config(labels))
+        save_model(merged, into, known(objective_of(facts)).hf_config(labels), generation_fields(config, merged))
         (into / CARD_FILE).write_text(text, encoding="utf-8")
     return notes
 

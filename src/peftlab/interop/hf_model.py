@@ -16,6 +16,7 @@ from peftlab.backbones.quiet import quiet_transformers
 from peftlab.backbones.tokenizers import HFTokenizer
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.config import RunConfig
+from peftlab.data.target_rows import language_tokenizer
 from peftlab.errors import PeftlabError
 from peftlab.interop.whole_folder import way_out
 from peftlab.records.folder import RunFolder
@@ -42,7 +43,8 @@ def untouched_backbone(folder: RunFolder, config: RunConfig, label_names: Sequen
     plain = replace(transformer_of(config), quantize=None)
     if plain.from_run is not None:
         return start_from_run(config, label_names)
-    return plain.build(len(label_names), seed=config.seed, run_folder=folder.path)
+    head = config.data.what_is_learned().head
+    return plain.build(len(label_names), seed=config.seed, run_folder=folder.path, head=head)
 
 
 def merged_backbone(
@@ -95,13 +97,40 @@ def require_pooling(config: TransformerConfig, option: str) -> None:
         )
 
 
-def save_model(backbone: Backbone, path: Path, fields: dict[str, Any]) -> None:
+GENERATION_FILE = "generation_config.json"
+
+
+def generation_fields(config: RunConfig, backbone: Backbone) -> dict[str, Any]:
+    """How a language model ends its answers: fields of ``generation_config.json``; none for others.
+
+    The stop ids are those that stand under loss, and the tokenizer's end-of-text token.
+    """
+    if not backbone.says_next_tokens:
+        return {}
+    encoder: Any = config.data.row_encoder(backbone.tokenizer)
+    if hasattr(encoder, "stop_ids"):
+        stop_ids = encoder.stop_ids()
+    else:
+        end = language_tokenizer(backbone.tokenizer).end_id
+        stop_ids = [] if end is None else [end]
+    begin = list(language_tokenizer(backbone.tokenizer).begin)
+    return {
+        "eos_token_id": stop_ids or None,
+        "pad_token_id": backbone.tokenizer.pad_id,
+        "bos_token_id": begin[0] if begin else None,
+    }
+
+
+def save_model(
+    backbone: Backbone, path: Path, fields: dict[str, Any], generation: dict[str, Any] | None = None
+) -> None:
     """Write config.json, model.safetensors and the tokenizer's files into ``path``.
 
     Args:
         backbone: the model.
         path: an empty folder.
         fields: of config.json, which say what the outputs are.
+        generation: of generation_config.json, which a language model has; None: nothing is changed there.
 
     Raises:
         PeftlabError: if it cannot be written, as on a full disk.
@@ -109,6 +138,12 @@ def save_model(backbone: Backbone, path: Path, fields: dict[str, Any]) -> None:
     model: Any = backbone.model
     for name, value in fields.items():
         setattr(model.config, name, value)
+    if generation:
+        # a run has no use for a cache, and whoever generates has; what we say is not made anew from config.json
+        model.config.use_cache = model.generation_config.use_cache = True
+        model.generation_config._from_model_config = False
+        for name, value in generation.items():
+            setattr(model.generation_config, name, value)
     try:
         with quiet_transformers():
             model.save_pretrained(path)

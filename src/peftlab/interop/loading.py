@@ -35,7 +35,7 @@ def how_to_load(
         return _merged(backbone, config)
     options = _options(backbone, config, written=written)
     imports = ["from peft import PeftModel"] + (["from safetensors.torch import load_file"] if kind == "trunk" else [])
-    classes = ["AutoModel" if kind == "trunk" else "AutoModelForSequenceClassification"]
+    classes = ["AutoModel" if kind == "trunk" else _class_of(backbone)]
     classes += ["BitsAndBytesConfig"] if config.quantize else []
     imports += [f"from transformers import {', '.join(classes)}"]
     start = f"base = {base!r}" if base else "base = BASE  # see 'base model' above"
@@ -49,16 +49,24 @@ def how_to_load(
     if backbone.head_modules() == ["score"] and not written:
         # Decoders find a text's last token by it, and many of them come without one.
         lines.append(f"model.config.pad_token_id = {backbone.tokenizer.pad_id}  # as in the run")
-    return "\n".join([*lines, 'model = PeftModel.from_pretrained(model, "FOLDER").eval()'])
+    lines.append('model = PeftModel.from_pretrained(model, "FOLDER").eval()')
+    if backbone.says_next_tokens:
+        lines[lines.index(imports[-1])] += ", GenerationConfig"
+        lines.append('model.generation_config = GenerationConfig.from_pretrained("FOLDER")  # ends answers as trained')
+    return "\n".join(lines)
+
+
+def _class_of(backbone: Backbone) -> str:
+    return "AutoModelForCausalLM" if backbone.says_next_tokens else "AutoModelForSequenceClassification"
 
 
 def _merged(backbone: Backbone, config: TransformerConfig) -> str:
-    model = f'model = AutoModelForSequenceClassification.from_pretrained("FOLDER", dtype="{config.dtype}").eval()'
+    cls = _class_of(backbone)
+    model = f'model = {cls}.from_pretrained("FOLDER", dtype="{config.dtype}").eval()'
     if not isinstance(backbone.tokenizer, HFTokenizer):
-        return f"from transformers import AutoModelForSequenceClassification\n\n{model}"
+        return f"from transformers import {cls}\n\n{model}"
     return (
-        f"from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n{model}\n"
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")'
+        f'from transformers import {cls}, AutoTokenizer\n\n{model}\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")'
     )
 
 

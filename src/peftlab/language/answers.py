@@ -69,6 +69,11 @@ def _number(answer: str, references: Sequence[str]) -> float:
 _ROW: Mapping[Judge, Callable[[str, Sequence[str]], float]] = {"exact_match": _exact, "number": _number}
 
 
+def bleu_signature(answers: Sequence[str], references: Sequence[Sequence[str]]) -> str:
+    """How sacrebleu has computed :func:`bleu`, in its own words."""
+    return bleu(answers, references)[1]
+
+
 def bleu(answers: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
     """Corpus BLEU in percent, and sacrebleu's signature.
 

@@ -2,6 +2,9 @@
 
     loss = - 1/N Σ_n log softmax(z_n)[y_n]        z_n (V) the logits in front of target n, y_n its token
 
+Of the answers that a test has written (``data.generate``) it also has exact match, right numbers, BLEU or ROUGE-L, by
+the rules of :mod:`peftlab.language.answers`.
+
 N is the number of targets, after the shift: of a batch, of a step over several batches and processes, of an epoch, of a
 split. Every target weighs the same, however rows are cut into batches (the mean of batches' means would be another
 number); :mod:`peftlab.objectives.parts.targets` counts them, for all of these. Perplexity is exp(loss).
@@ -36,6 +39,10 @@ class CausalLM(Objective, name="causal_lm"):
     figures = (
         Figure("perplexity", "perplexity", "min", 1.0),
         Figure("token_accuracy", "token accuracy", "max", 0.0, 1.0),
+        Figure("exact_match", "exact match", "max", 0.0, 1.0, each_epoch=False, share_of_rows=True),
+        Figure("number", "right numbers", "max", 0.0, 1.0, each_epoch=False, share_of_rows=True),
+        Figure("bleu", "BLEU", "max", 0.0, 100.0, each_epoch=False),
+        Figure("rouge_l", "ROUGE-L", "max", 0.0, 1.0, each_epoch=False),
     )
     selects = "perplexity"
     loss_title = "cross-entropy loss a token"
@@ -132,7 +139,9 @@ class CausalLM(Objective, name="causal_lm"):
             yield {"nats": nats, "tokens": int(tokens), "correct": int(correct)}
 
     def prediction_in_words(self, predicted: Mapping[str, Any]) -> str:
-        """Perplexity of the row, and its targets."""
+        """What was written; of a row that was scored its perplexity, and its targets."""
+        if "generated" in predicted:
+            return str(predicted["generated"])
         each = predicted["nats"] / max(predicted["tokens"], 1)
         return f"perplexity {perplexity(each):.4f}\t{predicted['tokens']} tokens, {predicted['correct']} said rightly"
 
@@ -154,6 +163,10 @@ class CausalLM(Objective, name="causal_lm"):
         accuracy = figures["token_accuracy"]
         if accuracy is not None and tokens and abs(accuracy * tokens - round(accuracy * tokens)) > 1e-6 * tokens:
             yield "token_accuracy", f"{accuracy}, which is no share of {tokens} tokens"
+        for name in ("exact_match", "number"):
+            value, rows = figures.get(name), data["rows"].get(split)
+            if rows and value is not None and abs(value * rows - round(value * rows)) > 1e-6 * rows:
+                yield name, f"{value}, which is no share of {rows} rows"
 
 
 def perplexity(loss: float) -> float:

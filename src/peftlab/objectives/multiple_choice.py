@@ -70,6 +70,7 @@ class MultipleChoice(Objective, name="multiple_choice"):
     head = "own"
     head_trains = False
     weighs = True
+    learns_tokens = True
 
     def reader(
         self, train: Sequence[RawRows], names: Sequence[str] | None = None, aliases: Mapping[str, int] | None = None

@@ -6,6 +6,10 @@ alike in every run that tests this row; ``task``, where there are several; then 
     classification    ``gold`` and ``predicted``, names of classes; ``probabilities``, float32, in the classes' order
     regression        ``gold`` and ``value``, numbers
 
+    causal_lm         ``nats``, ``tokens`` and ``correct`` of the answer; where answers were written ``generated``, the
+                      ``reference``, and of some figures what they say of the row
+    multiple_choice   ``gold``, ``predicted`` and ``predicted_by_length``; ``log_likelihoods`` of the row's options
+
 Other objectives have the keys of their own predictions. Where tasks differ in kind, a column that means different
 things is ``gold_value`` for numbers. The order of the classes stands in the file too (:func:`class_names`).
 """

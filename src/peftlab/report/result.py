@@ -50,6 +50,15 @@ def undefined_lines(objective: Learned, split: str, values: Mapping[str, Any]) -
         yield f"{' and '.join(names)} on {split}: {why}"
 
 
+def generated_lines(objective: Learned, split: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """What is said of the answers that a test has written: a line, if it has."""
+    if (facts := values.get("generated")) is not None:
+        of = [f for f in objective.figures if not f.each_epoch and f.name in values]
+        said = ", ".join(f"{figure.title} {shown(values[figure.name])}" for figure in of)
+        ended = f"{facts['ended']:,} ended by themselves"
+        yield f"{split}: {said}; {facts['prompts']:,} answers were written, of which {ended}"
+
+
 def print_result(path: Path, record: dict[str, Any], objective: Learned) -> None:
     """Print metrics, selection, size and speed from ``record``."""
     metrics, timing = record["metrics"], record["timing"]
@@ -72,6 +81,9 @@ def print_result(path: Path, record: dict[str, Any], objective: Learned) -> None
     print_table(out, figures.table)
     for split, values in metrics.items():
         print_lines(out, undefined_lines(objective, split, values))
+        print_lines(out, generated_lines(objective, split, values))
+    if before is not None:
+        print_lines(out, generated_lines(objective, "test, before training", before["test"]))
     about = (
         f"weights of {place_in_words(row)} ({selection['rule']}); "
         f"{record['parameters']['trainable']:,} trainable parameters; "

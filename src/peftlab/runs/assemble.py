@@ -18,7 +18,7 @@ from peftlab.backbones.padding import require_padding_changes_nothing
 from peftlab.backbones.quantize import logical_size
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
-from peftlab.errors import PeftlabError, RunError
+from peftlab.errors import BackboneError, PeftlabError, RunError
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import attach
 from peftlab.peft.surgery import dequantize, is_conv1d
@@ -52,6 +52,7 @@ def assemble(config: RunConfig, splits: Splits) -> Assembled:
         match_head(backbone, splits.label_names, seed=config.seed)
     else:
         backbone = start_from_run(config, splits.label_names)
+    _require_room_to_write(config, backbone)
     backbone.check_length(config.data.max_length, extra_tokens=config.peft.extra_tokens())
     require_padding_changes_nothing(backbone)
     assembled = _attached(config, backbone)
@@ -61,6 +62,20 @@ def assemble(config: RunConfig, splits: Splits) -> Assembled:
     assembled.adapter.load_source(assembled.fingerprint)
     into_precision(assembled.backbone, config.trainer.precision)
     return assembled
+
+
+def _require_room_to_write(config: RunConfig, backbone: Backbone) -> None:
+    """Refuse answers that may grow beyond the positions of the model, before anything is trained."""
+    if (generation := config.data.generation()) is None:
+        return
+    longest, new = config.data.max_length + generation.max_new_tokens, generation.max_new_tokens
+    try:
+        backbone.check_length(longest, extra_tokens=config.peft.extra_tokens())
+    except BackboneError:
+        raise BackboneError(
+            f"data.max_length={config.data.max_length} and data.generate.max_new_tokens={new} are "
+            f"{longest} tokens together, more than this {backbone.architecture} has positions for. Lower one of them."
+        ) from None
 
 
 def _require_sources_as_recorded(config: RunConfig) -> None:

@@ -16,9 +16,11 @@ from peftlab.data.truncation import truncating
 from peftlab.errors import DataError, RunError
 from peftlab.objectives import recorded
 from peftlab.objectives.base import objective as known
+from peftlab.objectives.causal_lm import CausalLM
 from peftlab.objectives.parts.mixture import NAME as MIXTURE
 from peftlab.records.folder import RunFolder
 from peftlab.runs.assemble import Assembled, count_parameters, lightning_module, reassemble
+from peftlab.runs.generating import GENERATED, answered, generated
 from peftlab.runs.memory import memory_told
 from peftlab.runs.predictions import predictions_table
 from peftlab.training.module import TrainingModule
@@ -59,9 +61,10 @@ def evaluate_counted(
     _require_same_labels(config, splits, facts)
     rows = getattr(splits, split)
     module = measured(config, assembled, splits, rows, folder)
+    judged = generated(config, assembled, rows)
     if keep is not None:
-        keep(rows, predictions_table(module.objective, splits, rows, module.test_outputs))
-    metrics = module.test_metrics
+        keep(rows, predictions_table(module.objective, splits, rows, module.test_outputs, judged))
+    metrics = module.test_metrics | ({} if judged is None else judged.figures)
     metrics = config.data.what_is_learned().named(metrics, splits.label_names)
     kind = splits.test_kind if split == "test" else split
     return {"run": str(folder.path), "split": split, "kind": kind, "metrics": metrics}, parameters
@@ -147,10 +150,8 @@ def predict(
     from peftlab.data.module import predict_batches
 
     if assembled.backbone.says_next_tokens:
-        raise RunError(
-            "this run is of a language model, which says tokens and no label of a text. Test it on rows of your own: "
-            "peftlab evaluate RUN data.path=FILE."
-        )
+        yield from _answers(assembled, facts, config, texts)
+        return
     number, classes = _classes_of(facts, task)
     names, objective = facts["label_names"][classes], known(objective_of(facts, task))
     # several classifications are told apart by the names of their classes
@@ -179,6 +180,24 @@ def predict(
         while following in ready:
             yield ready.pop(following)
             following += 1
+
+
+def _answers(
+    assembled: Assembled, facts: dict[str, Any], config: RunConfig, texts: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """``text`` and ``generated``: what a language model writes behind each text."""
+    if objective_of(facts) != CausalLM.name:
+        raise RunError(
+            "this run chooses between the options of questions, and a text has none. Test it on questions of your own: "
+            "peftlab evaluate RUN data.path=FILE --predictions FILE."
+        )
+    size = config.data.eval_batch_size
+    for start in range(0, len(texts), size):
+        some = list(texts[start : start + size])
+        with memory_told():
+            written = answered(config, assembled, some)
+        for text, answer in zip(some, written, strict=True):
+            yield {"text": text, GENERATED: answer}
 
 
 def _classes_of(facts: dict[str, Any], task: str | None) -> tuple[int | None, slice]:

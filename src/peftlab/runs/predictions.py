@@ -15,8 +15,12 @@ from peftlab.records.predictions import to_table
 if TYPE_CHECKING:
     import pyarrow
 
+    from peftlab.runs.generating import Judged
 
-def predictions_table(learned: Learned, splits: Splits, rows: Texts, outputs: Tensor) -> pyarrow.Table:
+
+def predictions_table(
+    learned: Learned, splits: Splits, rows: Texts, outputs: Tensor, judged: Judged | None = None
+) -> pyarrow.Table:
     """What :mod:`peftlab.records.predictions` describes.
 
     Args:
@@ -24,6 +28,7 @@ def predictions_table(learned: Learned, splits: Splits, rows: Texts, outputs: Te
         splits: say names and tasks.
         rows: of the split, in its order.
         outputs: of the head, (N, C) float32, in the same order.
+        judged: the answers that were written, if any were.
     """
     columns: dict[str, list[Any]] = {
         "row": list(range(len(rows))),
@@ -34,6 +39,8 @@ def predictions_table(learned: Learned, splits: Splits, rows: Texts, outputs: Te
     else:
         assert isinstance(learned, Objective)
         columns |= learned.kept(outputs, rows.labels, splits.label_names)
+    if judged is not None:
+        columns |= judged.columns
     return to_table(columns, list(splits.label_names))
 
 

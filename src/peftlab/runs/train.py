@@ -39,6 +39,7 @@ from peftlab.runs.epochs import WritesEpochs
 from peftlab.runs.evaluate import measure, require_all_rows
 from peftlab.runs.finished import finished_record
 from peftlab.runs.forgetting import measure_forgetting
+from peftlab.runs.generating import generated
 from peftlab.runs.memory import memory_told
 from peftlab.runs.predictions import predictions_table
 from peftlab.runs.summary import print_before, say_where_it_was_begun
@@ -225,6 +226,8 @@ class _Run:
         figures = measure(
             replace(self.config, trainer=one_device), self.assembled, self.splits, self.splits.test, self.folder
         )
+        judged = generated(self.config, self.assembled, self.splits.test)
+        figures |= {} if judged is None else judged.figures
         self._before = {"test": self.module.objective.named(figures, self.splits.label_names)}
 
     def fit(self, resume: Path | None) -> None:
@@ -319,7 +322,9 @@ class _Run:
             title=f"{config.name}  {folder.key}",
             kept=row,
         )
-        table = predictions_table(self.module.objective, splits, splits.test, self.module.test_outputs)
+        judged = generated(config, assembled, splits.test)
+        self.module.test_metrics |= {} if judged is None else judged.figures
+        table = predictions_table(self.module.objective, splits, splits.test, self.module.test_outputs, judged)
         write_atomically(folder.predictions, as_bytes(table))
         forgetting = measure_forgetting(config, assembled, folder) if config.measure_forgetting else None
         beside = (
@@ -338,6 +343,7 @@ class _Run:
             "parameters": self.parameters | {"adapter_bytes": adapter["bytes"]},
             "selection": chosen,
             "metrics": record.metrics(self.module, row, splits),
+            **({} if judged is None else {"generation": judged.conventions}),
             **({} if self._before is None else {"before": self._before}),
             "forgetting": forgetting,
             "history": history,

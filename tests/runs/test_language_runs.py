@@ -1,0 +1,160 @@
+"""One run of a language model on instructions: its answers in the record, tested again, predicted and exported."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import peft
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from peftlab.cli import main
+from peftlab.language.answers import plain
+from peftlab.library.run import load_run
+from tests.conftest import Peftlab, run_folder
+from tests.data.tiny_language import CHATML, plain_tokenizer
+from tests.runs.small_runs import record_of
+
+COLOURS = ["red", "blue", "green", "grey"]
+ASKED = [f"{word} it is {number}" for number, word in enumerate(COLOURS * 15)]
+
+
+def write_model(folder: Path) -> None:
+    """A Llama type of two layers with a chat template, whose padding token is the end token."""
+    tokenizer = plain_tokenizer(template=CHATML)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(repetition_penalty=3.0, eos_token_id=0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_rows(folder: Path) -> None:
+    folder.mkdir()
+    for split, asked in (("train", ASKED), ("validation", ASKED[:8]), ("test", ASKED[40:52])):
+        rows = [{"prompt": text, "response": text.split()[0]} for text in asked]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@cache
+def _trained_once() -> tempfile.TemporaryDirectory[str]:
+    """A folder with one finished run; trained once a test process."""
+    folder = tempfile.TemporaryDirectory(prefix="language-run")
+    here = Path.cwd()
+    os.chdir(folder.name)
+    try:
+        write_model(Path("model"))
+        write_rows(Path("rows"))
+        status = main(
+            ["train", "data=instructions", "data.path=rows", "backbone=hf",
+             f"backbone.name_or_path={folder.name}/model", "data.max_length=64",
+             "data.generate={judge: [exact_match, rouge_l], max_new_tokens: 8}", "peft=lora",
+             "peft.targets=[query,key,value,attention_output,ffn_up,ffn_down,ffn_gate]", "peft.rank=8", "optim.lr=0.03",
+             "trainer.max_epochs=5", "trainer.progress_bar=false", "trainer.threads=1", "logger=none",
+             "trainer.measure_before=true"]
+        )  # fmt: skip
+        assert status == 0
+    finally:
+        os.chdir(here)
+    return folder
+
+
+@pytest.fixture
+def trained() -> Path:
+    """The working folder of the tests."""
+    return Path(_trained_once().name)
+
+
+@pytest.fixture
+def run(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(trained)
+    return run_folder()
+
+
+def asked(tokenizer: Any, text: str) -> torch.Tensor:
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
+    return torch.tensor([ids["input_ids"] if not isinstance(ids, list) else ids])
+
+
+def test_the_record_has_the_answers_figures_and_how_they_came(run: Path) -> None:
+    record, table = record_of(run), pq.read_table(run / "predictions.parquet").to_pydict()
+    figures = record["metrics"]["test"]
+    assert table["reference"] == [text.split()[0] for text in ASKED[40:52]]
+    right = [plain(a) == plain(b) for a, b in zip(table["generated"], table["reference"], strict=True)]
+    assert table["exact_match"] == right
+    assert figures["exact_match"] == sum(right) / 12
+    assert figures["exact_match"] > record["before"]["test"]["exact_match"] == 0
+    assert figures["generated"]["prompts"] == 12
+    end = AutoTokenizer.from_pretrained("model").convert_tokens_to_ids("<|end|>")
+    said = record["generation"]
+    assert (said["decoding"], said["max_new_tokens"], said["stop_ids"]) == ("greedy", 8, [end])
+    assert set(said["rules"]) == {"exact_match", "rouge_l"}
+
+
+@pytest.mark.whole
+def test_it_is_verified_and_predicted_with(run: Path, peftlab: Peftlab) -> None:
+    result = peftlab("verify", run, "--rerun-eval")
+    assert result.status == 0, result.out
+    table = pq.read_table(run / "predictions.parquet").to_pydict()
+    result = peftlab("predict", run, "--json", "--text", ASKED[40], "--text", ASKED[41])
+    assert [json.loads(line)["generated"] for line in result.out.splitlines()] == table["generated"][:2]
+
+
+@pytest.mark.whole
+def test_peft_and_transformers_write_the_same_answers(run: Path, peftlab: Peftlab, tmp_path: Path) -> None:
+    """Both folders: logits within 1e-5 of the largest, and the same tokens, ended by the id that was trained."""
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    for target, more in ((adapter, ()), (merged, ("--merged",))):
+        result = peftlab("export", run, "--to", target, *more)
+        assert result.status == 0, result.err
+    assert json.loads((adapter / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+    assert not json.loads((adapter / "adapter_config.json").read_text())["modules_to_save"]
+    tokenizer = AutoTokenizer.from_pretrained("model")
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    theirs: Any = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("model"), adapter).eval()
+    theirs.generation_config = GenerationConfig.from_pretrained(adapter)
+    whole: Any = AutoModelForCausalLM.from_pretrained(merged).eval()
+    own = load_run(run).model()
+    table = pq.read_table(run / "predictions.parquet").to_pydict()
+    for model in (theirs, whole):
+        config = model.generation_config
+        assert config.eos_token_id in (end, [end])
+        for number in (40, 41, 47):
+            ids = asked(tokenizer, ASKED[number])
+            with torch.no_grad():
+                mine, logits = own(ids, torch.ones_like(ids)), model(input_ids=ids).logits
+            assert (logits - mine).abs().max() < 1e-5 * mine.abs().max()
+            plainly = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": 8}
+            new = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **plainly)[0, ids.shape[1] :]
+            assert tokenizer.decode(new, skip_special_tokens=True) == table["generated"][number - 40]
+    assert whole.config.use_cache
+    assert AutoTokenizer.from_pretrained(merged).chat_template == CHATML
+
+
+@pytest.mark.whole
+def test_a_trunk_without_the_head_is_refused(run: Path, peftlab: Peftlab, tmp_path: Path) -> None:
+    result = peftlab("export", run, "--to", tmp_path / "trunk", "--trunk-only")
+    assert result.status == 2
+    assert "a language model has its own" in result.err
+
+
+def test_answers_that_may_outgrow_the_model_are_refused_before_training(
+    run: Path, trained: Path, peftlab: Peftlab
+) -> None:
+    result = peftlab(
+        "train", "data=instructions", "data.path=rows", "backbone=hf", f"backbone.name_or_path={trained}/model",
+        "data.max_length=100", "data.generate={max_new_tokens: 29}", "peft=lora", "logger=none",
+    )  # fmt: skip
+    assert result.status == 2
+    assert "129 tokens together, more than this llama has positions for" in result.err
