@@ -74,5 +74,5 @@ def test_a_head_that_is_not_there_cannot_train(monkeypatch: pytest.MonkeyPatch) 
 def test_a_line_that_ends_with_a_question_has_no_stop_behind_it() -> None:
     with pytest.raises(ConfigError) as caught:
         config("data.objective=regresion")
-    assert "classification, regression. Did you mean 'regression'?" in str(caught.value)
+    assert "classification, multiple_choice, regression. Did you mean 'regression'?" in str(caught.value)
     assert "?." not in str(caught.value)
