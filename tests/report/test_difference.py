@@ -114,7 +114,7 @@ def test_numbers_text_by_text(tmp_path: Path) -> None:
     second = run_with(tmp_path, record(0, key="b"), columns | {"value": [1.0, 4.0]})
     found = difference(first, second, rows=True).by_text
     assert found is not None
-    assert (found.judged, found.p) == ("mse", None)
+    assert (found.judged, found.p) == ("squared error", None)
     assert found.difference == pytest.approx((4.0 - 0.25) / 2)
     assert math.isfinite(found.high)
 

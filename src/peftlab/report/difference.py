@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 NOT_THERE = "–"
+RIGHT, ERROR = "share of right labels", "squared error"
 _Z = 1.959963984540054
 """0.975 quantile of the standard normal distribution."""
 _DATA = ("data", "data hash", "train kind", "test kind", "rows")
@@ -50,7 +51,7 @@ class ByText:
 
     rows: int
     judged: str
-    """What a text is judged by: ``accuracy``, ``mse``."""
+    """What a text is judged by: :data:`RIGHT` or :data:`ERROR`."""
     difference: float
     """Mean of second minus first."""
     low: float
@@ -210,7 +211,7 @@ def _by_text(folders: Sequence[RunFolder], records: Sequence[Mapping[str, Any]])
         raise RunError(f"one is judged by {judged[0]}, the other by {judged[1]}: leave --rows out.")
     first, second = scores
     low, mean, high = _interval([b - a for a, b in zip(first, second, strict=True)])
-    if judged[0] != "accuracy":
+    if judged[0] != RIGHT:
         return ByText(len(first), judged[0], mean, low, high)
     only_first = sum(a > b for a, b in zip(first, second, strict=True))
     only_second = sum(b > a for a, b in zip(first, second, strict=True))
@@ -224,9 +225,9 @@ def _scores(table: pyarrow.Table) -> tuple[str, list[float]]:
     columns = set(table.column_names)
     gold = table["gold"].to_pylist() if "gold" in columns else []
     if "predicted" in columns:
-        return "accuracy", [float(a == b) for a, b in zip(gold, table["predicted"].to_pylist(), strict=True)]
+        return RIGHT, [float(a == b) for a, b in zip(gold, table["predicted"].to_pylist(), strict=True)]
     if "value" in columns:
-        return "mse", [(a - b) ** 2 for a, b in zip(gold, table["value"].to_pylist(), strict=True)]
+        return ERROR, [(a - b) ** 2 for a, b in zip(gold, table["value"].to_pylist(), strict=True)]
     raise RunError("the predictions say neither a label nor a value of each text: leave --rows out.")
 
 

@@ -38,10 +38,10 @@ cells:
 # Values may be chosen, on validation with the first seed, above the cells for all of them or in one cell:
 tune: {{optim.lr: [1e-3, 3e-3]}}
 
-# Columns are places in record.json. Without any: what selects on test, trainable parameters, seconds of training.
-columns:
-  - {{title: test accuracy, value: metrics.test.accuracy}}
-  - {{title: trainable, value: parameters.trainable, format: count}}
+# The table has what selects on test, trainable parameters and seconds of training. Other columns are places in record.json:
+# columns:
+#   - {{title: test loss, value: metrics.test.loss}}
+#   - {{title: trainable, value: parameters.trainable, format: count}}
 """
 
 
