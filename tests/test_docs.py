@@ -38,7 +38,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> list[list[str]]:
     """The commands of a page."""
-    lines = (line for block in blocks(page, "sh") for line in block.splitlines() if line.strip())
+    lines = (line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines() if line.strip())
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
@@ -82,6 +82,8 @@ def test_every_command_of_a_page(page: Path, peftlab: Peftlab, scratch: Path, fi
         (scratch / name).write_text(
             "text,topic\n" + "".join(f"text number {i} {'ab'[i % 2]},{'ab'[i % 2]}\n" for i in range(80))
         )
+    (scratch / "rte").mkdir()
+    (scratch / "rte" / "train.csv").write_text("sentence1,sentence2,label\na film,a film,true\na film,a dog,false\n")
     for text in blocks(page, "yaml"):
         values = yaml.safe_load(text)
         if isinstance(values, dict) and "cells" in values and "name" in values:
