@@ -134,6 +134,7 @@ def called(peftlab: Peftlab, verb: str, given: list[str], scratch: Path, reviews
 
 def local(given: list[str], scratch: Path) -> list[str]:
     """With real files where a command says FOLDER."""
+    shutil.rmtree(scratch / "folder", ignore_errors=True)
     return local_folder(given, scratch) if "FOLDER" in " ".join(given) else given
 
 
