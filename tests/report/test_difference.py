@@ -119,6 +119,15 @@ def test_numbers_text_by_text(tmp_path: Path) -> None:
     assert math.isfinite(found.high)
 
 
+def test_language_models_text_by_text(tmp_path: Path) -> None:
+    columns = {"row": [0, 1], "hash": ["a", "b"], "tokens": [2, 3]}
+    first = run_with(tmp_path, record(0, key="a"), columns | {"nats": [4.0, 6.0]})
+    second = run_with(tmp_path, record(0, key="b"), columns | {"nats": [3.0, 6.0]})
+    found = difference(first, second, rows=True).by_text
+    assert found is not None
+    assert (found.judged, found.difference) == ("loss of a text in nats", -0.5)
+
+
 def test_other_texts_are_not_compared(tmp_path: Path) -> None:
     columns = {"row": [0], "gold": ["bad"], "predicted": ["bad"]}
     first = run_with(tmp_path, record(0, key="a"), columns | {"hash": ["a"]})

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 NOT_THERE = "–"
-RIGHT, ERROR = "share of right labels", "squared error"
+RIGHT, ERROR, NATS = "share of right labels", "squared error", "loss of a text in nats"
 _Z = 1.959963984540054
 """0.975 quantile of the standard normal distribution."""
 _DATA = ("data", "data hash", "train kind", "test kind", "rows")
@@ -51,7 +51,7 @@ class ByText:
 
     rows: int
     judged: str
-    """What a text is judged by: :data:`RIGHT` or :data:`ERROR`."""
+    """What a text is judged by: :data:`RIGHT`, :data:`ERROR` or :data:`NATS`."""
     difference: float
     """Mean of second minus first."""
     low: float
@@ -224,10 +224,12 @@ def _scores(table: pyarrow.Table) -> tuple[str, list[float]]:
     """What each row is judged by, and its score."""
     columns = set(table.column_names)
     gold = table["gold"].to_pylist() if "gold" in columns else []
-    if "predicted" in columns:
+    if {"gold", "predicted"} <= columns:
         return RIGHT, [float(a == b) for a, b in zip(gold, table["predicted"].to_pylist(), strict=True)]
     if "value" in columns:
         return ERROR, [(a - b) ** 2 for a, b in zip(gold, table["value"].to_pylist(), strict=True)]
+    if "nats" in columns:
+        return NATS, table["nats"].to_pylist()
     raise RunError("the predictions say neither a label nor a value of each text: leave --rows out.")
 
 
