@@ -38,7 +38,7 @@ cells:
 # Values may be chosen, on validation with the first seed, above the cells for all of them or in one cell:
 tune: {{optim.lr: [1e-3, 3e-3]}}
 
-# The table has what selects on test, trainable parameters and seconds of training. Other columns are places in the record:
+# The table has what selects on test, trainable parameters, seconds of training. Other columns are places in the record:
 # columns:
 #   - {{title: test loss, value: metrics.test.loss}}
 #   - {{title: trainable, value: parameters.trainable, format: count}}
