@@ -63,6 +63,8 @@ def test_command(
         places = {"RUN": str(run_folder("t")), "outputs/rank_alpha": "outputs/t"}
         (scratch / "new.csv").write_text("id,text\n1,fine\n2,dull\n")
         result = peftlab(verb, *(places.get(a, a) for a in arguments))
+    elif verb == "estimate":
+        result = peftlab(verb, *arguments, "debug=fast", "backbone=tiny")
     elif verb == "sweep":
         result = sweep(peftlab, arguments, scratch)
     elif "peft.source=RUN" in arguments:

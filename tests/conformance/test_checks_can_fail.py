@@ -376,6 +376,17 @@ class LeavesAChangedWeight(SoundDelta):
             super().remove()
 
 
+# -- writing -------------------------------------------------------------------------------------------
+
+
+class SeesTheCache(SoundDelta):
+    """It computes otherwise where a layer is given one place alone, as it is with a cache."""
+
+    class delta(ScaledOutput):
+        def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
+            return super().forward(x, -out if x.shape[1] == 1 else out, base)
+
+
 BROKEN: list[tuple[type[PEFTStrategy], set[str]]] = [
     (Sound, set()),
     (SoundDelta, set()),
@@ -410,7 +421,10 @@ BROKEN: list[tuple[type[PEFTStrategy], set[str]]] = [
     (LeavesItsLayers, {"removal"}),
     (TakesMoreAlong, {"removal"}),
     (LeavesAChangedWeight, {"removal"}),
+    (SeesTheCache, {"generation"}),
 ]
+KINDS: dict[type[PEFTStrategy], str] = {SeesTheCache: "llama-lm"}
+"""Where a fault shows on no BERT."""
 
 
 def test_every_check_has_a_method_that_breaks_it_alone() -> None:
@@ -420,7 +434,7 @@ def test_every_check_has_a_method_that_breaks_it_alone() -> None:
 
 @pytest.mark.parametrize(("method", "failing"), BROKEN, ids=[method.__name__ for method, _ in BROKEN])
 def test_a_fault_is_found_by_its_check(method: type[PEFTStrategy], failing: set[str]) -> None:
-    outcome = examine(method, "bert", "fp32")
+    outcome = examine(method, KINDS.get(method, "bert"), "fp32")
     assert outcome.refusal is None
     assert set(outcome.failed_checks) == failing, outcome.failures
 

@@ -37,7 +37,7 @@ def test_the_exit_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failures: tuple[str, ...], status: int
 ) -> None:
     monkeypatch.setattr(table, "examine", lambda *_: Outcome(failures=failures))
-    assert table.main(["head"]) == status
+    assert table.main(["lora"]) == status
     assert ("FAILED: padding" in capsys.readouterr().out) == bool(failures)
     assert table.main(["haed"]) == 2
     assert "no method 'haed'" in capsys.readouterr().err

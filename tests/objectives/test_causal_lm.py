@@ -210,6 +210,4 @@ def test_steps_cut_into_batches_and_processes_end_alike(peftlab: Peftlab, scratc
     assert moved
     assert "1 as recorded" in peftlab("verify", run_folder("of8"), "--data", "--rerun-eval").out
     assert "the same" in peftlab("evaluate", run_folder("of8")).out
-    refused = peftlab("predict", run_folder("of8"), "--text", "1 + 1 = ")
-    assert refused.status == 2
-    assert len(refused.err.strip().splitlines()) == 1
+    assert peftlab("predict", run_folder("of8"), "--text", "1 + 1 = ").status == 0

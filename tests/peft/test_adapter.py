@@ -239,6 +239,7 @@ ALLOWED = {
     "hf.format": None,
     "hf.prefix": {"require_in_window"},
     "imported": {"ImportedAdapter"},  # the one that an adapter of HF peft is loaded by
+    "last_layers": {"transformer_blocks"},  # which blocks a clean model has
     "legacy": None,
     "lora": {"LoRA"},  # the one in which a table counts QLoRA's bytes
     "names": {"adapted_by", "into_type", "live_parameter", "located"},

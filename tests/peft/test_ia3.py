@@ -140,7 +140,7 @@ def test_scales_are_fp32_and_outputs_keep_the_backbones_type() -> None:
 def test_the_text_classifier_by_name() -> None:
     backbone = TextClassifierConfig().build(2, seed=0, train_texts=["a b c"])
     with pytest.raises(PeftlabError, match="a role that text_classifier does not have"):
-        attach(backbone, IA3(), seed=0)
+        attach(backbone, IA3(targets=["key"]), seed=0)
     strategy = IA3(targets=["hidden"], feedforward_targets=["hidden"])
     assert strategy.closed_form(backbone) == 128 + 100
 

@@ -154,6 +154,6 @@ def test_a_bottleneck_wider_than_its_place_is_refused(targets: list[str]) -> Non
 def test_the_text_classifier_has_no_sub_layers_but_linear_ones() -> None:
     backbone = TextClassifierConfig().build(2, seed=0, train_texts=["a b c"])
     with pytest.raises(PeftlabError, match="'ffn' needs the role 'ffn_up': text_classifier has no such role"):
-        attach(backbone, ParallelAdapter(), seed=0)
+        attach(backbone, ParallelAdapter(targets=["ffn"]), seed=0)
     strategy = ParallelAdapter(targets=["hidden"], bottleneck=4, reduction_factor=None)
     assert strategy.closed_form(backbone) == (100 + 128) * 4 + 4 + 128

@@ -25,8 +25,9 @@ DESCRIPTION = """\
 List the runs in or below FOLDER (default: outputs), finished or not: what tells them apart, how they stand, and the
 selecting figure on validation and test."""
 EPILOG = """\
-NAME of --sort and --columns is a key of the config (peft.rank, or rank where that is clear), a metric (test/loss),
-another number of the record (timing.train_seconds, parameters.trainable), name, key, status, epochs or ended_at."""
+NAME of --sort and --columns is a key of the config (peft.rank, or rank where that is clear), a metric by its name in
+metrics.csv, another number of the record (timing.train_seconds, parameters.trainable), name, key, status, epochs or
+ended_at."""
 MOST = 40
 """Lines, unless all are asked for."""
 

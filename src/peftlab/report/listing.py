@@ -200,7 +200,8 @@ def value_of(name: str, runs: Sequence[Listed], option: str) -> Callable[[Listed
         return lambda run: run.config.get(found)
     if ends:
         raise ConfigError(f"{option} {name}: several config keys end so: {listed(ends)}. Write the whole key.")
-    shorter = {value for value in values if not value.startswith(("train/", "selection."))} | set(own)
+    figures = {value for value in values if (of := MetricName.from_history(value)) is None or of.split != SPLITS[0]}
+    shorter = {value for value in figures if not value.startswith("selection.")} | set(own)
     raise ConfigError(
         f"{option} {name}: no run has that.{nearest(name, values | keys | set(own))} "
         f"There are {listed(shorter, limit=40)}, and the keys of the configs."

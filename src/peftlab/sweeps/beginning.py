@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from peftlab.metric_names import MetricName
+from peftlab.objectives.base import LOSS
 from peftlab.reference import field_docs
 from peftlab.report.columns import Column
 from peftlab.sweeps.declaration import Arm, Expected, Published, Range, Search, Sweep
@@ -40,14 +42,14 @@ tune: {{optim.lr: [1e-3, 3e-3]}}
 
 # The table has what selects on test, trainable parameters, seconds of training. Other columns are places in the record:
 # columns:
-#   - {{title: test loss, value: metrics.test.loss}}
+#   - {{title: test loss, value: {loss}}}
 #   - {{title: trainable, value: parameters.trainable, format: count}}
 """
 
 
 def beginning(name: str) -> str:
     """A file that runs as it is: two cells on packaged reviews."""
-    return _BEGINNING.format(name=name)
+    return _BEGINNING.format(name=name, loss=MetricName("test", LOSS.name).in_record)
 
 
 def keys_in_files(part: type) -> dict[str, str]:
