@@ -90,6 +90,7 @@ def test_every_command_of_a_page(page: Path, peftlab: Peftlab, scratch: Path, fi
             (scratch / f"{values['name']}.yaml").write_text(text)
         if isinstance(values, dict) and "partition" in values:
             (scratch / "mine.yaml").write_text(text)
+    runs = {name: str(run_folder(name)) for name in ("t", "u")}
     for words in commands(page):
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE), words
@@ -97,15 +98,16 @@ def test_every_command_of_a_page(page: Path, peftlab: Peftlab, scratch: Path, fi
         assert words[0] == "peftlab", words
         verb, given = words[1], words[2:]
         assert verb in COMMANDS
-        result = called(peftlab, verb, given, scratch, reviews)
+        result = called(peftlab, verb, given, scratch, reviews, runs)
         assert result == 0, words
 
 
-def called(peftlab: Peftlab, verb: str, given: list[str], scratch: Path, reviews: Path) -> int:
+def called(peftlab: Peftlab, verb: str, given: list[str], scratch: Path, reviews: Path, runs: dict[str, str]) -> int:
     """Call a command of a page, with what it needs here and without what takes long; its exit status."""
     if verb == "train":
         given = [a.replace("reviews.jsonl", str(reviews)) for a in given]
-        if RUN and not any(a in ELSEWHERE for a in given):
+        slow = "backbone=smollm2_135m" in given  # minutes, and rows of its own
+        if RUN and not slow and not any(a in ELSEWHERE for a in given):
             (scratch / "sweeps").unlink(missing_ok=True)
             status: int = train(peftlab, given, reviews, scratch).status
             return status
@@ -119,13 +121,13 @@ def called(peftlab: Peftlab, verb: str, given: list[str], scratch: Path, reviews
     if verb in ("submit", "status") or "--on" in given:
         return 0 if {"train", "outputs/rank_alpha"} & set(given) else 1
     if verb in OF_RUNS:
-        folders = {"RUN": str(run_folder("t")), "outputs/rank_alpha": "outputs/t", "outputs/ranks": "outputs/t"}
+        folders = {"RUN": runs["t"], "outputs/rank_alpha": "outputs/t", "outputs/ranks": "outputs/t"}
         folders |= {"outputs/first": "outputs/t"}
         words = [folders.get(a, a) for a in given]
         if verb == "report":
             words = [a for a in words if a != "--baseline" and not a.startswith("rank 8")]
         if verb == "remove":
-            words[0] = str(run_folder("u"))
+            words[0] = runs["u"]
         if verb == "reproduce" and "--print" not in words:
             words.append("--print")
         return peftlab(verb, *words).status
