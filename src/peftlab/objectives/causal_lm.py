@@ -66,7 +66,7 @@ class CausalLM(Objective, name="causal_lm"):
         return [order[label] for label in labels]
 
     def labels_in_words(self, labels: Sequence[Any], names: Sequence[str]) -> str:
-        """``dialogues``, and of how many kinds where rows were made of labelled ones."""
+        """``texts``, and of how many labels where rows were made of labelled ones."""
         kinds = {label for label in labels if label is not None}
         return f"texts of {len(kinds)} labels" if kinds else "texts"
 

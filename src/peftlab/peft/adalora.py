@@ -32,14 +32,14 @@ triplets act at the end.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from peftlab.fields import NonNegativeFloat, Probability
 from peftlab.peft.adapter import Adapter
-from peftlab.peft.base import Supports, Usual
+from peftlab.peft.base import Supports
 from peftlab.peft.rank_budget import Prunable, RankBudgetStrategy, allocate, components_kept, prunable
 
 if TYPE_CHECKING:
@@ -55,15 +55,7 @@ class AdaLoRA(RankBudgetStrategy, name="adalora"):
 
     supports = Supports(mergeable=True, hf_peft="ADALORA")
     count = "initial rank · (in + out + 1) a target"
-    usual: ClassVar[Usual] = {
-        "": {"targets": ("query", "key", "value", "attention_output", "ffn_up", "ffn_down")},
-        "text_classifier": {"targets": ("hidden",)},
-    }
 
-    targets: list[str] | None = None
-    """Roles, or regexes on module names, each of which must match something; the budget is shared between them. null:
-    what is usual for the backbone, all linear layers of a transformer's blocks, the hidden layer of the text
-    classifier."""
     beta1: Probability = 0.85
     """Smoothing of the sensitivity."""
     beta2: Probability = 0.85

@@ -41,14 +41,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from peftlab.fields import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
 from peftlab.peft.adapter import Adapter
-from peftlab.peft.base import Supports, Usual
+from peftlab.peft.base import Supports
 from peftlab.peft.rank_budget import Prunable, RankBudgetStrategy, allocate, components_kept, prunable
 
 if TYPE_CHECKING:
@@ -64,15 +64,7 @@ class DynamicDoRA(RankBudgetStrategy, name="dynamic_dora"):
 
     supports = Supports(mergeable=True, hf_peft="LORA")
     count = "initial rank · (in + out + 1) a target"
-    usual: ClassVar[Usual] = {
-        "": {"targets": ("query", "key", "value", "attention_output", "ffn_up", "ffn_down")},
-        "text_classifier": {"targets": ("hidden",)},
-    }
 
-    targets: list[str] | None = None
-    """Roles, or regexes on module names, each of which must match something; the budget is shared between them. null:
-    what is usual for the backbone, all linear layers of a transformer's blocks, the hidden layer of the text
-    classifier."""
     alpha: PositiveFloat = 8.0
     """The update is scaled by alpha / initial_rank."""
     dropout: Probability = 0.1

@@ -17,14 +17,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from peftlab.fields import Fraction, PositiveFloat, PositiveInt, Probability
 from peftlab.peft.adapter import Adapter
-from peftlab.peft.base import Selection
+from peftlab.peft.base import Selection, Usual
 from peftlab.peft.low_rank import LowRank, LowRankStrategy, require_rank
 from peftlab.peft.surgery import adapter_generator, random_stream, target_features
 
@@ -36,6 +36,15 @@ if TYPE_CHECKING:
 class RankBudgetStrategy(LowRankStrategy):
     """Base of the methods that prune the components of their updates to a budget."""
 
+    usual: ClassVar[Usual] = {
+        "": {"targets": ("query", "key", "value", "attention_output", "ffn_up", "ffn_down")},
+        "text_classifier": {"targets": ("hidden",)},
+    }
+
+    targets: list[str] | None = None
+    """Roles, or regexes on module names, each of which must match something; the budget is shared between them. null:
+    what is usual for the backbone, all linear layers of a transformer's blocks, the hidden layer of the text
+    classifier."""
     rank: PositiveInt = 8
     """Components a target keeps at the end, on average."""
     initial_rank: PositiveInt = 12
