@@ -123,7 +123,7 @@ class TrainerConfig:
     """Inside an epoch, write a checkpoint when the last one is so old; null: not by time."""
     keep_memory: bool = bookkeeping(True)
     """Keep memory that is freed for the next step, instead of asking the kernel for fresh pages (a third of a step's
-    time on a CPU, with glibc). The same numbers; a per cent more memory."""
+    time on a CPU, with glibc). The same numbers, and more memory."""
     cuda_graphs: bool = bookkeeping(False)
     """Record forward and backward pass of batches of one shape and replay them (CUDA graphs), where that gives the
     same bits: one GPU, a method without a schedule of its own. The time of launches goes; a shape is recorded once."""
