@@ -56,10 +56,11 @@ bench: install
 	$(BIN)/python benchmarks/report_10000.py
 	$(BIN)/python benchmarks/marks.py
 
-# LoRA, DoRA and QLoRA on one GPU beside transformers.Trainer + HF peft, 5 minutes; 16 short jobs one after the other and
-# together, the same bits, also killed. Lines of JSON.
+# LoRA, DoRA and QLoRA on one GPU beside transformers.Trainer + HF peft, and instructions beside TRL, 7 minutes; 16 short
+# jobs one after the other and together, the same bits, also killed. Lines of JSON.
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/gpu_language.py
 	$(BIN)/python benchmarks/gpu_jobs.py
 
 # The lecture's table and pictures, into README.md and docs/. DATA: a folder with ag_news/ and imdb/; 14 minutes.

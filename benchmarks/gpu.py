@@ -167,8 +167,8 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
 class Process:
     """A side, waiting to be told to go."""
 
-    def __init__(self, side: str, words: list[str]) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("gpu_sides.py")), side, json.dumps(words)]
+    def __init__(self, side: str, words: list[str], script: str = "gpu_sides.py") -> None:
+        command = [sys.executable, str(Path(__file__).with_name(script)), side, json.dumps(words)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
