@@ -1,20 +1,23 @@
 """FSDP2 beside DDP on one GPU: a random Llama of 1 billion weights, in bf16 and in nf4; that it works, and its memory.
 
-    python benchmarks/fsdp_gpu.py [--out FILE.json] [--size 1b|tiny] [--accelerator gpu|cpu]
+    python benchmarks/fsdp_gpu.py [--out FILE.json] [--size 1b|tiny] [--accelerator gpu|cpu] [--at-once]
 
 With one rank every weight is in one part: what is compared are the numbers, which must be those of DDP, and what
-gathering and cutting a layer at a time costs. Each run is a process of its own, and its record is read.
+gathering and cutting a layer at a time costs. Each run is a process of its own, and its record is read; ``--at-once``
+starts all four together, on a GPU that holds them: their speeds then say nothing, their memory is each one's own.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +41,24 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("fsdp_gpu.json"))
     parser.add_argument("--size", choices=ARCHITECTURES, default="1b")
     parser.add_argument("--accelerator", choices=("gpu", "cpu"), default="gpu")
+    parser.add_argument("--at-once", action="store_true")
     given = parser.parse_args()
     out = given.out.resolve()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         write_rows(Path("rows.csv"))
         found: dict[str, Any] = {"size": given.size, "accelerator": given.accelerator, "machine": None, "runs": {}}
-        for stored in STORED:
-            for strategy in ("ddp", "fsdp"):
-                found["runs"][f"{stored} {strategy}"] = one = run(stored, strategy, given.size, given.accelerator)
+        runs = list(itertools.product(STORED, ("ddp", "fsdp")))
+        with ThreadPoolExecutor(len(runs) if given.at_once else 1) as pool:
+            begun = {pool.submit(run, *one, given.size, given.accelerator): " ".join(one) for one in runs}
+            for done in as_completed(begun):
+                found["runs"][begun[done]] = one = done.result()
                 found["machine"] = one.pop("machine", found["machine"])
                 out.write_text(json.dumps(found, indent=2) + "\n")  # after each: what is there, is there
-                print(json.dumps({f"{stored} {strategy}": one}), flush=True)
+                print(json.dumps({begun[done]: one}), flush=True)
+        for stored in STORED:
             found["runs"][f"{stored} fsdp"] |= beside_ddp(found["runs"], stored)
+            print(json.dumps({stored: beside_ddp(found["runs"], stored)}), flush=True)
     out.write_text(json.dumps(found, indent=2) + "\n")
     return 0 if all(one["works"] and one.get("close_to_ddp", True) for one in found["runs"].values()) else 1
 

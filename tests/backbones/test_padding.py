@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -94,3 +96,25 @@ def test_rounding_that_depends_on_the_shape_is_no_padding_in_16_bits() -> None:
     narrow.model = RoundsByShape(narrow.model, 0.02)
     with pytest.raises(BackboneError, match="otherwise beside a longer text than alone"):
         require_padding_changes_nothing(narrow)
+
+
+class RoundsByWidth(RoundsByShape):
+    """The same where a row is padded, of which rows that are not say nothing."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Tensor) -> Tensor:
+        out = self.inner(input_ids=input_ids, attention_mask=attention_mask)
+        signs = torch.where(attention_mask.bool().all(dim=1, keepdim=True), 1, -1)
+        out.logits = out.logits + self.share * out.logits.abs().max() * signs
+        found: Tensor = out
+        return found
+
+
+def test_rounding_grows_with_the_root_of_the_blocks() -> None:
+    backbone: TransformerBackbone = tiny("distilbert", dtype="bfloat16")
+    shake(backbone)
+    backbone.model = RoundsByWidth(backbone.model, 0.03)
+    backbone.model.config = SimpleNamespace(num_hidden_layers=16)
+    require_padding_changes_nothing(backbone)
+    backbone.model.config.num_hidden_layers = 1
+    with pytest.raises(BackboneError, match="otherwise beside a longer text than alone"):
+        require_padding_changes_nothing(backbone)

@@ -24,10 +24,11 @@ def padded_left(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tens
 def require_padding_changes_nothing(backbone: Backbone) -> None:
     """Read two texts of different lengths alone and together, before anything is put into ``backbone``.
 
-    Allowed are 1e-5 of the largest logit in float32; in less, four units of the type and thrice what batches of other
-    shapes and orders differ by where nothing is padded. A quantised model is as it was in floats, and its layers must
-    not be called before its fingerprint is taken (bitsandbytes casts biases in place at their first call); a model on
-    ``meta`` computes nothing.
+    Allowed are 1e-5 of the largest logit in float32. In less, each block rounds what it adds to the same stream, and
+    the errors walk at random: four units of the type times the root of the number of blocks; and thrice what batches
+    of other shapes and orders differ by where nothing is padded. A quantised model is as it was in floats, and its
+    layers must not be called before its fingerprint is taken (bitsandbytes casts biases in place at their first call);
+    a model on ``meta`` computes nothing.
 
     Raises:
         BackboneError: naming the architecture, and by how much the answers differ.
@@ -47,7 +48,8 @@ def require_padding_changes_nothing(backbone: Backbone) -> None:
         allowed, row = 1e-5, None
         if (kind := _type_of(backbone)) != torch.float32:
             row = 0  # the one that is padded
-            allowed = 4 * torch.finfo(kind).eps + 3 * _spread(backbone, short, long, together, alone)
+            rounding = 4 * torch.finfo(kind).eps * _blocks(backbone) ** 0.5
+            allowed = rounding + 3 * _spread(backbone, short, long, together, alone)
     except (PeftlabError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each architecture fails in its own way
@@ -123,6 +125,11 @@ def _difference(one: Tensor, other: Tensor, row: int | None = None) -> float:
     """The largest, of one ``row`` or of all, as a share of the largest logit."""
     apart = (one - other).abs()
     return float((apart if row is None else apart[row]).max() / one.abs().max().clamp_min(1e-6))
+
+
+def _blocks(backbone: Backbone) -> int:
+    """How many are behind each other, by the model's config."""
+    return int(getattr(getattr(backbone.model, "config", None), "num_hidden_layers", None) or 1)
 
 
 def _type_of(backbone: Backbone) -> torch.dtype:
