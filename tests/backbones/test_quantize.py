@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from peftlab.backbones.quantize import logical_size, quantize, stored_bytes
+from peftlab.backbones.quantize import logical_size, quantize, store_as_floats, stored_bytes
 from peftlab.backbones.roles import find_targets
 from peftlab.backbones.transformer_backbone import TransformerBackbone
 from peftlab.errors import BackboneError
@@ -55,6 +55,17 @@ def test_four_bit_weights_are_right_at_any_width(kind: str, width: int) -> None:
     error = model(torch.eye(width)).T - weight
     assert error.norm() / weight.norm() < 0.15
     assert error.abs().max() < 0.5 * weight.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_bytes_that_are_called_floats_are_the_same_weights(kind: str) -> None:
+    _, quantised = pair("llama", kind)
+    ids, mask = batch(quantised, TEXTS)
+    before, stored = quantised(ids, mask), stored_bytes(quantised.model)
+    store_as_floats(quantised.model)
+    assert all(parameter.is_floating_point() for parameter in quantised.model.parameters())
+    assert torch.equal(quantised(ids, mask), before)
+    assert stored_bytes(quantised.model) == stored
 
 
 def test_widths_that_blocks_do_not_divide_are_refused() -> None:

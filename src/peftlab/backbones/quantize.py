@@ -151,6 +151,19 @@ def quant_states(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def store_as_floats(model: nn.Module) -> None:
+    """Call the bytes of 4-bit weights bfloat16, two a number; bitsandbytes reads either (its ``quant_storage``).
+
+    FSDP2 of torch before 2.13 takes no weights of integers.
+    """
+    for module in model.modules():
+        layer: Any = module
+        weight: Any = getattr(layer, "weight", None)
+        if getattr(weight, "quant_state", None) is not None and weight.dtype == torch.uint8:
+            weight.data = weight.data.view(-1).view(torch.bfloat16).view(-1, 1)
+            weight.quant_storage = layer.quant_storage = torch.bfloat16
+
+
 def _state_bytes(state: object) -> int:
     if state is None:
         return 0

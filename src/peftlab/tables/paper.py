@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
@@ -113,7 +114,8 @@ def compute(content: dict[str, Any], where: str) -> Computed:
         wanted = [row.counted for row in table.rows if row.counted is not None]
         counted = _counted(counted_content, counted_where, table.counts_table, wanted)
         backbones = validate(counted_content | {"rows": []}, counts.CountsTable, "")
-        cells = [entry for row in table.rows for entry in _entries(row, table, counted, backbones)]
+        runs = _Runs()
+        cells = [entry for row in table.rows for entry in _entries(row, table, counted, backbones, runs)]
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     remarks = list(dict.fromkeys(entry.remark for entry in cells if entry.remark))
@@ -189,7 +191,7 @@ def _counted(content: dict[str, Any], where: str, name: str, wanted: list[str]) 
 
 
 def _entries(
-    row: PaperRow, table: PaperTable, counted: dict[str, dict[str, Any]], backbones: counts.CountsTable
+    row: PaperRow, table: PaperTable, counted: dict[str, dict[str, Any]], backbones: counts.CountsTable, runs: _Runs
 ) -> list[Entry]:
     cells = []
     if row.counted is not None:
@@ -199,7 +201,7 @@ def _entries(
             cells.append(_memory(row.row, row.memory, backbones))
         except PeftlabError as error:
             raise ConfigError(f"row '{row.row}': {error}") from error
-    scores = [_score(row, task, table) for task in row.scores]
+    scores = [_score(row, task, table, runs) for task in row.scores]
     if row.mean is not None:
         scores.append(_mean(row, table))
     if row.remark and scores:
@@ -249,14 +251,14 @@ def _memory(row: str, memory: Memory, backbones: counts.CountsTable) -> Entry:
     )
 
 
-def _score(row: PaperRow, name: str, table: PaperTable) -> Entry:
+def _score(row: PaperRow, name: str, table: PaperTable, runs: _Runs) -> Entry:
     """A score: as published, and as measured if a run of its command is finished here."""
     task = table.tasks[name]
     value, status, how = None, "cannot be run here", task.missing or "peftlab has no such method or backbone"
     words = ""
     if task.missing is None and row.overrides:
         overrides = [*table.overrides, *task.overrides, *row.overrides]
-        value, how = _measured(overrides, task.metric), f"peftlab train {' '.join(overrides)}"
+        value, how = runs.measured(table, task, row), f"peftlab train {' '.join(overrides)}"
         status = "not run here" if value is None else "measured"
         words = " ".join(word for word in task.overrides if word not in _shared(table))
     return Entry(
@@ -272,20 +274,38 @@ def _score(row: PaperRow, name: str, table: PaperTable) -> Entry:
     )
 
 
-def _measured(overrides: list[str], metric: str) -> float | None:
-    """The score in percent of the finished run of these overrides, if there is one below the folder of outputs."""
-    from peftlab.composition import checked
-    from peftlab.records.folder import RunFolder
+class _Runs:
+    """The finished runs of the table's commands.
 
-    record = RunFolder.of(checked(overrides)).read_record()
-    if record is None or record["status"] != "finished":
-        return None
-    value: Any = record
-    for part in metric.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    if not isinstance(value, int | float):
-        raise ConfigError(f"metric '{metric}': the record of run {record['key']} has no number there.")
-    return 100.0 * value
+    A config is composed in a fifth of a second. Where nothing has been run yet, only so many are that each row's and
+    each task's words are seen to be right.
+    """
+
+    def __init__(self) -> None:
+        from peftlab.composition import composed
+
+        self._none = not any(Path(composed([]).output_dir).glob("*/*/record.json"))
+        self._tried: set[tuple[str, ...]] = set()
+
+    def measured(self, table: PaperTable, task: Task, row: PaperRow) -> float | None:
+        """The score in percent of the finished run of a row and a task, if there is one below the folder of outputs."""
+        from peftlab.composition import checked
+        from peftlab.records.folder import RunFolder
+
+        parts = {("task", *task.overrides), ("row", *row.overrides)}
+        overrides = [*table.overrides, *task.overrides, *row.overrides]
+        if self._none and parts <= self._tried and not any(word.startswith("output_dir=") for word in overrides):
+            return None
+        self._tried |= parts
+        record = RunFolder.of(checked(overrides)).read_record()
+        if record is None or record["status"] != "finished":
+            return None
+        value: Any = record
+        for part in task.metric.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, int | float):
+            raise ConfigError(f"metric '{task.metric}': the record of run {record['key']} has no number there.")
+        return 100.0 * value
 
 
 def _mean(row: PaperRow, table: PaperTable) -> Entry:

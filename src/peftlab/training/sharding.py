@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from peftlab.backbones.quantize import quant_states
+from peftlab.backbones import quantize
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.saving import fingerprint_of
 
@@ -64,6 +64,7 @@ def shard(adapter: Adapter, device: torch.device, processes: int) -> None:
         processes: of the process group that has been set up.
     """
     mesh = init_device_mesh(device.type, (processes,))
+    quantize.store_as_floats(adapter.backbone)
     whole = _stays_whole(adapter)
     for block in [*_blocks(adapter), adapter.backbone]:
         fully_shard(block, mesh=mesh, ignored_params=whole)
@@ -96,4 +97,4 @@ def fingerprint_of_parts(adapter: Adapter) -> str:
         for name, tensor in backbone.state_dict(keep_vars=True).items()
         if isinstance(tensor, Tensor) and not tensor.requires_grad and id(tensor) not in running
     }
-    return fingerprint_of(found | quant_states(backbone))
+    return fingerprint_of(found | quantize.quant_states(backbone))
