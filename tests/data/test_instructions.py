@@ -18,7 +18,7 @@ from peftlab.data.instructions import Instructions
 from peftlab.data.module import TextDataModule
 from peftlab.data.plain_text import PlainText
 from peftlab.dialogues import Turn, turns_of
-from peftlab.errors import ConfigError, DataError
+from peftlab.errors import BackboneError, ConfigError, DataError
 from peftlab.records.identity import run_key
 from tests.data.tiny_language import CHATML, language_tokenizer
 
@@ -225,6 +225,23 @@ def test_texts_in_windows(tmp_path: Path) -> None:
     assert sum(rows[i]["texts"] for i in range(len(rows))) == texts
     with pytest.raises(ValueError, match=r"data\.stride=16 is not below data\.max_length=16"):
         PlainText(path=path, max_length=16, stride=16)
+
+
+def test_texts_behind_a_begin_token_that_the_tokenizer_does_not_write(tmp_path: Path) -> None:
+    """Its own, or else the end token; the first token of a text is then a target, and nothing else changes."""
+    path = write(tmp_path, [{"text": "The cat sat on the mat."}])
+    for tokenizer, first in (
+        (language_tokenizer(0), "<|begin|>"),
+        (language_tokenizer(0, begins=True), "<|begin|>"),
+        (language_tokenizer(0, bos=None), "<|end|>"),
+    ):
+        encoder = PlainText(path=path, begin="bos").row_encoder(tokenizer)
+        rows, text = encoder.encode("The cat sat.", 6), tokenizer.plain(["The cat sat."])[0]
+        assert rows[0].ids == [tokenizer.special_words()[first], *text[:5]]
+        assert sum(sum(row.loss) for row in rows) == len(text)
+        assert encoder.fingerprint != PlainText(path=path).row_encoder(tokenizer).fingerprint
+    with pytest.raises(BackboneError, match=r"data\.begin=bos: the tokenizer has neither"):
+        PlainText(path=path, begin="bos").row_encoder(language_tokenizer(0, bos=None, eos=None, pad="<|start|>"))
 
 
 LANGUAGE = ["data.path=x.jsonl", "backbone=tiny", "logger=none"]

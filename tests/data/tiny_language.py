@@ -75,6 +75,8 @@ def plain_tokenizer(
     begins: bool = False,
     ends: bool = False,
     pad: str | None = "<|end|>",
+    bos: str | None = "<|begin|>",
+    eos: str | None = "<|end|>",
     template: str | None = None,
 ) -> Any:
     """Pad and end are one token, unless ``pad`` says another thing."""
@@ -95,7 +97,7 @@ def plain_tokenizer(
         known = [(word, backend.token_to_id(word)) for word in special]
         backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=known)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<|begin|>", eos_token="<|end|>", pad_token=pad,
+        tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token=pad,
         clean_up_tokenization_spaces=False,
     )  # fmt: skip  # <|start|> is special and nobody names it, as in Llama 3
     tokenizer.chat_template = template

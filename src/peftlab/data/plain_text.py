@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from peftlab.data.base import Splits, Texts
 from peftlab.data.instructions import LENGTHS
@@ -16,7 +16,7 @@ from peftlab.data.own_files import LanguageFiles
 from peftlab.data.readers import read_table
 from peftlab.data.splits import assemble, test_or_hold_out
 from peftlab.errors import DataError
-from peftlab.fields import Fraction, PositiveInt, bookkeeping
+from peftlab.fields import Fraction, PositiveInt, added, bookkeeping
 from peftlab.objectives.base import ObjectiveName
 from peftlab.objectives.causal_lm import NAMES
 from peftlab.raw_rows import RawRows
@@ -43,6 +43,9 @@ class PlainText(LanguageFiles):
     stride: PositiveInt | None = None
     """Tokens that each window but a text's first adds, of the ``max_length`` that it reads; null: all but one. Fewer
     have more before them: a lower perplexity, and more to compute."""
+    begin: Literal["tokenizer", "bos"] = added("tokenizer")
+    """What stands in front of every text and is no target: ``tokenizer``, what it writes there, if anything; ``bos``,
+    its begin token or else its end token, also where it writes none, as lm-evaluation-harness has it."""
     batch_size: PositiveInt = 8
     """Rows a training step and process; with ``global_batch_size``, the most that a process computes at once."""
     eval_batch_size: PositiveInt = 16
@@ -83,9 +86,10 @@ class PlainText(LanguageFiles):
 
     def row_encoder(self, tokenizer: Tokenizer, *, training: bool = False) -> TextRows:
         """See :meth:`DataSet.row_encoder`."""
-        from peftlab.data.target_rows import TextRows, language_tokenizer
+        from peftlab.data.target_rows import TextRows, begin_token, language_tokenizer
 
-        return TextRows(language_tokenizer(tokenizer), self.stride)
+        known = language_tokenizer(tokenizer)
+        return TextRows(known, self.stride, [begin_token(known)] if self.begin == "bos" else None)
 
     def columns(self, task: str | None = None) -> tuple[str, str | None]:
         """See :meth:`DataSet.columns`."""

@@ -165,13 +165,15 @@ class TextRows:
     Args:
         tokenizer: the backbone's.
         stride: targets of every window but the first; None: ``max_length`` - 1, so that windows overlap by a token.
+        begin: ids that stand in front of every text, and are no targets; None: what the tokenizer writes there.
     """
 
-    def __init__(self, tokenizer: LanguageTokenizer, stride: int | None) -> None:
+    def __init__(self, tokenizer: LanguageTokenizer, stride: int | None, begin: Sequence[int] | None = None) -> None:
         self.tokenizer = tokenizer
         self.stride = stride
-        self._begin = list(tokenizer.begin)
-        self.fingerprint = _hash("windows 1", tokenizer.fingerprint, stride)
+        self._begin = list(tokenizer.begin if begin is None else begin)
+        named = [] if begin is None else [self._begin]
+        self.fingerprint = _hash("windows 1", tokenizer.fingerprint, stride, *named)
 
     def encode(self, text: str, max_length: int) -> list[TokenRow]:
         """See :class:`RowEncoder`; a text of a single token, and no begin token, is one row without a target."""
@@ -189,6 +191,24 @@ class TextRows:
             rows.append(TokenRow(window, [False] * (len(window) - (stop - done)) + [True] * (stop - done)))
             done = stop
         return rows or [TokenRow(ids, [False] * len(ids))]
+
+
+def begin_token(tokenizer: LanguageTokenizer) -> int:
+    """The tokenizer's begin token, or else its end token, whether or not it writes it in front of texts.
+
+    It is what lm-evaluation-harness puts there (``HFLM.prefix_token_id``).
+
+    Raises:
+        BackboneError: if it has neither.
+    """
+    known = tokenizer.special_ids()
+    found = known.get("bos_token_id", known.get("eos_token_id"))
+    if found is None:
+        raise BackboneError(
+            "data.begin=bos: the tokenizer has neither a begin nor an end token that could stand in front of a text. "
+            "Leave data.begin=tokenizer, or give another tokenizer (backbone.tokenizer=<hub id or folder>)."
+        )
+    return found
 
 
 def language_tokenizer(tokenizer: Tokenizer) -> LanguageTokenizer:
