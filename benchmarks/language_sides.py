@@ -133,7 +133,7 @@ class Peer(Side):
             if start is not None:  # the adapter stands in that backbone
                 backbone = config.backbone.build(0, seed=config.seed, head="own")
             model = self._wrapped(backbone.model.to("cuda" if self.on_gpu else "cpu"), start)
-        return model, backbone.tokenizer._tokenizer, data.tokenized("train"), batches
+        return model, _for_transformers(backbone.tokenizer), data.tokenized("train"), batches
 
     def _written_start(self, backbone: Any, folder: Path) -> Path | None:
         """The adapter that peftlab starts with, in HF peft's format; None where weights are quantised."""
@@ -186,6 +186,18 @@ class Peer(Side):
             logging_strategy="epoch", save_strategy="no", disable_tqdm=True, bf16=self.on_gpu,
             use_cpu=not self.on_gpu, seed=config.seed, **more,
         )  # fmt: skip
+
+
+def _for_transformers(tokenizer: Any) -> Any:
+    """Its tokenizer; of bytes one that can pad, since the rows are tokens already."""
+    import tokenizers
+    import transformers
+
+    if hasattr(tokenizer, "_tokenizer"):
+        return tokenizer._tokenizer
+    vocabulary = {"[PAD]": tokenizer.pad_id, **tokenizer.special_words()}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[PAD]"))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]")
 
 
 def _in_order(kind: Any, batches: Callable[[int], Any], losses: list[Any]) -> Any:
