@@ -45,7 +45,8 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = exact(Path(folder) / "rows.jsonl")
-    print(f"tiny Llama, {ours['steps']} steps, {ours['targets']} targets: losses apart by {apart(ours, theirs):.1e}")
+    counts = f"{ours['steps']} steps, {ours['targets']} targets"
+    print(f"tiny Llama, {counts}: losses apart by {apart(ours, theirs):.1e}", flush=True)
     words = [
         "experiment=trec_instructions", f"data.path={given.trec}", *SAME, f"data.limit_train={given.rows}",
         "data.max_length=256",
@@ -102,6 +103,7 @@ def turns(names: list[str], words: list[str], rounds: int) -> dict[str, list[dic
             answer = process.once()
             assert "error" not in answer, (side, answer)
             found[side].append(answer)
+            print(f"  {side}: {tokens_per_second(answer):.1f} tokens/s", flush=True)
             if side.startswith("peer") and found.get("padded"):
                 require_equal(found["padded"][-1], answer)
     finally:
@@ -110,10 +112,15 @@ def turns(names: list[str], words: list[str], rounds: int) -> dict[str, list[dic
     return found
 
 
+def tokens_per_second(run: dict[str, Any]) -> float:
+    """Tokens of texts, padding not counted, in a second of the last epoch."""
+    return speed(run, last=True) * float(run["tokens"]) / sum(run["rows"])
+
+
 def report(found: dict[str, list[dict[str, Any]]]) -> None:
     """Print medians and ratios."""
     for side, runs in found.items():
-        tokens = [speed(run, last=True) * run["tokens"] / sum(run["rows"]) for run in runs]
+        tokens = [tokens_per_second(run) for run in runs]
         places = f", {runs[-1]['places']} places" if "places" in runs[-1] else ""
         print(f"  {side:18s} {statistics.median(tokens):7.1f} tokens/s   {runs[-1]['tokens']} tokens{places}")
     for one, other in itertools.combinations(found, 2):
