@@ -52,6 +52,7 @@ check: install
 # report of 10,000 records; how often its marks and intervals err. Three quarters of an hour.
 bench: install
 	$(BIN)/python benchmarks/against_trainer.py
+	$(BIN)/python benchmarks/against_trl.py
 	$(BIN)/python benchmarks/sweep_overhead.py
 	$(BIN)/python benchmarks/report_10000.py
 	$(BIN)/python benchmarks/marks.py

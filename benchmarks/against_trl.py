@@ -1,9 +1,9 @@
 """Instructions side by side with TRL's SFTTrainer + HF peft on a CPU: the same rows, masks, batches, weights, schedule.
 
     pip install 'peftlab[smollm2,bench]'
-    python benchmarks/against_trl.py --trec FOLDER [--rows 128] [--rounds 3] [--sides padded,peer …] [--out FILE]
+    python benchmarks/against_trl.py [--trec FOLDER] [--rows 128] [--rounds 3] [--sides padded,peer …] [--out FILE]
 
-First 20 steps of a tiny random Llama, then SmolLM2-135M with LoRA on TREC's questions as instructions
+First 20 steps of a tiny random Llama, then, with ``--trec``, SmolLM2-135M with LoRA on TREC's questions as instructions
 (conf/experiment/trec_instructions.yaml), in float32 and without dropout. Both must have the same steps, tokens, targets
 and trainable parameters, and the loss of every step within 1e-4. Each side is a process of its own
 (:mod:`language_sides`), trained in turns; printed are the medians of tokens/s, and the ratios of the turns (which
@@ -35,9 +35,7 @@ TINY = "model_type:llama,vocab_size:259,hidden_size:32,num_hidden_layers:2,inter
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--trec", type=Path, required=True, help="folder of train and test with the columns text, label"
-    )
+    parser.add_argument("--trec", type=Path, help="folder of train and test with text and label; none: 20 steps alone")
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sides", default="padded,peer,packed,mixed,peer-checkpointing")
@@ -47,6 +45,8 @@ def main() -> None:
         ours, theirs = exact(Path(folder) / "rows.jsonl")
     counts = f"{ours['steps']} steps, {ours['targets']} targets"
     print(f"tiny Llama, {counts}: losses apart by {apart(ours, theirs):.1e}", flush=True)
+    if given.trec is None:
+        return
     words = [
         "experiment=trec_instructions", f"data.path={given.trec}", *SAME, f"data.limit_train={given.rows}",
         "data.max_length=256",
