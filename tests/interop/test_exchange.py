@@ -74,6 +74,8 @@ OTHERS: dict[str, tuple[str, PEFTStrategy]] = {
     "slices of other ranks and scales": ("gpt2", LoRA(rank=4, rank_pattern={"value": 2}, alpha_pattern={"value": 5.0})),
     "rsLoRA in slices": ("gpt2", LoRA(rank=4, rank_stabilized=True)),
     "PiSSA in slices": ("gpt2", LoRA(rank=4, init="pissa")),
+    "MiLoRA in slices": ("gpt2", LoRA(rank=4, init="milora")),
+    "OLoRA": ("llama", LoRA(rank=4, init="olora")),
     "DoRA in slices": ("gpt2", DoRA(rank=4)),
     "IA3 in slices": ("gpt2", IA3()),
     "Conv1D": ("gpt2", LoRA(rank=4, targets=["attn.c_attn", "ffn_up"])),

@@ -204,7 +204,10 @@ NET_MODULES = "Net has no role table, so name its modules"
         (lambda: LoRA(rank=2.5), "peft.rank=2.5 is not allowed: it must be a whole number."),
         (lambda: LoRA(rnk=8), "unknown key 'peft.rnk'. Did you mean 'rank'?"),
         (lambda: LoRA(8), "LoRA(8): the fields of a method are given by their names"),
-        (lambda: LoRA(init="zeros"), "it must be one of 'kaiming', 'gaussian', 'orthogonal' or 'pissa'"),
+        (
+            lambda: LoRA(init="zeros"),
+            "it must be one of 'kaiming', 'gaussian', 'orthogonal', 'pissa', 'milora' or 'olora'",
+        ),
         (lambda: LoRA(targets=[]), "peft.targets is empty"),
         (lambda: PromptTuning(init="text"), "peft.init=text needs words to start from"),
         (lambda: attach("bert", LoRA()), "a model must be a torch.nn.Module, not str"),

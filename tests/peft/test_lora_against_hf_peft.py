@@ -68,11 +68,14 @@ def test_the_same_biases_train(kind: str, which: str) -> None:
     compare(adapter, oracle, pairs)
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
-def test_pissa_is_the_same_model_with_another_bookkeeping(kind: str) -> None:
-    """HF peft writes the residual into the weight, we subtract the start."""
+@pytest.mark.parametrize(
+    ("kind", "init"),
+    [("bert", "pissa"), ("gpt2", "pissa"), ("llama", "pissa"), ("bert", "olora"), ("llama", "olora")],
+)
+def test_it_is_the_same_model_with_another_bookkeeping(kind: str, init: str) -> None:
+    """HF peft writes the residual into the weight, we subtract the start. (Of a Conv1D it takes the QR of Wᵀ.)"""
     ours, theirs = variant(kind, "plain")
-    adapter, oracle = side_by_side(kind, {**ours, "init": "pissa"}, {**theirs, "init_lora_weights": "pissa"})
+    adapter, oracle = side_by_side(kind, {**ours, "init": init}, {**theirs, "init_lora_weights": init})
     pairs = paired(adapter, oracle)
     ids, mask = batch()
     torch.testing.assert_close(adapter.backbone(ids, mask), tiny(kind)(ids, mask), atol=0, rtol=0)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -114,7 +115,7 @@ def test_starts_of_a() -> None:
     torch.testing.assert_close(embedding.lora_B.T @ embedding.lora_B, torch.eye(16))
 
 
-@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "pissa"])
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "pissa", "milora", "olora"])
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_every_start_is_the_backbone(kind: str, init: str) -> None:
     backbone, _ = attached(kind, targets=["query", "value", "ffn_down", "embedding"], init=init)
@@ -141,9 +142,11 @@ def test_pissa_starts_from_the_best_low_rank_approximation(kind: str) -> None:
         torch.testing.assert_close(delta.lora_A.norm(dim=1), delta.lora_B.norm(dim=0), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_pissa_is_reloaded_exactly_even_where_its_start_was_another(kind: str) -> None:
-    fields: dict[str, Any] = {"rank": 4, "init": "pissa", "targets": ["query", "value", "embedding"]}
+@pytest.mark.parametrize(
+    ("kind", "init"), [("bert", "pissa"), ("gpt2", "pissa"), ("bert", "milora"), ("bert", "olora")]
+)
+def test_it_is_reloaded_exactly_even_where_its_start_was_another(kind: str, init: str) -> None:
+    fields: dict[str, Any] = {"rank": 4, "init": init, "targets": ["query", "value", "embedding"]}
     require_reload(fields, kind)
     backbone, adapter = attached(kind, **fields)
     trained(adapter)
@@ -158,6 +161,34 @@ def test_pissa_is_reloaded_exactly_even_where_its_start_was_another(kind: str) -
     assert torch.equal(other(*batch()), backbone(*batch()))
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "modernbert"])
+def test_milora_starts_from_the_smallest_singular_values(kind: str) -> None:
+    """Of each slice on its own, by numpy: s · B A is Σ σᵢ uᵢ vᵢᵀ over the last five; A and B have equal parts of it."""
+    _, adapter = attached(kind, rank=5, alpha=3.0, targets=["query", "value", "embedding"], init="milora")
+    for placed in adapter.placed():
+        delta = placed.delta
+        assert isinstance(delta, LowRank)
+        U, S, Vh = np.linalg.svd(rows_of(placed).detach().double().numpy(), full_matrices=False)
+        expected = torch.from_numpy((U[:, -5:] * S[-5:]) @ Vh[-5:]).float()
+        found = (delta.scale * delta.lora_B @ delta.lora_A).detach()
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(delta.lora_A.norm(dim=1), delta.lora_B.norm(dim=0), atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "modernbert"])
+def test_olora_starts_from_the_first_columns_of_q(kind: str) -> None:
+    """By numpy, up to the signs of its QR; A holds the first rows of R whatever the scale."""
+    _, adapter = attached(kind, rank=5, alpha=3.0, targets=["query", "value", "embedding"], init="olora")
+    for placed in adapter.placed():
+        delta = placed.delta
+        assert isinstance(delta, LowRank)
+        Q, R = np.linalg.qr(rows_of(placed).detach().double().numpy())
+        expected = torch.from_numpy(Q[:, :5] @ R[:5]).float()
+        torch.testing.assert_close((delta.lora_B @ delta.lora_A).detach(), expected, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(delta.lora_B.T @ delta.lora_B, torch.eye(5), atol=1e-5, rtol=0)
+        torch.testing.assert_close(delta.lora_A.tril(-1), torch.zeros_like(delta.lora_A), atol=1e-5, rtol=0)
+
+
 def test_pissa_in_bf16_starts_as_the_backbone_to_the_bit() -> None:
     backbone, adapter = attached("bert", dtype="bfloat16", init="pissa")
     assert torch.equal(backbone(*batch()), tiny("bert", dtype="bfloat16")(*batch()))
@@ -166,9 +197,11 @@ def test_pissa_in_bf16_starts_as_the_backbone_to_the_bit() -> None:
     assert {tensor.dtype for tensor in starts} == {torch.float32}
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_pissa_merges(kind: str) -> None:
-    backbone, adapter = attached(kind, init="pissa", targets=["query", "value", "embedding"])
+@pytest.mark.parametrize(
+    ("kind", "init"), [("bert", "pissa"), ("gpt2", "pissa"), ("gpt2", "milora"), ("gpt2", "olora")]
+)
+def test_starts_inside_the_weight_merge(kind: str, init: str) -> None:
+    backbone, adapter = attached(kind, init=init, targets=["query", "value", "embedding"])
     trained(adapter)
     weights = {n: p.clone() for n, p in backbone.model.named_parameters()}
     with torch.no_grad():
@@ -249,6 +282,8 @@ def test_biases_train_in_float32_under_their_own_names(kind: str, bias: str, sto
         ("bert", {"bias": "lora_only", "targets": ["embedding"]}, "the adapted layers have no bias"),
         ("bert", {"freeze_A": True, "targets": ["query", "embedding"]}, "peft.freeze_A=true"),
         ("bert", {"init": "pissa", "quantize": "nf4"}, "peft.init=pissa"),
+        ("bert", {"init": "milora", "quantize": "int8"}, "peft.init=milora"),
+        ("bert", {"init": "olora", "quantize": "nf4"}, "peft.init=olora"),
     ],
 )
 def test_wrong_uses(kind: str, fields: dict[str, Any], said: str) -> None:

@@ -80,6 +80,7 @@ METHODS: list[tuple[PEFTStrategy, str]] = [
     (LoRA(rank=4), "gpt2"),
     (LoRA(rank=4, targets=["embedding", "ffn_up"], rank_stabilized=True), "bert"),
     (LoRA(rank=4, init="pissa"), "bert"),
+    (LoRA(rank=4, init="milora"), "gpt2"),
     (DoRA(rank=4), "bert"),
     (DoRA(rank=4), "gpt2"),
     (AdaLoRA(initial_rank=6, rank=3), "bert"),

@@ -7,8 +7,9 @@ The models are named by what is in them: roles (``query``) where the architectur
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from peftlab.errors import BackboneError, ConfigError, PeftlabError, RunError, l
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import PEFTStrategy
 from peftlab.peft.base import attach as attach_to_backbone
+from peftlab.peft.gradients import TrainingLosses
 from peftlab.peft.hf.files import CONFIG_FILE
 from peftlab.peft.names import adapted_by
 from peftlab.peft.saving import ADAPTER_FILE, FACTS_FILE, fingerprint, load_tensors, read_tensors
@@ -39,6 +41,7 @@ def attach(
     seed: int = 0,
     train: str | nn.Module | Sequence[str | nn.Module] = (),
     tokenizer: Any = None,
+    batches: Iterable[Mapping[str, Any] | Tensor] | None = None,
 ) -> Adapter:
     """Put ``method`` into ``model``, freeze everything else, and return the adapter.
 
@@ -51,6 +54,10 @@ def attach(
         seed: of the adapter's random start, which depends on nothing else.
         train: modules that train beside it, as they are or by their names: a head. They are no targets.
         tokenizer: the model's, for prompts that start from words (``init="vocabulary"`` or ``"text"``).
+        batches: of training data, for methods that start from gradients (``LoRA(init="lora_ga")``): keyword arguments
+            of the model's ``forward`` with what it needs for a ``loss`` (``labels``), or the losses themselves, from a
+            generator that computes each when it is asked for:
+            ``(criterion(model(x), y) for x, y in loader)``. No more of them are taken than the method asks for.
 
     Returns:
         the adapter; what trains is ``adapter.parameters(beside=True)``.
@@ -69,7 +76,7 @@ def attach(
             f"{type(method).__name__} puts nothing into a model: name what is to train, "
             f"attach(model, {type(method).__name__}(), train=['classifier'])."
         )
-    return _attached(PlainModel(model, tokenizer=tokenizer, beside=beside), method, seed)
+    return _attached(PlainModel(model, tokenizer=tokenizer, beside=beside), method, seed, batches)
 
 
 def load_adapter(model: nn.Module, folder: str | Path, *, tokenizer: Any = None) -> Adapter:
@@ -208,13 +215,36 @@ class _Attachment:
                 parameter.requires_grad_(self._trained.get(name, parameter.requires_grad))
 
 
-def _attached(backbone: PlainModel, method: PEFTStrategy, seed: int) -> Adapter:
+def _attached(backbone: PlainModel, method: PEFTStrategy, seed: int, batches: Iterable[Any] | None) -> Adapter:
     model = backbone.model
     attachment = _Attachment(model)
+    losses = None if batches is None else _losses(model, batches)
     with _whole(attachment, backbone):
-        adapter = attach_to_backbone(backbone, method, seed=seed, train_head=bool(backbone.head_modules()))
+        adapter = attach_to_backbone(
+            backbone, method, seed=seed, train_head=bool(backbone.head_modules()), batches=losses
+        )
         attachment.settle(adapter)
     return adapter
+
+
+def _losses(model: nn.Module, batches: Iterable[Any]) -> TrainingLosses:
+    """Of ``batches`` as :func:`attach` is given them, one when it is asked for; each counts the same."""
+
+    def losses(count: int) -> Iterator[tuple[Tensor, float]]:
+        for number, batch in enumerate(islice(batches, count), start=1):
+            loss = batch
+            if isinstance(batch, Mapping):
+                output = model(**batch)
+                loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                raise ConfigError(
+                    f"batches=: batch {number} gives no loss. Give keyword arguments of the model's forward that make "
+                    "it return one (labels, with models of transformers), or the losses themselves: "
+                    "batches=(criterion(model(x), y) for x, y in loader)."
+                )
+            yield loss.squeeze(), 1.0
+
+    return losses
 
 
 @contextmanager
@@ -265,7 +295,7 @@ def _load_own(model: nn.Module, path: Path) -> Adapter:
     before = {name: {key: t.clone() for key, t in state.items()} for name, state in before.items()}
     try:
         with _whole(attachment, backbone):
-            adapter = attach_to_backbone(backbone, method, seed=0, train_head=bool(beside))
+            adapter = attach_to_backbone(backbone, method, seed=0, train_head=bool(beside), is_loaded=True)
             load_tensors(path / ADAPTER_FILE, adapter)
             attachment.settle(adapter)
     except BaseException:

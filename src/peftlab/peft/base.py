@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from peftlab.backbones.base import Backbone, Target
     from peftlab.peft.adapter import Adapter
+    from peftlab.peft.gradients import TrainingLosses
 
 _REGISTRY: dict[str, type[PEFTStrategy]] = {}
 
@@ -154,9 +155,13 @@ class PEFTStrategy(metaclass=_Checked):
         Args:
             selection: what :meth:`select` has returned.
             seed: the run's.
-            batches: of training data, for methods that start from them; None: there are none, as when a trained
-                adapter is about to be loaded.
+            batches: losses of the first training batches, for methods whose :meth:`starts_from_data` says so; None:
+                there are none, as when a trained adapter is about to be loaded.
         """
+
+    def starts_from_data(self) -> bool:
+        """Whether :meth:`build` needs training batches, unless what it builds is about to be loaded."""
+        return False
 
     def closed_form(self, backbone: Backbone) -> int | None:
         """Trainable parameters without the head, by the paper's formula.
@@ -236,9 +241,23 @@ class Selection:
 
 
 def attach(
-    backbone: Backbone, strategy: PEFTStrategy, *, seed: int, train_head: bool = True, batches: Any = None
+    backbone: Backbone,
+    strategy: PEFTStrategy,
+    *,
+    seed: int,
+    train_head: bool = True,
+    batches: TrainingLosses | None = None,
+    is_loaded: bool = False,
 ) -> Adapter:
     """Freeze ``backbone``, put ``strategy`` into it and set the head trainable or frozen; return the adapter.
+
+    Args:
+        backbone: without an adapter.
+        strategy: the method.
+        seed: of what it draws.
+        train_head: whether the head trains beside it.
+        batches: losses of training batches, for methods that start from them.
+        is_loaded: a trained adapter is about to be loaded into it, so that it needs none.
 
     Raises:
         PeftlabError: if nothing would train, or the strategy cannot work on this backbone.
@@ -248,6 +267,11 @@ def attach(
             f"peft={strategy.name} trains the backbone's own weights, which backbone.quantize="
             f"{backbone.provenance['quantize']} stores in a form that cannot be trained. "
             "Set backbone.quantize=null, or choose a method that adds weights (peft=lora)."
+        )
+    if strategy.starts_from_data() and batches is None and not is_loaded and not _has_shapes_alone(backbone):
+        raise PeftlabError(
+            f"peft={strategy.name} starts from gradients on training data here (init=lora_ga), and was given none. "
+            "In Python: attach(model, method, batches=…); or choose another peft.init."
         )
     for parameter in backbone.parameters():
         parameter.requires_grad_(False)
@@ -263,6 +287,10 @@ def attach(
             f"peft={strategy.name} with backbone.train_head={str(train_head).lower()} leaves nothing to train."
         )
     return adapter
+
+
+def _has_shapes_alone(backbone: Backbone) -> bool:
+    return all(parameter.device.type == "meta" for parameter in backbone.parameters())
 
 
 def methods() -> Iterator[tuple[str, type[PEFTStrategy]]]:

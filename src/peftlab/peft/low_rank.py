@@ -137,18 +137,16 @@ class LowRank(Delta):
         self.register_buffer("B_start", None)
 
     @torch.no_grad()
-    def start_from_principal_part(self, weight: Tensor) -> None:
-        """Let s · B A be the best approximation of ``weight`` (out, in), and subtract that start ever after."""
-        self.A_start = torch.empty_like(self.lora_A)
-        self.B_start = torch.empty_like(self.lora_B)
-        if weight.device.type == "meta":  # shapes only
-            return
-        U, S, Vh = torch.linalg.svd(weight.float(), full_matrices=False)
-        root = (S[: self.rank] / self.scale).sqrt()
-        self.lora_A.copy_(root[:, None] * Vh[: self.rank])
-        self.lora_B.copy_(U[:, : self.rank] * root)
-        self.A_start.copy_(self.lora_A)
-        self.B_start.copy_(self.lora_B)
+    def start_from(self, start: tuple[Tensor, Tensor] | None) -> None:
+        """Let A (r, in) and B (out, r) start as ``start``, and subtract s · B A of that start ever after.
+
+        None: there are only shapes ("meta"), or what is loaded will bring it; until then it is zero.
+        """
+        A, B = (torch.zeros_like(self.lora_A), torch.zeros_like(self.lora_B)) if start is None else start
+        self.lora_A.copy_(A)
+        self.lora_B.copy_(B)
+        self.A_start = self.lora_A.detach().clone()
+        self.B_start = self.lora_B.detach().clone()
 
     def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
         """``out`` (…, out) and the update of it."""

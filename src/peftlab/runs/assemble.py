@@ -21,11 +21,13 @@ from peftlab.data.base import Splits
 from peftlab.errors import BackboneError, PeftlabError, RunError
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import attach
+from peftlab.peft.gradients import TrainingLosses
 from peftlab.peft.surgery import dequantize, is_conv1d
 from peftlab.records.folder import RunFolder, finished_run
 from peftlab.records.identity import content_sha256
 from peftlab.records.integrity import require_as_recorded
 from peftlab.runs.adapter_file import backbone_fingerprint, load_adapter, read_facts
+from peftlab.runs.first_batches import first_losses
 from peftlab.training.compiled import compile_backbone
 from peftlab.training.module import TrainingModule
 from peftlab.training.precision import into_precision
@@ -44,8 +46,14 @@ class Assembled:
         return self.adapter.backbone
 
 
-def assemble(config: RunConfig, splits: Splits) -> Assembled:
-    """Build the backbone, check that the texts fit it, and put the method's adapter into it."""
+def assemble(config: RunConfig, splits: Splits, *, resumes: bool = False) -> Assembled:
+    """Build the backbone, check that the texts fit it, and put the method's adapter into it.
+
+    Args:
+        config: the run's.
+        splits: its data.
+        resumes: what the method started from is in the checkpoint that is about to be loaded.
+    """
     _require_sources_as_recorded(config)
     if config.backbone.from_run is None:
         backbone = build_backbone(config, splits.label_names, train_texts=splits.train.texts)
@@ -55,7 +63,10 @@ def assemble(config: RunConfig, splits: Splits) -> Assembled:
     _require_room_to_write(config, backbone)
     backbone.check_length(config.data.max_length, extra_tokens=config.peft.extra_tokens())
     require_padding_changes_nothing(backbone)
-    assembled = _attached(config, backbone)
+    batches = None
+    if config.peft.starts_from_data() and not resumes:
+        batches = first_losses(config, backbone, splits)
+    assembled = _attached(config, backbone, batches=batches, is_loaded=resumes)
     _require_prompts_fit(config, backbone, len(splits.tasks))
     if config.data.packs():
         require_isolation(backbone)
@@ -125,7 +136,7 @@ def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[st
         match_head(backbone, facts["label_names"], seed=config.seed)
     else:
         backbone = start_from_run(config, facts["label_names"])
-    assembled = _attached(config, backbone)
+    assembled = _attached(config, backbone, is_loaded=True)
     if assembled.fingerprint != facts["backbone_fingerprint"]:
         raise RunError(
             f"the backbone built now is not the one '{folder.path}' was trained on "
@@ -249,9 +260,13 @@ def _require_same_backbone(given: str, wanted: BackboneConfig, earlier: Backbone
         )
 
 
-def _attached(config: RunConfig, backbone: Backbone) -> Assembled:
+def _attached(
+    config: RunConfig, backbone: Backbone, *, batches: TrainingLosses | None = None, is_loaded: bool
+) -> Assembled:
     fingerprint = backbone_fingerprint(backbone)
-    adapter = attach(backbone, config.peft, seed=config.seed, train_head=config.trains_head)
+    adapter = attach(
+        backbone, config.peft, seed=config.seed, train_head=config.trains_head, batches=batches, is_loaded=is_loaded
+    )
     return Assembled(adapter, fingerprint)
 
 

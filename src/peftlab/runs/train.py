@@ -172,7 +172,7 @@ def _train(
     L.seed_everything(derive_seed(config.seed, "global") % 2**32, verbose=False)
     require_precision(config.trainer, config.optim)
     splits = config.data.load()
-    run = _Run(config, folder, splits, assemble(config, splits), ranks)
+    run = _Run(config, folder, splits, assemble(config, splits, resumes=bool(resume)), ranks)
     if ranks.rank == 0:
         tokens = run.data.token_facts()
         print_before(config, RunFolder.of(config), splits, run.assembled.backbone, run.parameters, tokens)
