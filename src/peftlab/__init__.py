@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from peftlab.peft.last_layers import LastLayers as LastLayers
     from peftlab.peft.layernorm import LayerNormTuning as LayerNormTuning
     from peftlab.peft.lora import LoRA as LoRA
+    from peftlab.peft.loreft import LoReFT as LoReFT
     from peftlab.peft.multitask_prompt import MultitaskPrompt as MultitaskPrompt
     from peftlab.peft.p_tuning import PTuning as PTuning
     from peftlab.peft.p_tuning_v2 import PTuningV2 as PTuningV2

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NoReturn, cast
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -112,6 +112,8 @@ def from_plain(values: dict[str, Any]) -> RunConfig:
     parts = without_method(values)
     method = validate_group("peft", values.get("peft"), PEFTStrategy).settled(parts["backbone"].kind)
     method.fit_tasks(max(len(parts["data"].task_names()), 1))
+    if method.acts_on_prompts() and not parts["data"].tells_prompts():
+        _refuse_without_prompts(method)
     if parts["trainer"].strategy == "fsdp":
         _require_shardable(parts, method)
     return RunConfig(peft=method, **parts)
@@ -219,6 +221,14 @@ def _require_rows_as_they_are(backbone: BackboneConfig, data: DataSet, trainer: 
             "their positions, which no recorded step repeats. Leave one of them out."
         )
         raise BadValue([(f"trainer.{name}", said)])
+
+
+def _refuse_without_prompts(method: PEFTStrategy) -> NoReturn:
+    said = (
+        f"peft={method.name} works on prompts, and leaves what a model says alone: here every token is learned, so "
+        "that there is none. Use data=instructions with data.loss_on=response, or another method (peft=lora)."
+    )
+    raise BadValue([("peft", said)])
 
 
 def _require_shardable(parts: Mapping[str, Any], method: PEFTStrategy) -> None:

@@ -435,11 +435,14 @@ def generation(trial: Trial) -> None:
         require(not differing, f"{'with' if use_cache else 'without'} a cache other tokens for prompts {differing}")
 
 
+@torch.no_grad()
 def _slowly(backbone: Backbone, prompt: list[int]) -> list[int]:
+    """What is written is asked for as in training: every place from the prompt's last on."""
     ids = list(prompt)
     for _ in range(NEW_TOKENS):
         row = torch.tensor([ids])
-        ids.append(int(logits_of(backbone, row, torch.ones_like(row)).argmax()))
+        asked = torch.arange(len(ids))[None] >= len(prompt) - 1
+        ids.append(int(backbone(row, torch.ones_like(row), at=asked)[-1].argmax()))
     return ids[len(prompt) :]
 
 

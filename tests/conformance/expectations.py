@@ -14,6 +14,7 @@ REFUSALS: dict[tuple[str, str, str], str] = {
     ("head", "lm", "*"): "leaves nothing to train",
     ("hf_peft", "gpt2", "fp32"): "Target module Conv1D",  # quantised it is a Linear, which OFT takes
     ("import", "*", "*"): "peft.path is needed",
+    ("loreft", "t5", "*"): "its text has two streams",
     ("parameters", "*", "nf4"): "is stored in nf4",
 }
 """(method, kind, weights) → words of the reason; ``*`` stands for every kind, or for both sorts of weights; ``lm`` for

@@ -113,7 +113,7 @@ def test_only_as_many_batches_are_taken_as_are_asked_for() -> None:
 
 
 def test_directions_are_those_of_hf_peft() -> None:
-    """Of A, up to signs. HF peft scales B by the singular values besides: neither the paper nor its authors' code does."""
+    """Of A, up to signs. HF peft scales B by the singular values besides: neither the paper nor its code does."""
     model = bert()
     oracle = copy.deepcopy(model)
     inputs = {**ids(), "labels": torch.tensor([0, 1, 1, 0])}

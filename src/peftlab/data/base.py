@@ -157,6 +157,10 @@ class DataSet(ABC):
         """Whether several texts of a training batch stand in one row (:mod:`peftlab.data.packing`)."""
         return False
 
+    def tells_prompts(self) -> bool:
+        """Whether what a model is given can be told from what it learns to say."""
+        return True
+
     def generation(self) -> Generation | None:
         """How answers are written and judged in a test; None: none are."""
         return None

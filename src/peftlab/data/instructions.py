@@ -88,6 +88,10 @@ class Instructions(LanguageFiles):
             if self.messages_column is not None:
                 raise ValueError("data.template makes rows of columns, and data.messages_column names whole ones.")
 
+    def tells_prompts(self) -> bool:
+        """Unless prompts are learned as well."""
+        return self.loss_on != "all"
+
     def load(self) -> Splits:
         """Read the files, and hold out the splits that are not given."""
         files = self._split_files()

@@ -68,6 +68,10 @@ class PlainText(LanguageFiles):
                 "before the first that it says. Set data.stride lower, or to null."
             )
 
+    def tells_prompts(self) -> bool:
+        """A text is all that it learns to say."""
+        return False
+
     def load(self) -> Splits:
         """Read the files, and hold out the splits that are not given."""
         files = self._split_files()

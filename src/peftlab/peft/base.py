@@ -182,6 +182,10 @@ class PEFTStrategy(metaclass=_Checked):
             ConfigError: if the method was set up for another number.
         """
 
+    def acts_on_prompts(self) -> bool:
+        """Whether it works on what a model is given, and leaves what it says alone."""
+        return False
+
     def extra_tokens(self) -> int:
         """Places in the model's sequence that the method takes beside a text's tokens (a soft prompt's length)."""
         return 0

@@ -146,6 +146,10 @@ class Compose(PEFTStrategy, name="compose"):
                 adapters[index] = part.build(selection.parts[index], seed=seed, batches=batches)
         return Adapters(self, selection.backbone, [adapters[index] for index in range(len(self.parts))])
 
+    def acts_on_prompts(self) -> bool:
+        """Whether one of the methods does."""
+        return any(part.acts_on_prompts() for part in self.parts)
+
     def starts_from_data(self) -> bool:
         """Whether one of the methods does."""
         return any(part.starts_from_data() for part in self.parts)

@@ -58,8 +58,8 @@ class LastLayers(SelectiveTuning, name="last_layers"):
         return [name for name in own_parameters(backbone) if name.startswith(tuple(starts))]
 
 
-def transformer_blocks(backbone: Backbone) -> tuple[str, nn.ModuleList]:
-    """Name and list of the transformer blocks, in the order in which they run.
+def transformer_blocks(backbone: Backbone, method: str = "last_layers") -> tuple[str, nn.ModuleList]:
+    """Name and list of the transformer blocks, in the order in which they run, for ``method``.
 
     Raises:
         PeftlabError: if there is none, or its entries are used by several layers.
@@ -73,7 +73,7 @@ def transformer_blocks(backbone: Backbone) -> tuple[str, nn.ModuleList]:
             lists[name] = module
     if not lists:
         raise PeftlabError(
-            f"peft=last_layers: this {backbone.architecture} has no list of blocks. Choose its layers by name: "
+            f"peft={method}: this {backbone.architecture} has no list of blocks. Choose its layers by name: "
             "peft=parameters peft.patterns=[…]."
         )
     place, blocks = list(lists.items())[-1]
@@ -81,8 +81,8 @@ def transformer_blocks(backbone: Backbone) -> tuple[str, nn.ModuleList]:
     layers = getattr(config, "num_hidden_layers", len(blocks))
     if layers > len(blocks) and not getattr(config, "is_encoder_decoder", False):
         raise PeftlabError(
-            f"peft=last_layers: {backbone.architecture} runs its {layers} layers on {len(blocks)} shared block"
-            f"{'s' * (len(blocks) > 1)} ('{place}'), so the last ones cannot train without the others. "
+            f"peft={method}: {backbone.architecture} runs its {layers} layers on {len(blocks)} shared block"
+            f"{'s' * (len(blocks) > 1)} ('{place}'), so that none of them can be told from the others. "
             "Choose peft=full, or a method that adds weights (peft=lora)."
         )
     return place, blocks
