@@ -33,6 +33,7 @@ ELSEWHERE = {
     "data=hub": "the hub",
     "backbone=roberta_base": "the hub",
     "experiment=trec_instructions": "a package of 135 million parameters",
+    "experiment=qlora": "a GPU",
     "trainer=gpu": "a GPU",
     "trainer=ddp": "GPUs",
     "trainer=fsdp": "GPUs",

@@ -22,6 +22,7 @@ REQUIRED = {
     "text_files": ["data.path=reviews.jsonl"],
     "instructions": ["data.path=reviews.jsonl"],
     "text": ["data.path=reviews.jsonl"],
+    "qlora": ["data.path=reviews.jsonl"],
     "trec_instructions": ["data.path=reviews.jsonl"],
     "llama": ["backbone.name_or_path=some/llama"],
     "hub": ["data.id=some/reviews"],
