@@ -171,6 +171,10 @@ CONFIGS: tuple[tuple[str, ...], ...] = (
     ("data=text", "data.path={folder}/reviews.jsonl", "data.stride=8"),
     ("experiment=trec_instructions", "data.path={folder}/official"),
     ("data=multiple_choice", "data.path={folder}/reviews.jsonl", "data.options=[bad,good]", "data.answer_column=label"),
+    (*_FILES, "backbone=tiny", "peft=loreft"),
+    (*_FILES, "backbone=tiny", "peft=lora", "peft.init=lora_ga", "peft.gradient_batches=2"),
+    (*_FILES, "backbone=tiny", "peft=compose", "peft.methods=[{name: lora, init: lora_ga, gamma: 4}, bitfit]"),
+    ("experiment=qlora", "data.path={folder}/reviews.jsonl"),
 )  # fmt: skip
 
 PATH_IS_PART_OF_THE_KEY = ("backbone.name_or_path=", "backbone.glove=", "peft.methods=")

@@ -206,7 +206,7 @@ NET_MODULES = "Net has no role table, so name its modules"
         (lambda: LoRA(8), "LoRA(8): the fields of a method are given by their names"),
         (
             lambda: LoRA(init="zeros"),
-            "it must be one of 'kaiming', 'gaussian', 'orthogonal', 'pissa', 'milora' or 'olora'",
+            "it must be one of 'kaiming', 'gaussian', 'orthogonal', 'pissa', 'milora', 'olora' or 'lora_ga'",
         ),
         (lambda: LoRA(targets=[]), "peft.targets is empty"),
         (lambda: PromptTuning(init="text"), "peft.init=text needs words to start from"),

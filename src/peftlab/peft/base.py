@@ -175,6 +175,10 @@ class PEFTStrategy(metaclass=_Checked):
         """Local files that the method starts from; their content goes into the run's identity."""
         return []
 
+    def identity_values(self) -> dict[str, Any]:
+        """Fields that enter the run's key in another form than the config has them."""
+        return {}
+
     def fit_tasks(self, tasks: int) -> None:
         """Told, when a config is checked, how many tasks the data has (1 for the usual data of one task).
 

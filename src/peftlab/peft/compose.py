@@ -170,6 +170,14 @@ class Compose(PEFTStrategy, name="compose"):
                 found += part.files()
         return found
 
+    def identity_values(self) -> dict[str, Any]:
+        """The methods without fields that came later and stand at their default, which are left out elsewhere too."""
+        entries = []
+        for (_, entry), part in zip(self._entries(), self.parts, strict=True):
+            later = {one.name: one.default for one in dataclasses.fields(part) if one.metadata.get("added")}
+            entries.append({name: v for name, v in entry.items() if name not in later or v != later[name]})
+        return {} if entries == self.methods else {"methods": entries}
+
     def fit_tasks(self, tasks: int) -> None:
         """Tell every method, and write down what it makes of it."""
         for index, ((key, entry), part) in enumerate(zip(list(self._entries()), self.parts, strict=True)):

@@ -93,6 +93,8 @@ def recorded(config: RunConfig) -> dict[str, Any]:
             values.setdefault(group, {})[name] = _with_classes(value)
     if own := config.data.identity_values():
         values["data"] = values.get("data", {}) | own
+    if own := config.peft.identity_values():
+        values["peft"] = values.get("peft", {}) | own
     peft_files = config.peft.files()
     return {
         "bookkeeping": bookkeeping,
