@@ -17,7 +17,9 @@ from peftlab.composition import composed
 from peftlab.config import check
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import attach
-from peftlab.peft.loreft import LoReFTAdapter, _first_and_last
+from peftlab.peft.loreft import Intervention, LoReFTAdapter, _first_and_last
+from peftlab.training.precision import into_precision
+from peftlab.training.trunk import FrozenTrunk
 from tests.backbones.tiny_backbones import tiny_config
 from tests.library.models import Net, gpt2
 from tests.peft.tiny import batch, tiny
@@ -51,7 +53,7 @@ def plainly(model: nn.Module, blocks: str, adapter: Adapter, prompts: Sequence[S
             for row, prompt in enumerate(prompts):
                 first, last = places_of(len(prompt), method.first, method.last)
                 for name, chosen in (("first", first), ("last", last)):
-                    key = f"loreft.{index}.{'both' if method.tied else name}"
+                    key = f"{blocks}.{index}.loreft.{'both' if method.tied else name}"
                     R, W, b = (state[f"{key}.{leaf}"] for leaf in ("rotation", "source.weight", "source.bias"))
                     for place in chosen:
                         one = h[row, prompt[place]].double()
@@ -176,7 +178,7 @@ def test_generation_edits_the_prompt_alone() -> None:
 def test_rows_of_r_stay_orthonormal_in_training() -> None:
     backbone = tiny("bert").train()
     adapter = attach(backbone, LoReFT(rank=3, dropout=0.1), seed=1)
-    edits = [edit for edits in backbone.model.loreft.values() for edit in edits.values()]
+    edits = [module for module in backbone.model.modules() if isinstance(module, Intervention)]
     assert all(torch.allclose(edit.R(), edit.rotation, atol=1e-6) for edit in edits)
     before = [edit.rotation.detach().clone() for edit in edits]
     optimizer = torch.optim.AdamW(adapter.param_groups(0.05))
@@ -203,6 +205,32 @@ def test_rows_of_r_stay_orthonormal_in_training() -> None:
 def test_where_it_cannot_work(kind: str, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(PeftlabError, match=said):
         attach(tiny(kind), LoReFT(**fields), seed=0)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_it_trains_in_other_types(precision: Any) -> None:
+    """Where all floats have the type; no QR is there for 16 bits."""
+    backbone = tiny("llama", dtype="bfloat16" if precision == "bf16-true" else "float32")
+    adapter = attach(backbone, LoReFT(rank=2), seed=0)
+    into_precision(backbone, precision)
+    F.cross_entropy(backbone(*batch()), torch.tensor([0, 1, 2, 0])).backward()
+    for name, parameter in adapter.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.any()
+
+
+def test_blocks_below_the_lowest_edit_are_frozen() -> None:
+    """What ``backbone.cache_frozen`` computes once: never what an edit has made of a text."""
+    ids, mask = batch()
+    backbone = tiny("bert")
+    trunk = FrozenTrunk(attach(backbone, LoReFT(layers=[1]), seed=0), (ids, mask))
+    assert (trunk.count, trunk.kept) == (1, "tokens")
+    with torch.no_grad(), trunk.given(trunk.compute(ids, mask)):
+        found = backbone(ids, mask)
+    torch.testing.assert_close(found, backbone(ids, mask), atol=1e-6, rtol=0)
+    with pytest.raises(PeftlabError, match=r"trains 'bert\.encoder\.layer\.0\.loreft\.both\S+', and below it nothing"):
+        FrozenTrunk(attach(tiny("bert"), LoReFT(), seed=0), (ids, mask))
 
 
 def test_where_every_token_is_learned_there_is_no_prompt() -> None:

@@ -47,7 +47,7 @@ def weight_gradients(
                 found = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else ()
                 for sum_, gradient in zip(total, found, strict=False):
                     if gradient is not None:
-                        sum_.add_(gradient, alpha=counts)
+                        sum_.add_(gradient.to(sum_), alpha=counts)  # the model may be elsewhere meanwhile
                 counted += counts
                 del loss, found
     finally:

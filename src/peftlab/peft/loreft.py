@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from peftlab.backbones.base import Backbone
 
 CHILD = "loreft"
-"""Name, in the model, of what trains."""
+"""Name, in a block, of what trains there."""
 
 
 @dataclass(kw_only=True)
@@ -87,15 +87,16 @@ class LoReFT(PEFTStrategy, name="loreft"):
         backbone = selection.backbone
         blocks, width = self._blocks(backbone)
         adapter = LoReFTAdapter(self, backbone, Places(backbone, self.first, self.last))
-        edits = nn.ModuleDict()
-        for name, (index, block) in blocks.items():
+        device = next(backbone.model.parameters()).device
+        for name, block in blocks.items():
             made = {
                 places: Intervention(width, self.rank, self.dropout, adapter_generator(seed, f"{name}/{places}"))
                 for places in self._kinds()
             }
-            edits[str(index)] = of_block = nn.ModuleDict(made)
-            adapter.hold(block.register_forward_hook(partial(_edit, of_block, adapter.places)))
-        adapter.add(CHILD, edits.to(next(backbone.model.parameters()).device))
+            edits = nn.ModuleDict(made).to(device).train(block.training)
+            block.add_module(CHILD, edits)
+            adapter.own_module(f"{name}.{CHILD}", edits)
+            adapter.hold(block.register_forward_hook(partial(_edit, edits, adapter.places)))
         adapter.hold(adapter.places)
         return adapter
 
@@ -113,8 +114,8 @@ class LoReFT(PEFTStrategy, name="loreft"):
         kinds = [name for name in ("first", "last") if getattr(self, name)]
         return ["both"] if self.tied or len(kinds) == 1 else kinds
 
-    def _blocks(self, backbone: Backbone) -> tuple[dict[str, tuple[int, nn.Module]], int]:
-        """Name → (number, block) of the chosen layers, and the width of the stream."""
+    def _blocks(self, backbone: Backbone) -> tuple[dict[str, nn.Module], int]:
+        """The chosen blocks by name, and the width of the stream."""
         config = getattr(backbone.model, "config", None)
         width = getattr(config, "hidden_size", None)
         if not isinstance(width, int) or not hasattr(backbone.model, "base_model"):
@@ -134,7 +135,7 @@ class LoReFT(PEFTStrategy, name="loreft"):
                 f"peft.layers has {most}, and this {backbone.architecture} has {len(blocks)} blocks, 0 to "
                 f"{len(blocks) - 1} ('{place}')."
             )
-        return {f"{place}.{index}": (index, blocks[index]) for index in chosen}, width
+        return {f"{place}.{index}": blocks[index] for index in chosen}, width
 
 
 class LoReFTAdapter(Adapter):
@@ -172,7 +173,7 @@ class Intervention(nn.Module):
 
     def R(self) -> Tensor:
         """Orthonormal rows (r, d) that span what ``rotation`` spans: it itself while its rows are orthonormal."""
-        Q, upper = torch.linalg.qr(self.rotation.T)
+        Q, upper = torch.linalg.qr(at_least_single(self.rotation).T)
         R: Tensor = (Q * upper.diagonal().sign()).T
         return R
 
@@ -181,7 +182,8 @@ class Intervention(nn.Module):
         with torch.autocast(h.device.type, enabled=False):
             h = at_least_single(h)
             R = self.R()
-            edited: Tensor = self.dropout(h + (self.source(h) - h @ R.T) @ R)
+            W, b = at_least_single(self.source.weight), at_least_single(self.source.bias)
+            edited: Tensor = self.dropout(h + (nn.functional.linear(h, W, b) - h @ R.T) @ R)
             return edited
 
     def extra_repr(self) -> str:
