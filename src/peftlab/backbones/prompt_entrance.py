@@ -73,7 +73,7 @@ class PromptEntrance:
                 "input_ids, or inside `with adapter.disabled():`."
             )
         past = inputs.get("past_key_values")
-        before, mask = _cached(past), inputs.get("attention_mask")
+        before, mask = cached(past), inputs.get("attention_mask")
         if before and getattr(past, _MARK, None) != self.placement:
             raise BackboneError(
                 "a soft prompt is read with the whole text, and the cache that this call goes on from "
@@ -179,7 +179,7 @@ class PromptEntrance:
         return torch.cat([value[:, :start], value[:, start + self.placement.length :]], dim=1)
 
 
-def _cached(past: Any) -> int:
+def cached(past: Any) -> int:
     """Tokens that a cache holds."""
     if past is None:
         return 0

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from peftlab.backbones.floats import at_least_single
+from peftlab.backbones.prompt_entrance import cached
 from peftlab.errors import PeftlabError
 from peftlab.fields import NonNegativeInt, PositiveInt, Probability
 from peftlab.peft.adapter import Adapter
@@ -273,8 +274,7 @@ class Places:
         if not self.active:
             return
         inputs = {**dict(zip(self._names[trunk], given, strict=False)), **named}
-        past = inputs.get("past_key_values")
-        if past is not None and int(past.get_seq_length()) > 0:  # the prompt has been read
+        if cached(inputs.get("past_key_values")):  # the prompt has been read
             return
         prompt, ranks = self._prompt_of(inputs)
         first, last = _first_and_last(prompt, ranks, self.first, self.last)
