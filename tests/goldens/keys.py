@@ -175,6 +175,7 @@ CONFIGS: tuple[tuple[str, ...], ...] = (
     (*_FILES, "backbone=tiny", "peft=lora", "peft.init=lora_ga", "peft.gradient_batches=2"),
     (*_FILES, "backbone=tiny", "peft=compose", "peft.methods=[{name: lora, init: lora_ga, gamma: 4}, bitfit]"),
     ("experiment=qlora", "data.path={folder}/reviews.jsonl"),
+    (*_FILES, "backbone=tiny", "trainer=cpu"),
 )  # fmt: skip
 
 PATH_IS_PART_OF_THE_KEY = ("backbone.name_or_path=", "backbone.glove=", "peft.methods=")
