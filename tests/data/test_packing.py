@@ -103,15 +103,28 @@ def test_models_and_methods_that_cannot_pack_are_refused() -> None:
         require_isolation(prompted)
 
 
+def slowly(lengths: list[int], rows: int) -> int:
+    """The longest of so many rows, of which the shortest always takes the longest text that is left."""
+    filled = [0] * rows
+    for length in sorted(lengths, reverse=True):
+        filled[filled.index(min(filled))] += length
+    return max(filled)
+
+
+def test_rows_are_as_many_as_leave_the_fewest_places() -> None:
+    assert len(shared_out([70] * 16, 256)) == 8  # as many places as 16 rows, and fewer rows
+    assert len(shared_out([7, 7, 7, 7], 16)) == 2
+    assert len(shared_out([10, 10, 10, 6, 4], 16)) == 4  # 4 × 10, and not 3 × 16
+
+
 @pytest.mark.parametrize("lengths", [[5], [5, 5, 5, 5], [16, 1, 1, 14, 9, 7, 3], [9, 9, 9], [1] * 40])
 def test_nothing_is_split_lost_or_doubled(lengths: list[int]) -> None:
     shared = shared_out(lengths, 16)
     assert sorted(number for row in shared for number in row) == list(range(len(lengths)))
     filled = [sum(lengths[number] for number in row) for row in shared]
     assert max(filled) <= 16
-    assert len(shared) <= len(lengths)
-    if len(shared) > -(-sum(lengths) // 16):  # more rows than the sum needs: no two of them fit together
-        assert min(a + b for i, a in enumerate(filled) for b in filled[i + 1 :]) > 16
+    best = min(count * longest for count in range(1, len(lengths) + 1) if (longest := slowly(lengths, count)) <= 16)
+    assert len(shared) * max(filled) == best
     made = packed([{"input_ids": [n] * n, "loss": [True] * n, "texts": 1} for n in lengths], 16)
     tokens = sorted(int(token) for row in made for token in row["input_ids"])
     assert tokens == sorted(n for n in lengths for _ in range(n))

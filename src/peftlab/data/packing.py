@@ -8,14 +8,18 @@ a text is no target of the one before it.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+TRIED = 8
+"""Numbers of rows beyond the fewest: what a batch of hundreds of texts would gain from more is not worth its time."""
+
 
 def packed(rows: Sequence[Mapping[str, Any]], at_most: int) -> list[dict[str, Any]]:
-    """``rows`` with ``input_ids`` and ``loss`` in as few rows of ``at_most`` tokens as can be found, of like lengths.
+    """``rows`` with ``input_ids`` and ``loss`` in rows of like lengths, of at most ``at_most`` tokens.
 
     Each has ``positions`` (T,), ``starts``, the places of first tokens but its own first, and ``texts``, their number.
     """
@@ -24,21 +28,31 @@ def packed(rows: Sequence[Mapping[str, Any]], at_most: int) -> list[dict[str, An
 
 
 def shared_out(lengths: Sequence[int], at_most: int) -> list[list[int]]:
-    """Numbers of texts by row: the longest first, each into the shortest row; rows are as few as take all of them."""
+    """Numbers of texts by row: as many rows as make their number times the longest one least, the fewest of those.
+
+    For each number of rows the longest text goes first, each into the shortest row (Graham 1969). Beside the fewest
+    rows that hold all texts so, :data:`TRIED` more are tried.
+    """
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-    fewest = -(-sum(lengths) // at_most)
+    best: list[list[int]] | None = None
+    fewest, least = -(-sum(lengths) // at_most), at_most * (len(lengths) + 1)
+    last = len(lengths)
     for count in range(max(fewest, 1), len(lengths) + 1):
+        if count > last or count * lengths[order[0]] >= least:
+            break  # more rows have more places than the best, however the texts are shared out
         rows: list[list[int]] = [[] for _ in range(count)]
-        filled = [0] * count
+        filled = [(0, number) for number in range(count)]
         for number in order:
-            shortest = min(range(count), key=filled.__getitem__)
-            if filled[shortest] + lengths[number] > at_most:
-                break
-            rows[shortest].append(number)
-            filled[shortest] += lengths[number]
-        else:
-            return [sorted(row) for row in rows if row]
-    raise AssertionError("a text is longer than a row may be")
+            shortest, row = heapq.heappop(filled)
+            rows[row].append(number)
+            heapq.heappush(filled, (shortest + lengths[number], row))
+        longest = max(filled)[0]
+        if longest <= at_most and best is None:
+            last = count + TRIED
+        if longest <= at_most and count * longest < least:
+            best, least = rows, count * longest
+    assert best is not None, "a text is longer than a row may be"
+    return [sorted(row) for row in best if row]
 
 
 def _joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -151,6 +151,11 @@ TAGS: tuple[Tag, ...] = (
         _may_choose_beyond_a_budget,
         "the epoch of AdaLoRA and dynamic_dora is chosen among those that end within their budget of components",
     ),
+    Tag(
+        "packing-1",
+        lambda config: config["data"].get("packing") is True,
+        "packed texts are shared out over so many rows that the fewest places are padded, not over the fewest rows",
+    ),
 )
 """All of them, oldest first.
 
