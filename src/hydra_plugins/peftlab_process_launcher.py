@@ -13,19 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from peftlab.config import RunConfig
-from peftlab.errors import ConfigError, PeftlabError, SweepFailed
+from peftlab.errors import ConfigError, SweepFailed
 from peftlab.metric_names import MetricName
-from peftlab.records.folder import RunFolder
 from peftlab.sweeps import pool
 from peftlab.sweeps.cache import ConfigCache
+from peftlab.sweeps.faults import checked_jobs, job_name, titles
 from peftlab.sweeps.jobs import FixedPlan, Job, Outcome
 from peftlab.sweeps.slots import PoolOptions
+from peftlab.sweeps.soundness import Soundness
 
 
 class ProcessLauncher(Launcher):
@@ -51,6 +52,7 @@ class ProcessLauncher(Launcher):
             "retries": retries,
             "minutes_per_job": minutes_per_job,
         }
+        self.soundness = Soundness()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Remember what Hydra composed for the sweep as a whole, and check the options."""
@@ -64,7 +66,7 @@ class ProcessLauncher(Launcher):
         """Check all jobs, run those that are not finished, and sum up.
 
         Raises:
-            PeftlabError: if a job's config is wrong, naming the job; nothing has run then.
+            PeftlabError: if jobs cannot run, naming each fault and who has it; nothing has run then.
             SweepFailed: if jobs failed, after the others have run.
         """
         jobs, configs = self.checked(job_overrides, initial_job_idx)
@@ -76,31 +78,24 @@ class ProcessLauncher(Launcher):
     def checked(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> tuple[list[Job], list[RunConfig]]:
-        """The jobs, each composed and checked: a typo in job 30 must not show after a night.
+        """The jobs, each composed and checked, and tried on the shapes of its model.
 
         Raises:
-            PeftlabError: naming the first job that cannot run.
+            PeftlabError: naming every fault, and the jobs that have it.
         """
         searched = self._searched()
         # Those of Hydra are for the sweep as a whole, but for where configs are searched.
         kept = [
             [o for o in overrides if not o.startswith(("hydra/", "hydra."))] + searched for overrides in job_overrides
         ]
-        common = set.intersection(*map(set, kept)) if len(kept) > 1 else set()
         config_dir, config_name = self._config_dir(), str(self.config.hydra.job.config_name)
-        jobs, configs = [], []
+        jobs = [
+            Job(str(number), title, tuple(overrides), config_dir, config_name)
+            for number, (title, overrides) in enumerate(zip(titles(kept), kept, strict=True), start=initial_job_idx)
+        ]
         with ConfigCache() as cache:
-            for number, overrides in enumerate(kept, start=initial_job_idx):
-                title = " ".join(o for o in overrides if o not in common) or f"job {number}"
-                job = Job(str(number), title, tuple(overrides), config_dir, config_name)
-                try:
-                    config = cache.config(job)
-                    RunFolder.of(config)
-                except PeftlabError as error:
-                    words = " ".join(filter_overrides(overrides))
-                    raise type(error)(f"job {number} ({words}): {error}") from error
-                jobs.append(job)
-                configs.append(config)
+            configs = checked_jobs(cache, jobs)
+        self.soundness.require([(job_name(job), config) for job, config in zip(jobs, configs, strict=True)], "job")
         return jobs, configs
 
     def _searched(self) -> list[str]:

@@ -79,3 +79,8 @@ def listed(names: Iterable[str], limit: int = 40) -> str:
     if len(ordered) <= limit:
         return ", ".join(ordered)
     return ", ".join(ordered[:limit]) + f", … ({len(ordered) - limit} more)"
+
+
+def counted(number: int, what: str) -> str:
+    """``1 job``, ``3 jobs``, ``1,000 jobs``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -76,14 +76,17 @@ def test_a_search_is_one_workers(file: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("trainer.num_nodes=2", r"cell 'lora_2': trainer\.num_nodes=2 .* peftlab submit --set nodes=2 train"),
-        ("force=true", r"cell 'lora_2': force=true would let each worker make every run anew"),
+        (
+            "trainer.num_nodes=2",
+            r"cells 'lora_2', 'lora_4': trainer\.num_nodes=2 .* peftlab submit --set nodes=2 train",
+        ),
+        ("force=true", r"cells 'lora_2', 'lora_4': force=true would let each worker make every run anew"),
     ],
 )
 def test_what_a_worker_of_a_sweep_cannot_run_is_refused(file: Path, word: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         sweep_work(Call(file, [word]), [])
-    with pytest.raises(ConfigError, match=said.replace("cell 'lora_2'", "job 0 .*")):
+    with pytest.raises(ConfigError, match=said.replace("cells 'lora_2', 'lora_4'", r"jobs 0 \(seed=0\), 1 \(seed=1\)")):
         train_work(["-m", *TINY, "data.path=reviews.jsonl", "seed=0,1", word])
 
 

@@ -146,7 +146,7 @@ def test_mistakes_before_anything_runs(
         (["-m"], "declares its jobs itself"),
         (["--config-dir", "x"], "declares its jobs itself"),
         (["nowhere.yaml"], "cannot read the sweep 'nowhere.yaml'"),
-        (["--no-counts"], "--no-counts goes with the file of a sweep"),
+        (["--no-counts"], "--no-counts goes with -m or the file of a sweep"),
     ],
 )
 def test_check_and_its_flags(typed: list[str], said: str, peftlab: Peftlab, reviews: Path) -> None:

@@ -54,20 +54,21 @@ def records(name: str = "odd") -> list[dict[str, Any]]:
 
 
 def test_a_sweep_runs_each_job_in_a_process_of_its_own(peftlab: Peftlab, reviews: Path) -> None:
-    arguments = (*TINY, f"data.path={reviews}", "name=sweep", "trainer.max_epochs=1", "peft.rank=2,99,4")
+    Path("unlabelled.jsonl").write_text('{"text": "a film"}\n')
+    arguments = (*TINY, "name=sweep", "trainer.max_epochs=1", "data.path=reviews.jsonl,unlabelled.jsonl", "seed=0,1")
     result = peftlab("train", "-m", *arguments)
     assert result.status == 1
-    assert "1 of 3 jobs failed" in result.err
-    assert re.search(r"peft.rank=99 \(exit status 2, outputs/sweep/.logs/\w+.txt\)", result.err)
-    assert "peft.rank=99 is above" in result.err, "the last lines of the log"
+    assert "2 of 4 jobs failed" in result.err
+    assert re.search(r"unlabelled.jsonl seed=1 \(exit status 2, outputs/sweep/.logs/\w+.txt\)", result.err)
+    assert "'label'" in result.err, "the last lines of the log"
     assert "The same command again skips what is finished and runs the rest." in result.err
     assert "Traceback" not in result.err
-    assert "[3/3]" in result.out
-    assert "running 3 jobs, 1 at a time" in result.out
-    assert {record["config"]["peft"]["rank"] for record in records("sweep")} == {2, 4}
+    assert "[4/4]" in result.out
+    assert "running 4 jobs, 1 at a time" in result.out
+    assert {record["config"]["seed"] for record in records("sweep")} == {0, 1}
     stamps = {path: path.stat().st_mtime_ns for path in Path("outputs/sweep").glob("*/record.json")}
     again = peftlab("train", "-m", *arguments)
-    assert "2 of 3 jobs are finished already" in again.out
+    assert "2 of 4 jobs are finished already" in again.out
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "finished jobs are skipped"
 
 
@@ -87,12 +88,32 @@ def test_config_name_config_dir_and_swept_parameters(peftlab: Peftlab, reviews: 
     assert "--config-name" in records("primary")[0]["argv"]
 
 
+def test_what_no_model_can_have_is_known_before_the_first_job(peftlab: Peftlab, reviews: Path) -> None:
+    """Every fault once, with the jobs that have it; what has begun is not looked at again."""
+    given = [*TINY, "data.path=reviews.jsonl", "name=sweep", "trainer.max_epochs=1"]
+    faulty = [*given, "peft.targets=[query],[qeury],[embedding]", "peft.rank=2,33", "data.max_length=48,600", "seed=0"]
+    for command in ("train", "check"):
+        result = peftlab(command, "-m", *faulty)
+        assert result.status == 2
+        assert "10 of 12 jobs cannot run, so none was started:" in result.err
+        told = {line.strip().split(" (")[0]: line for line in result.err.splitlines()[1:]}
+        assert set(told) == {"job 1", "jobs 2", "job 5", "jobs 6"}  # in the order of what is swept over
+        assert "peft.targets=[query] peft.rank=33): peft.rank=33 is above" in told["job 1"]
+        assert "11 (" in told["jobs 6"]
+        assert "): data.max_length=600 is more than this bert has positions for" in told["jobs 6"]
+    assert "'qeury' matches no" in result.err
+    assert "Did you mean 'query'?" in result.err
+    assert not records("sweep")
+    assert peftlab("train", "-m", *given, "peft.rank=2", "seed=0").status == 0
+
+
 def test_a_mistake_in_a_late_job_starts_none(peftlab: Peftlab, reviews: Path) -> None:
     given = ["train", "-m", "--config-dir", config_dir(), *COMMON, "data.mark=range(0,30)"]
     result = peftlab(*given, "seed=0,-1")
     assert result.status == 2
-    assert "job 1 " in result.err
-    assert "seed=-1" in result.err
+    assert "30 of 60 jobs cannot run" in result.err
+    assert "jobs 1 (data.mark=0 seed=-1), 3 " in result.err
+    assert "and 24 more: seed=-1 is not allowed" in result.err
     # in batches too, and where only the data are missing
     batches = peftlab(*given, "data.path=reviews.jsonl,nowhere", "hydra.sweeper.max_batch_size=1")
     assert batches.status == 2

@@ -304,7 +304,10 @@ def test_a_table_is_shown_though_it_cannot_be_written(
     peftlab: Peftlab, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a full disk, say: no job is ended because of sweep.json, and the failures are told."""
-    cells = [{"id": "good", "overrides": ["peft=head"]}, {"id": "bad", "overrides": ["peft=lora", "peft.rank=999"]}]
+    cells = [
+        {"id": "good", "overrides": ["peft=head"]},
+        {"id": "bad", "overrides": ["peft=head", "data.label_column=nowhere"]},
+    ]
     declare(cells=cells, expected=[], columns=DECLARED["columns"][:2], seeds=[0])
 
     def full(path: Path, content: str | bytes) -> None:

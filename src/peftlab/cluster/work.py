@@ -11,17 +11,19 @@ from pathlib import Path
 
 from peftlab.composition import jobs_of, parse
 from peftlab.config import RunConfig
-from peftlab.errors import ConfigError, PeftlabError
+from peftlab.errors import ConfigError
 from peftlab.records.divergence import ENDED
 from peftlab.records.find import known_folder
 from peftlab.records.folder import RunFolder
 from peftlab.sweeps import roster
 from peftlab.sweeps.cache import ConfigCache
 from peftlab.sweeps.call import Call
+from peftlab.sweeps.faults import Faults, checked_jobs, job_name, titles
 from peftlab.sweeps.finished import finished
 from peftlab.sweeps.jobs import Job
 from peftlab.sweeps.plan import Variant
-from peftlab.sweeps.preflight import check_all, lines
+from peftlab.sweeps.preflight import check_all, lines, require_sound
+from peftlab.sweeps.soundness import Soundness
 
 _LAUNCHER = {"n_parallel": "null", "retries": "1"}
 """How the jobs of ``-m`` run in a worker, where nothing is said: as a declared sweep's do."""
@@ -65,8 +67,13 @@ def sweep_work(call: Call, options: Sequence[str]) -> Work:
     """
     plan = call.plan(reading=True)
     try:
-        for one in check_all(plan):
-            _require_fits(one.config, f"cell '{one.variant.arm.id}'")
+        checked = check_all(plan)
+        faults = Faults("cell", len(plan.sweep.cells))
+        for one in checked:
+            with faults.noting(f"'{one.variant.arm.id}'"):
+                _require_fits(one.config)
+        faults.require_none()
+        require_sound(plan, checked)
         outcome = finished(plan)
         open_jobs = [line.variant for line in lines(plan, outcome) if line.state == "to run"]
         keys = [None if _to_be_chosen(variant) else plan.key(variant, outcome) for variant in open_jobs]
@@ -138,21 +145,22 @@ def _configs(given: argparse.Namespace) -> dict[str, RunConfig]:
     jobs = [list(given.overrides)]
     if given.multirun:
         jobs = jobs_of(given.overrides, config_dir=given.config_dir, config_name=given.config_name)
-    common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    kept = [tuple(o for o in overrides if not o.startswith(("hydra/", "hydra."))) for overrides in jobs]
     config_dir = None if given.config_dir is None else str(Path(given.config_dir).resolve())
-    found: dict[str, RunConfig] = {}
+    listed = [
+        Job(str(number), title, overrides, config_dir, given.config_name)
+        for number, (title, overrides) in enumerate(zip(titles(kept), kept, strict=True))
+    ]
     with ConfigCache() as cache:
-        for number, overrides in enumerate(jobs):
-            kept = tuple(o for o in overrides if not o.startswith(("hydra/", "hydra.")))
-            where = f"job {number} ({' '.join(kept)})" if given.multirun else "this run"
-            try:
-                config = cache.config(Job(str(number), where, kept, config_dir, given.config_name))
-                RunFolder.of(config)
-            except PeftlabError as error:
-                raise type(error)(f"{where}: {error}" if given.multirun else str(error)) from error
-            _require_fits(config, where, alone=not given.multirun)
-            found[" ".join(o for o in kept if given.multirun and o not in common) or config.name] = config
-    return found
+        if not given.multirun:
+            config = cache.config(listed[0])
+            RunFolder.of(config)
+            _require_fits(config, alone=True)
+            return {config.name: config}
+        configs = checked_jobs(cache, listed, lambda _, config: _require_fits(config))
+    named = [(job_name(job), config) for job, config in zip(listed, configs, strict=True)]
+    Soundness().require(named, "job")
+    return {job.title: config for job, config in zip(listed, configs, strict=True)}
 
 
 def _to_make(configs: dict[str, RunConfig]) -> list[roster.Entry]:
@@ -165,16 +173,16 @@ def _to_make(configs: dict[str, RunConfig]) -> list[roster.Entry]:
     return list(found.values())
 
 
-def _require_fits(config: RunConfig, where: str, *, alone: bool = False) -> None:
+def _require_fits(config: RunConfig, *, alone: bool = False) -> None:
     """Refuse what a worker cannot run."""
     if config.trainer.num_nodes > 1 and not alone:
         raise ConfigError(
-            f"{where}: trainer.num_nodes={config.trainer.num_nodes} is more than a worker of a sweep has. Submit it by "
+            f"trainer.num_nodes={config.trainer.num_nodes} is more than a worker of a sweep has. Submit it by "
             f"itself: peftlab submit --set nodes={config.trainer.num_nodes} train …"
         )
     if config.force and not alone:
         raise ConfigError(
-            f"{where}: force=true would let each worker make every run anew. Remove the folders of the runs instead."
+            "force=true would let each worker make every run anew. Remove the folders of the runs instead."
         )
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from peftlab.composition import composed, jobs_of, parse
-from peftlab.config import check
-from peftlab.errors import ConfigError, listed
+from peftlab.config import RunConfig, check
+from peftlab.errors import ConfigError, counted, listed
 from peftlab.records.find import known_folder
 from peftlab.records.folder import RunFolder
 from peftlab.records.identity import run_tags
+from peftlab.sweeps.faults import Faults, titles
+from peftlab.sweeps.soundness import Soundness
 from peftlab.training.ranks import Ranks
 
 
@@ -31,15 +32,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("-cd", "--config-dir", help="a further folder of configs")
     parser.add_argument("-cn", "--config-name", default="train", help="the primary config")
     parser.add_argument(
-        "--no-counts", action="store_true", help="of a declared sweep: no trainable parameters, which take some seconds"
+        "--no-counts",
+        action="store_true",
+        help="of a declared sweep or -m: build no models on shapes, to count or to try them, which takes some seconds",
     )
     given = parser.parse_intermixed_args(list(arguments))
     file = next((Path(word) for word in given.overrides if re.fullmatch(r"[^=]+\.ya?ml", word)), None)
     if file is not None:
         return _check_file(file, [word for word in given.overrides if word != str(file)], given)
-    if given.no_counts:
+    if given.no_counts and not given.multirun:
         raise ConfigError(
-            "--no-counts goes with the file of a sweep, as in peftlab check sweeps/lecture.yaml --no-counts."
+            "--no-counts goes with -m or the file of a sweep, as in peftlab check sweeps/lecture.yaml --no-counts."
         )
     if folders := [word for word in given.overrides if "=" not in word and Path(word).is_dir()]:
         files = listed(str(path) for path in Path(folders[0]).glob("*.yaml"))
@@ -75,17 +78,22 @@ def _check_file(file: Path, overrides: Sequence[str], given: argparse.Namespace)
 
 def _check_sweep(given: argparse.Namespace) -> int:
     jobs = jobs_of(given.overrides, config_dir=given.config_dir, config_name=given.config_name)
-    keys: list[str] = []
-    for number, overrides in enumerate(jobs):
-        try:
+    folders: dict[str, RunFolder] = {}
+    named: list[tuple[str, RunConfig]] = []
+    faults = Faults("job", len(jobs))
+    for number, (overrides, title) in enumerate(zip(jobs, titles(jobs), strict=True)):
+        name = f"{number} ({title})"
+        with faults.noting(name):
             config = check(composed(overrides, config_dir=given.config_dir, config_name=given.config_name))
-        except ConfigError as error:
-            raise ConfigError(f"job {number} ({' '.join(overrides)}): {error}") from error
-        folder = known_folder(config)
-        keys.append(str(folder.path))
-        print(f"{number:4d}  {folder.key}  {_state(folder):12s}  {' '.join(overrides)}")
-    duplicates = sum(count - 1 for count in Counter(keys).values())
-    print(f"{len(jobs)} jobs, {len(set(keys))} different runs{f', {duplicates} duplicates' if duplicates else ''}")
+            folder = folders[name] = known_folder(config)
+            named.append((name, config))
+            print(f"{number:4d}  {folder.key}  {_state(folder):12s}  {' '.join(overrides)}")
+    faults.require_none()
+    if not given.no_counts:
+        Soundness().require(named, "job")
+    different = len({folder.path for folder in folders.values()})
+    alike = f", {len(jobs) - different} duplicates" if different < len(jobs) else ""
+    print(f"{counted(len(jobs), 'job')}, {counted(different, 'different run')}{alike}")
     return 0
 
 

@@ -22,7 +22,7 @@ from peftlab.sweeps.call import Call
 from peftlab.sweeps.jobs import Outcome
 from peftlab.sweeps.manifest import write_manifest
 from peftlab.sweeps.plan import DeclaredPlan
-from peftlab.sweeps.preflight import check_all, check_records, lines
+from peftlab.sweeps.preflight import check_all, check_records, lines, require_sound
 from peftlab.sweeps.slots import Machine, PoolOptions
 
 if TYPE_CHECKING:
@@ -70,10 +70,13 @@ def _sweep(arguments: Sequence[str]) -> int:
     publish = None if given.publish is None else Path(given.publish)
     if publish is not None:
         require_markers(publish, call.sweep.name)
-    check_all(call.plan(reading=True))
+    beforehand = call.plan(reading=True)
+    checked = check_all(beforehand)
     if given.dry_run:
         _list(call)
         return 0
+    if not given.report_only:
+        require_sound(beforehand, checked)
     plan = call.plan(reading=given.report_only, slots=len(Machine.divided(options).slots))
     try:
         outcome = pool.finished(plan) if given.report_only else pool.run(plan, options)

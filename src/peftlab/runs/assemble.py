@@ -60,8 +60,7 @@ def assemble(config: RunConfig, splits: Splits, *, resumes: bool = False) -> Ass
         match_head(backbone, splits.label_names, seed=config.seed)
     else:
         backbone = start_from_run(config, splits.label_names)
-    _require_room_to_write(config, backbone)
-    backbone.check_length(config.data.max_length, extra_tokens=config.peft.extra_tokens())
+    require_positions(config, backbone)
     require_padding_changes_nothing(backbone)
     batches = None
     if config.peft.starts_from_data() and not resumes:
@@ -75,18 +74,23 @@ def assemble(config: RunConfig, splits: Splits, *, resumes: bool = False) -> Ass
     return assembled
 
 
-def _require_room_to_write(config: RunConfig, backbone: Backbone) -> None:
-    """Refuse answers that may grow beyond the positions of the model, before anything is trained."""
-    if (generation := config.data.generation()) is None:
-        return
-    longest, new = config.data.max_length + generation.max_new_tokens, generation.max_new_tokens
-    try:
-        backbone.check_length(longest, extra_tokens=config.peft.extra_tokens())
-    except BackboneError:
-        raise BackboneError(
-            f"data.max_length={config.data.max_length} and data.generate.max_new_tokens={new} are "
-            f"{longest} tokens together, more than this {backbone.architecture} has positions for. Lower one of them."
-        ) from None
+def require_positions(config: RunConfig, backbone: Backbone) -> None:
+    """Refuse texts, or answers that may grow, beyond the positions of the model, before anything is trained.
+
+    Raises:
+        BackboneError: naming the keys and the limit.
+    """
+    if (generation := config.data.generation()) is not None:
+        longest, new = config.data.max_length + generation.max_new_tokens, generation.max_new_tokens
+        try:
+            backbone.check_length(longest, extra_tokens=config.peft.extra_tokens())
+        except BackboneError:
+            raise BackboneError(
+                f"data.max_length={config.data.max_length} and data.generate.max_new_tokens={new} are "
+                f"{longest} tokens together, more than this {backbone.architecture} has positions for. Lower one of "
+                "them."
+            ) from None
+    backbone.check_length(config.data.max_length, extra_tokens=config.peft.extra_tokens())
 
 
 def _require_sources_as_recorded(config: RunConfig) -> None:

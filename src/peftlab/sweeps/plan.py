@@ -218,11 +218,15 @@ class DeclaredPlan:
         Raises:
             PeftlabError: naming the cell.
         """
-        given = variant.arm.start if start is None else start
         try:
-            return self.cache.config(Job(variant.id, variant.title, self.overrides(variant, given)))
+            return self.config(variant, start)
         except PeftlabError as error:
             raise type(error)(f"cell '{variant.arm.id}': {error}") from error
+
+    def config(self, variant: Variant, start: Path | None = None) -> RunConfig:
+        """As :meth:`composed`, with errors that do not name the cell."""
+        given = variant.arm.start if start is None else start
+        return self.cache.config(Job(variant.id, variant.title, self.overrides(variant, given)))
 
     def key(self, variant: Variant, outcome: Outcome) -> str | None:
         """Key of a job's run; None while it starts from a run that is not there, or if it does not compose."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from peftlab.config import RunConfig
+from peftlab.errors import PeftlabError
 from peftlab.records.folder import RunFolder
 from peftlab.sweeps.choice import value_of
-from peftlab.sweeps.jobs import Outcome
+from peftlab.sweeps.faults import Faults
+from peftlab.sweeps.finished import take
+from peftlab.sweeps.jobs import Job, Outcome
 from peftlab.sweeps.plan import DeclaredPlan, Variant
 from peftlab.sweeps.record_paths import check_record_path
+from peftlab.sweeps.soundness import Soundness
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ def check_all(plan: DeclaredPlan) -> list[Checked]:
     """Compose and check every cell with the first seed, each candidate, and the ends of each search.
 
     Raises:
-        PeftlabError: naming the cell, and what in it does not compose.
+        PeftlabError: naming every cell that does not compose, and why.
     """
     known = plan.sweep.columns
     for path in dict.fromkeys(
@@ -44,13 +49,34 @@ def check_all(plan: DeclaredPlan) -> list[Checked]:
         from peftlab.sweeps.search import require_optuna
 
         require_optuna(next(arm.id for arm in plan.sweep.cells if arm.search))
-    found = []
+    found, faults = [], Faults("cell", len(plan.sweep.cells))
     for variant in plan.corners():
-        config = plan.composed(variant)
-        folder = None if variant.arm.start else RunFolder.of(config)
-        found.append(Checked(variant, config, folder))
+        with faults.noting(f"'{variant.arm.id}'"):
+            config = plan.config(variant)
+            folder = None if variant.arm.start else RunFolder.of(config)
+            found.append(Checked(variant, config, folder))
+    faults.require_none()
     plan.cache.save()
     return found
+
+
+def require_sound(plan: DeclaredPlan, found: Sequence[Checked]) -> None:
+    """Try each cell that has no run yet on the shapes of its model.
+
+    Raises:
+        PeftlabError: naming every cell that cannot be built, and why.
+    """
+    outcome = Outcome()
+    for one in found:  # what starts from another run has a folder once that run is there
+        job = Job(one.variant.id, one.variant.title, (), arm=one.variant.arm.id)
+        with suppress(PeftlabError):
+            folder = one.folder
+            if folder is None and (key := plan.key(one.variant, outcome)) is not None:
+                folder = RunFolder(plan.folder / key)
+            if folder is not None:
+                take(outcome, job, folder, folder.read_record(), before=True)
+    waiting = [one for one in found if one.variant.id not in outcome.skipped]
+    Soundness().require([(f"'{one.variant.arm.id}'", one.config) for one in waiting], "cell")
 
 
 def check_records(plan: DeclaredPlan, outcome: Outcome) -> None:

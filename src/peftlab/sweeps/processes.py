@@ -16,8 +16,11 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from peftlab.errors import RunError
 from peftlab.sweeps.job_spec import JobSpec
@@ -33,10 +36,19 @@ def start(spec: JobSpec) -> ForkServerProcess:
     Raises:
         RunError: if no process can be had.
     """
+    return started(_main, (spec,), f"peftlab {Path(spec.folder).name}")
+
+
+def started(does: Callable[..., None], given: tuple[Any, ...], name: str) -> ForkServerProcess:
+    """Start a process that calls ``does`` with what is ``given``.
+
+    Raises:
+        RunError: if no process can be had.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     for left in range(2, -1, -1):
-        process = context.Process(target=_main, args=(spec,), name=f"peftlab {Path(spec.folder).name}")
+        process = context.Process(target=does, args=given, name=name)
         try:
             process.start()
             break
@@ -45,6 +57,38 @@ def start(spec: JobSpec) -> ForkServerProcess:
                 raise RunError(f"no process could be started for the job: {error or 'its server ended'}.") from error
             time.sleep(0.2)
     return process
+
+
+def asked(does: Callable[[Any], Any], question: Any) -> Any:
+    """What ``does`` answers to ``question`` in a warm process of its own, which says nothing.
+
+    Raises:
+        RunError: if the process dies.
+    """
+    receives, sends = multiprocessing.Pipe(duplex=False)
+    process = started(_answer, (does, question, dict(os.environ), sends), "peftlab question")
+    sends.close()
+    with receives:
+        try:
+            answer = receives.recv()
+        except EOFError:
+            process.join()
+            raise RunError(
+                f"looking at the jobs before the first one failed: its process ended with status {process.exitcode}."
+            ) from None
+    process.join()
+    return answer
+
+
+def _answer(does: Callable[[Any], Any], question: Any, environment: dict[str, str], sends: Connection) -> None:
+    """In the process of :func:`asked`."""
+    os.environ.clear()
+    os.environ.update(environment)
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    with sends, contextlib.suppress(BrokenPipeError):  # whoever has asked is gone
+        sends.send(does(question))
 
 
 def signal_job(process: ForkServerProcess, number: int) -> None:

@@ -1,0 +1,93 @@
+"""Can each job of a sweep be built? Tried on the shapes of its model, before the first one starts. Imports no torch.
+
+A method that finds none of its targets, a rank above what a layer has, a text longer than the model has positions for:
+all of it is known without weights and data, and six jobs shall not fail one after the other with the same line. The
+models are built on ``meta`` in a fork of the server that the jobs are forked from anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from peftlab.config import RunConfig, from_plain
+from peftlab.errors import PeftlabError
+from peftlab.records.divergence import ENDED
+from peftlab.records.find import known_folder
+from peftlab.records.folder import RunFolder
+from peftlab.sweeps import processes
+from peftlab.sweeps.counting import shape
+from peftlab.sweeps.faults import Faults
+
+
+class Soundness:
+    """Remembers what has been found sound, for a sweep that is looked at in several parts."""
+
+    def __init__(self) -> None:
+        self._sound: set[str] = set()
+
+    def require(self, named: Sequence[tuple[str, RunConfig]], what: str) -> None:
+        """Refuse jobs that cannot be built; those that have begun or ended, which could, are not looked at.
+
+        Args:
+            named: name and config of each job.
+            what: what they are, ``job`` or ``cell``.
+
+        Raises:
+            PeftlabError: naming every fault, and who has it.
+        """
+        open_jobs: dict[str, list[tuple[str, RunConfig]]] = {}
+        for name, config in named:
+            if (form := _form(config)) not in self._sound and not _begun(config):
+                open_jobs.setdefault(form, []).append((name, config))
+        if not open_jobs:
+            return
+        configs = [alike[0][1].plain() for alike in open_jobs.values()]
+        faults = Faults(what, len(named))
+        for (form, alike), fault in zip(open_jobs.items(), processes.asked(_faults_of, configs), strict=True):
+            if fault is None:
+                self._sound.add(form)
+                continue
+            for name, _ in alike:
+                faults.note(name, *fault)
+        faults.require_none()
+
+
+def _form(config: RunConfig) -> str:
+    """Equal for configs of which one can be built if the other can."""
+    generation = config.data.generation()
+    return json.dumps([shape(config), config.data.max_length, generation and generation.max_new_tokens])
+
+
+def _begun(config: RunConfig) -> bool:
+    try:
+        folder = RunFolder.of(config) if config.force else known_folder(config)
+        record = folder.read_record()
+    except PeftlabError:  # what it starts from is not there yet
+        return False
+    ended = record is not None and record["status"] in ENDED and not config.force
+    return ended or folder.checkpoints.exists()
+
+
+def _faults_of(plain: Sequence[dict[str, Any]]) -> list[tuple[str, type[PeftlabError]] | None]:
+    return [_fault_of(values) for values in plain]
+
+
+def _fault_of(values: dict[str, Any]) -> tuple[str, type[PeftlabError]] | None:
+    """What keeps a config from being built, and the kind of error; None: nothing that is seen without its weights."""
+    from peftlab.peft.base import attach
+    from peftlab.runs.assemble import require_positions
+
+    values = {**values, "backbone": {**values["backbone"], "from_run": None}, "measure_forgetting": False}
+    with contextlib.suppress(Exception):  # what needs values, of another package: the job itself will say it
+        try:
+            config = from_plain(values)
+            own: dict[str, Any] = {"head": "own"} if config.data.what_is_learned().head == "own" else {}
+            backbone = config.backbone.build(2, seed=0, device="meta", **own)  # the classes count in the head alone
+            require_positions(config, backbone)
+            attach(backbone, config.peft, seed=0, train_head=config.trains_head)
+        except PeftlabError as error:
+            return str(error), type(error)
+    return None
