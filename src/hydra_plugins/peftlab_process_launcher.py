@@ -19,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from peftlab.config import RunConfig
-from peftlab.errors import ConfigError, SweepFailed
+from peftlab.errors import ConfigError, SweepFailed, counted
 from peftlab.metric_names import MetricName
 from peftlab.sweeps import pool
 from peftlab.sweeps.cache import ConfigCache
@@ -53,6 +53,7 @@ class ProcessLauncher(Launcher):
             "minutes_per_job": minutes_per_job,
         }
         self.soundness = Soundness()
+        self.started = False
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Remember what Hydra composed for the sweep as a whole, and check the options."""
@@ -70,6 +71,7 @@ class ProcessLauncher(Launcher):
             SweepFailed: if jobs failed, after the others have run.
         """
         jobs, configs = self.checked(job_overrides, initial_job_idx)
+        self.started = True
         outcome = pool.run(FixedPlan(jobs), self.options)
         if outcome.failures:
             raise SweepFailed(_summary(outcome, len(jobs)))
@@ -140,7 +142,7 @@ class _Return(JobReturn):
 
 
 def _summary(outcome: Outcome, total: int) -> str:
-    lines = [f"{len(outcome.failures)} of {total} jobs failed:"]
+    lines = [f"{len(outcome.failures)} of {counted(total, 'job')} failed:"]
     for failure in outcome.failures.values():
         where = f", {failure.log}" if failure.log else ""
         lines.append(f"  {failure.job.title} ({failure.reason}{where})")

@@ -23,7 +23,7 @@ from peftlab.backbones.config import BackboneConfig
 from peftlab.class_names import stable_name
 from peftlab.data.base import DataSet
 from peftlab.errors import ConfigError, first_line, nearest
-from peftlab.fields import NAME_PATTERN, NonNegativeInt, bookkeeping
+from peftlab.fields import NAME_PATTERN, NonNegativeInt, bookkeeping, run_folder
 from peftlab.objectives.base import Learned, Objective
 from peftlab.peft.base import PEFTStrategy
 from peftlab.reading import read_yaml
@@ -64,6 +64,9 @@ class RunConfig:
     """Run again even if the result is there already; the old result is replaced when the new one is ready."""
     measure_forgetting: bool = False
     """After the test, also test on the task of the run in ``backbone.from_run``, with that run's head put back."""
+    continue_from: str | None = run_folder()
+    """Folder of a finished run of the same config to go on with, for more epochs: from its last weights, optimizer
+    states and step, by the schedule of the new length. That run must have ``trainer.keep_checkpoints=true``."""
     data: DataSet
     backbone: BackboneConfig
     peft: PEFTStrategy
@@ -98,6 +101,7 @@ class _TopLevel:
     output_dir: str = "outputs"
     force: bool = False
     measure_forgetting: bool = False
+    continue_from: str | None = None
 
 
 def from_plain(values: dict[str, Any]) -> RunConfig:

@@ -25,7 +25,7 @@ from peftlab.config import GROUPS, RunConfig, check, from_plain
 from peftlab.errors import ConfigError, PeftlabError, RunError, listed
 from peftlab.files import write_atomically
 from peftlab.records import identity_tags
-from peftlab.records.find import look_beside
+from peftlab.records.find import look_beside, set_value
 from peftlab.records.folder import RunFolder, parsed_record
 from peftlab.records.identity import KEY_LENGTH, run_key, run_tags
 from peftlab.records.integrity import broken_integrity
@@ -132,8 +132,12 @@ def prepare(given: str, to: Path, places: Sequence[str]) -> Reproduction:
         )
     require_places(config, places)
     beside = look_beside(config, original)
-    if beside is not config and not any(place.startswith("backbone.from_run=") for place in places):
-        places = [*places, f"backbone.from_run={_quoted(str(beside.backbone.from_run))}"]
+    for key, before, now_at in (
+        ("backbone.from_run", config.backbone.from_run, beside.backbone.from_run),
+        ("continue_from", config.continue_from, beside.continue_from),
+    ):
+        if before != now_at and not any(place.startswith(f"{key}=") for place in places):
+            places = [*places, f"{key}={_quoted(str(now_at))}"]
     notes = []
     if problem := broken_integrity(record):
         notes.append(f"Take care: the record {problem}. Whether its figures are those of the run cannot be known.")
@@ -200,6 +204,7 @@ def require_places(config: RunConfig, overrides: Sequence[str]) -> None:
         for name, field in vars(type(getattr(config, group)))["__dataclass_fields__"].items()
         if field.metadata.get("bookkeeping")
     )
+    allowed.insert(0, "continue_from")
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or key not in allowed:
@@ -275,8 +280,7 @@ def _uninterpolated(value: Any) -> Any:
 def _with_places(config: dict[str, Any], places: Sequence[str]) -> RunConfig:
     values = copy.deepcopy(config)
     for key, value in override_values(places).items():
-        group, _, name = key.partition(".")
-        values[group][name] = value
+        set_value(values, key, value)
     return from_plain(values)
 
 

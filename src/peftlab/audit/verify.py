@@ -24,8 +24,9 @@ from peftlab.config import without_method
 from peftlab.errors import PeftlabError, RunError
 from peftlab.reading import Unreadable, read_bytes, read_json
 from peftlab.records import identity_tags
+from peftlab.records.continuing import FIELD as CONTINUED
 from peftlab.records.divergence import STATUS, finite
-from peftlab.records.find import moved_runs
+from peftlab.records.find import moved_runs, set_value, value_of
 from peftlab.records.folder import RunFolder, read_config_values
 from peftlab.records.history import columns_of
 from peftlab.records.identity import key_of, semantic_of
@@ -112,6 +113,7 @@ def verify(folder: RunFolder) -> Verdict:
         verdict.differences += size_findings(record, tensors, frozen)
         verdict.differences += _adapter_facts(folder, record)
         verdict.differences += _metrics_csv(folder, record["history"])
+        verdict.differences += _continued(verdict, record)
         verdict.differences += _not_hashed(folder, record, verdict.not_checked)
         if parts is not None:
             objective = parts["data"].what_is_learned()
@@ -170,9 +172,8 @@ def _key(verdict: Verdict, record: dict[str, Any], parts: dict[str, Any]) -> Non
     moved = moved_runs(config, said["run_folders"], verdict.folder)
     here = copy.deepcopy(config)
     for key, path in moved.items():
-        group, _, name = key.partition(".")
-        here[group][name] = path
-    places = {_value(config, key): path for key, path in moved.items()}
+        set_value(here, key, path)
+    places = {str(value_of(config, key)): path for key, path in moved.items()}
     now = None
     try:
         backbone = replace(parts["backbone"], from_run=here["backbone"].get("from_run"))
@@ -199,11 +200,6 @@ def _key(verdict: Verdict, record: dict[str, Any], parts: dict[str, Any]) -> Non
         today = key_of(semantic_of(config, said | {"content": now or then}, identity_tags.tags_today(config)))
         if today != record["key"]:
             verdict.notes.append(Finding("key", f"run today, its config has the key {today}"))
-
-
-def _value(config: dict[str, Any], key: str) -> str:
-    group, _, name = key.partition(".")
-    return str(config[group][name])
 
 
 def _different(values: Any, expected: Any) -> Iterator[str]:
@@ -275,6 +271,33 @@ def _adapter(
     for tensor_name, tensor in tensors.items():
         if finite and tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             yield Finding(name, f"tensor '{tensor_name}' has values that are not finite, though the test loss is")
+
+
+def _continued(verdict: Verdict, record: dict[str, Any]) -> Iterator[Finding]:
+    """What the record says of the run that it goes on with, against that run where it is here."""
+    config, facts = record["config"], record.get(CONTINUED)
+    if (path := config.get("continue_from")) is None or facts is None:
+        if path is not None or facts is not None:
+            yield Finding(CONTINUED, "the record and its config do not agree on whether the run goes on with another")
+        return
+    ends = [row for row in record["history"] if row["step"] <= facts["step"]]
+    if not ends or ends[-1]["step"] != facts["step"] or ends[-1]["epoch"] + 1 != facts["epochs"]:
+        yield Finding(CONTINUED, f"the history has no end of epoch {facts['epochs']} at step {facts['step']}")
+        return
+    moved = moved_runs(config, ["continue_from"], verdict.folder)
+    earlier = RunFolder(Path(moved.get("continue_from", path)).expanduser())
+    try:
+        before = earlier.read_record(checked=False)
+    except RunError as error:
+        yield Finding(CONTINUED, str(error))
+        return
+    if before is None or before.get("key") != facts["run"]:
+        return  # that it is not there, the key has said
+    if before.get("checksum") != facts["checksum"]:
+        said = f"{earlier.path} has another record than the one gone on with: the run was made again"
+        verdict.notes.append(Finding(CONTINUED, said))
+    elif before["history"] != ends:
+        yield Finding("history", f"its first {len(ends)} rows are not those of {earlier.path}, which it goes on with")
 
 
 def _adapter_facts(folder: RunFolder, record: dict[str, Any]) -> Iterator[Finding]:

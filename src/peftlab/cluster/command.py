@@ -9,6 +9,7 @@ from pathlib import Path
 from peftlab.cluster.settings import Cluster
 from peftlab.cluster.submission import Submitted, submit
 from peftlab.cluster.work import Work
+from peftlab.errors import counted
 
 _OPTIONS = {
     "jobs": "--jobs",
@@ -44,12 +45,13 @@ def submit_and_tell(work: Work, cluster: Cluster, *, table: str = "") -> int:
 
 def _said(work: Work, done: Submitted) -> str:
     if not done.to_run:
-        return f"all {work.total} runs of {work.title} are finished: nothing was submitted."
+        every = "the run" if work.total == 1 else f"all {work.total} runs"
+        return f"{every} of {work.title} {'is' if work.total == 1 else 'are'} finished: nothing was submitted."
     living = ", ".join(f"{worker.id} {worker.state.lower()}" for worker in done.living)
+    todo = f"{done.to_run} of {counted(work.total, 'run')} {'is' if done.to_run == 1 else 'are'}"
     if not done.sent:
-        return (
-            f"{done.to_run} of {work.total} runs are to be made, and their workers are in the queue already: {living}."
-        )
+        whose = "its" if done.to_run == 1 else "their"
+        return f"{todo} to be made, and {whose} workers are in the queue already: {living}."
     more = f"; with those in the queue already: {living}" if living else ""
     workers = "1 worker" if done.sent == 1 else f"{done.sent} workers"
-    return f"submitted {workers} as job {done.job}, for {done.to_run} of {work.total} runs{more}."
+    return f"submitted {workers} as job {done.job}, for {done.to_run} of {counted(work.total, 'run')}{more}."

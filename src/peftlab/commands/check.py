@@ -12,6 +12,7 @@ import yaml
 from peftlab.composition import composed, jobs_of, parse
 from peftlab.config import RunConfig, check
 from peftlab.errors import ConfigError, counted, listed
+from peftlab.records.continuing import parent_of
 from peftlab.records.find import known_folder
 from peftlab.records.folder import RunFolder
 from peftlab.records.identity import run_tags
@@ -54,7 +55,10 @@ def main(arguments: Sequence[str]) -> int:
     config.trainer = Ranks.here().settle(config.trainer)
     folder = known_folder(config)
     print(yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True), end="")
-    print(f"# key {folder.key}, folder {folder.path}: {_state(folder)}")
+    parent = None if (state := _state(folder)) == "finished" else parent_of(config, folder)
+    print(f"# key {folder.key}, folder {folder.path}: {state}")
+    if parent is not None:
+        print(f"# goes on with {parent.given} after its {counted(parent.epochs, 'epoch')}")
     if tags := run_tags(config):
         print(f"# changes of numbers that are in the key: {', '.join(tags)}")
     return 0
@@ -72,7 +76,7 @@ def _check_file(file: Path, overrides: Sequence[str], given: argparse.Namespace)
     print_table(console(), found.table)
     print("\n".join(found.notes))
     if found.mistakes:
-        raise ConfigError(f"{len(found.mistakes)} cells cannot be built: {' '.join(found.mistakes)}")
+        raise ConfigError(f"{counted(len(found.mistakes), 'cell')} cannot be built: {' '.join(found.mistakes)}")
     return 0
 
 

@@ -15,8 +15,8 @@ from peftlab.report.render.terminal import console, print_lines
 from peftlab.runs.removal import remove, size_of, why_kept
 
 DESCRIPTION = """\
-Remove runs, after asking. A run stays that is in use, that another run starts from (backbone.from_run), or that belongs
-to a sweep."""
+Remove runs, after asking. A run stays that is in use, that another run starts from (backbone.from_run,
+continue_from), or that belongs to a sweep."""
 SHOWN = 20
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftlab.errors import ConfigError
+from peftlab.errors import ConfigError, counted
 from peftlab.fields import NAME_PATTERN
 from peftlab.files import write_atomically
 from peftlab.report.published import replace_table, require_markers
@@ -82,7 +82,9 @@ def _sweep(arguments: Sequence[str]) -> int:
         outcome = pool.finished(plan) if given.report_only else pool.run(plan, options)
         if outcome.elsewhere:
             _tell_failures(plan, outcome)
-            print(f"{len(outcome.elsewhere)} jobs are at work in other workers; the last of them makes the table.")
+            count = len(outcome.elsewhere)
+            at_work = f"{counted(count, 'job')} {'is' if count == 1 else 'are'} at work in other workers"
+            print(f"{at_work}; the last of them makes the table.")
             return 1 if outcome.failures else 0
         if not outcome.records and not outcome.failures and not outcome.diverged:
             raise ConfigError(f"no run of {given.file} is finished: there is nothing to make a table of.")
@@ -193,7 +195,7 @@ def _list(call: Call) -> None:
         print(f"{number:4d}  {line.state:8s}  {line.text}")
     cost = f" Cost: {call.sweep.cost}" if call.sweep.cost else ""
     done = sum(line.state == "finished" for line in listed_jobs)
-    print(f"{plan.total()} jobs, {done} of them finished. {call.sweep.title}.{cost}")
+    print(f"{counted(plan.total(), 'job')}, {done} of them finished. {call.sweep.title}.{cost}")
 
 
 def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | None) -> None:
@@ -235,7 +237,7 @@ def _tell_failures(plan: DeclaredPlan, outcome: Outcome) -> None:
     """Each job without a result: why, and the end of its log."""
     if not outcome.failures:
         return
-    print(f"{len(outcome.failures)} of {plan.total()} jobs failed:")
+    print(f"{len(outcome.failures)} of {counted(plan.total(), 'job')} failed:")
     for failure in outcome.failures.values():
         where = f" ({failure.log})" if failure.log else ""
         print(f"  {failure.job.title}: {failure.reason}{where}")

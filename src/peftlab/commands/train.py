@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import textwrap
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 from omegaconf import DictConfig
@@ -12,6 +15,7 @@ from peftlab.composition import run_as_hydra_application
 from peftlab.config import RunConfig, check
 from peftlab.errors import PeftlabError, RunError, SweepFailed
 from peftlab.process import uncollected
+from peftlab.records.continuing import parent_of
 from peftlab.records.divergence import STATUS
 from peftlab.records.find import known_folder
 from peftlab.records.folder import RunFolder
@@ -43,11 +47,19 @@ def main(arguments: Sequence[str]) -> int:
             if (record := finished_record(config, folder)) is not None:
                 ended.append(record)
                 return
+            parent_of(config, folder)  # what keeps it from going on with that run is said before anything is imported
             lead(folder.key)
         else:
             _require_same_run(folder)
         ended.append(_train(config, arguments, ranks))
 
+    if {"--help", "-h"} & set(arguments):
+        try:
+            with redirect_stdout(io.StringIO()) as said:
+                run_as_hydra_application(arguments, task)
+        finally:  # Hydra leaves with SystemExit
+            print(fitted(said.getvalue()), end="")
+        return 0
     try:
         with ASKED.heard():
             run_as_hydra_application(arguments, task)
@@ -59,6 +71,16 @@ def main(arguments: Sequence[str]) -> int:
             raise
         return error.status  # rank 0 says it
     return 1 if any(record.get("status") == STATUS for record in ended) else 0
+
+
+def fitted(text: str, width: int = 80) -> str:
+    """``text`` with lines of at most ``width`` signs: lists of options and values go on below where they begin."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        wrapped = textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        lines += wrapped if len(line) > width else [line]
+    return "\n".join([*lines, ""])
 
 
 def _train(config: RunConfig, arguments: Sequence[str], ranks: Ranks, meeting: Any = None) -> dict[str, Any]:

@@ -99,27 +99,56 @@ def _below(path: Path) -> list[Path]:
     return runs
 
 
+def value_of(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key of one or two parts in a plain config; None if it is not there."""
+    group, dot, name = key.partition(".")
+    part = config.get(group)
+    return (part.get(name) if isinstance(part, Mapping) else None) if dot else part
+
+
+def set_value(config: dict[str, Any], key: str, value: Any) -> None:
+    """Set what :func:`value_of` returns."""
+    group, dot, name = key.partition(".")
+    if dot:
+        config[group][name] = value
+    else:
+        config[group] = value
+
+
 def moved_runs(config: Mapping[str, Any], run_folders: Sequence[str], folder: RunFolder) -> dict[str, str]:
     """Dotted key → where an earlier run is now: beside ``folder``, if its old path leads nowhere.
 
-    Runs of a sweep that were copied together to another place find each other in this way. The path is not part of a
-    run's identity: the earlier run's key and the content of its adapter are.
+    Runs of a sweep, or of one ``output_dir``, that were copied together to another place find each other in this way.
+    The path is not part of a run's identity: the earlier run's key and the content of its adapter are.
     """
     found = {}
     for key in run_folders:
-        group, _, name = key.partition(".")
-        path = config[group].get(name)
+        path = value_of(config, key)
         if path is None or Path(path).expanduser().is_dir():
             continue
-        beside = folder.path.absolute().parent / Path(path).name
-        if beside.is_dir():
+        if (beside := _beside(folder, path)) is not None:
             found[key] = str(beside)
     return found
 
 
+def _beside(folder: RunFolder, path: str) -> Path | None:
+    """Where the run that was at ``path`` lies beside ``folder``: under the same name, or under its own."""
+    named = folder.path.absolute().parent
+    parts = Path(path).parts[-2:]
+    return next((place for place in (named / parts[-1], named.parent.joinpath(*parts)) if place.is_dir()), None)
+
+
+def sources_of(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    """Key and folder of each run that a recorded run starts from or goes on with; the folder may not be there."""
+    for key in ("backbone.from_run", "peft.source", "continue_from"):
+        if isinstance(path := value_of(config, key), str):
+            there = Path(path).expanduser()
+            yield key, there if there.is_dir() else _beside(folder, path) or there
+
+
 def look_beside(config: RunConfig, folder: RunFolder) -> RunConfig:
     """``config`` with earlier runs where they are now; see :func:`moved_runs`."""
-    keys = [
+    keys = [field.name for field in fields(config) if field.metadata.get("run_folder")] + [
         f"{group.name}.{field.name}"
         for group in fields(config)
         if is_dataclass(part := getattr(config, group.name))
@@ -127,6 +156,7 @@ def look_beside(config: RunConfig, folder: RunFolder) -> RunConfig:
         if field.metadata.get("run_folder")
     ]
     for key, path in moved_runs(config.plain(), keys, folder).items():
-        name, _, inner = key.partition(".")
-        config = replace(config, **{name: replace(getattr(config, name), **{inner: path})})
+        name, dot, inner = key.partition(".")
+        changed: Any = replace(getattr(config, name), **{inner: path}) if dot else path
+        config = replace(config, **{name: changed})
     return config

@@ -32,6 +32,8 @@ from peftlab.training.config import TrainerConfig
 
 KEY_LENGTH = 12
 
+CONTINUES = "continue_from"
+"""Of the content of files: the run that is gone on with."""
 FIELD = "identity"
 """Where a record holds what :func:`recorded` says; records of earlier versions do not have it."""
 
@@ -101,7 +103,7 @@ def recorded(config: RunConfig) -> dict[str, Any]:
         "added": added,
         "run_folders": run_folders,
         "values": values,
-        "content": content(config.data, config.backbone, peft_files),
+        "content": content(config.data, config.backbone, peft_files, config.continue_from),
         "peft_files": [str(file) for file in peft_files],
     }
 
@@ -111,8 +113,16 @@ def rules(said: Mapping[str, Any]) -> Rules:
     return Rules(frozenset(said["bookkeeping"]), said["added"], tuple(said["run_folders"]))
 
 
-def content(data: DataSet, backbone: BackboneConfig, peft_files: Sequence[Path]) -> dict[str, Any]:
+def content(
+    data: DataSet, backbone: BackboneConfig, peft_files: Sequence[Path], continues: str | None = None
+) -> dict[str, Any]:
     """What files enter a key with: hashes of their content, and of an earlier run its key and backbone.
+
+    Args:
+        data: the run's.
+        backbone: the run's.
+        peft_files: of its method.
+        continues: the folder of the run that it goes on with.
 
     Raises:
         PeftlabError: if one of them is not here.
@@ -126,7 +136,9 @@ def content(data: DataSet, backbone: BackboneConfig, peft_files: Sequence[Path])
     if peft_files:
         found["peft_content"] = content_sha256(peft_files)
     if backbone.from_run is not None:
-        found["from_run"] = _earlier_run(Path(backbone.from_run).expanduser())
+        found["from_run"] = _earlier_run(Path(backbone.from_run).expanduser(), "backbone.from_run")
+    if continues is not None:
+        found[CONTINUES] = _continued_run(continues)
     return found
 
 
@@ -176,13 +188,25 @@ def _with_classes(node: Any) -> dict[str, Any]:
     return values
 
 
-def _earlier_run(folder: Path) -> dict[str, Any]:
+def _continued_run(given: str) -> dict[str, Any]:
+    """The run that is gone on with: its key, and what it had learned; the state it ended in follows from both."""
+    folder = Path(given).expanduser()
+    adapter = folder / "adapter.safetensors"
+    if not adapter.is_file():
+        raise RunError(
+            f"continue_from={given}: this is not the folder of a finished run. Give one that a run has printed, "
+            "outputs/<name>/<key>."
+        )
+    return {"run": _earlier_run(folder, CONTINUES)["run"], "adapter": content_sha256([adapter])}
+
+
+def _earlier_run(folder: Path, key: str) -> dict[str, Any]:
     """What an earlier run is, beside the content of its adapter: its own key, and the backbone under it."""
     try:
         facts = read_json(folder / "adapter.json")
         return {name: facts[name] for name in ("run", "backbone_fingerprint")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"backbone.from_run: {folder / 'adapter.json'} is damaged ({error}).") from error
+        raise RunError(f"{key}: {folder / 'adapter.json'} is damaged ({error}).") from error
 
 
 def content_sha256(files: Sequence[Path]) -> str:

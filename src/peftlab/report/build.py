@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import ConfigError, listed, nearest
+from peftlab.errors import ConfigError, counted, listed, nearest
 from peftlab.metric_names import TRAIN_LOSS, MetricName
 from peftlab.objectives.base import figure_called
 from peftlab.report.analysis import Analysis, analyse
@@ -143,7 +143,7 @@ def _require_rows(grouped: Grouped) -> None:
 def _require_values(column: Column, runs: Sequence[Run], found: Found, option: str) -> None:
     finished = [run for run in runs if run.finished]
     if not finished:
-        raise ConfigError(f"none of the {len(runs)} runs has finished; there is nothing to make a table of.")
+        raise ConfigError(f"none of {counted(len(runs), 'run')} has finished; there is nothing to make a table of.")
     values = [value for run in finished if (value := run.values.get(column.value)) is not None]
     if any(run.number(column.value) is not None for run in finished):
         return

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from peftlab.errors import ConfigError, PeftlabError, RunError, listed, nearest
+from peftlab.errors import ConfigError, PeftlabError, RunError, counted, listed, nearest
 from peftlab.metric_names import RECORD_PART, SPLITS, MetricName
 from peftlab.objectives.recorded import objective_facts
 from peftlab.records.divergence import STATUS, diverged
@@ -234,6 +234,6 @@ def best_of(runs: Sequence[Listed], count: int) -> list[tuple[str, list[Listed]]
     found = []
     for (data, selects), members in kinds.items():
         best = in_order(members, lambda run: run.figure("validation"), falling=members[0].better == "max")
-        of = f" of {len(members):,} runs on data {data or 'without a hash'}" if len(kinds) > 1 else ""
+        of = f" of {counted(len(members), 'run')} on data {data or 'without a hash'}" if len(kinds) > 1 else ""
         found.append((f"best on {MetricName('validation', selects).title}{of}", best[:count]))
     return found

@@ -19,6 +19,7 @@ from peftlab.errors import PeftlabError, RunError
 from peftlab.metric_names import record_part
 from peftlab.objectives.recorded import BEFORE, objective_facts
 from peftlab.reading import read_json
+from peftlab.records.continuing import FIELD as CONTINUED
 from peftlab.records.divergence import STATUS, in_words
 from peftlab.records.divergence import diverged as trained_to_no_number
 from peftlab.records.folder import SCHEMA_VERSION, RunFolder
@@ -221,6 +222,7 @@ def _run(
     if status == "finished" and trained_to_no_number(record):  # earlier versions trained on, and called it finished
         status, error = STATUS, error or in_words(record)
     facts, rules = facts_of(record), recorded_rules(record)
+    config = _without_path(config, record)
     return Run(
         folder=folder,
         key=record["key"],
@@ -228,7 +230,7 @@ def _run(
         name=record["name"],
         seed=int(record["seeds"]["seed"]),
         config=flat(config),
-        identity=identity_of(config, rules),
+        identity=_identity(config, rules),
         rules=rules,
         targets={
             name: stable_name(str(part.get(TARGET, ""))) for name, part in config.items() if isinstance(part, dict)
@@ -291,6 +293,19 @@ def _name_computed(runs: Sequence[Run]) -> None:
 
 def _data_words(run: Run) -> list[str]:
     return [f"{key}={value}" for key, value in run.config.items() if key.startswith("data.") and key != DATA_HASH]
+
+
+def _without_path(config: dict[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` with ``after epoch 2``, the same for all seeds, in the place of the path of a run it goes on with."""
+    if config.get("continue_from") is None:
+        return {name: value for name, value in config.items() if name != "continue_from"}
+    ends = (record.get(CONTINUED) or {}).get("ends") or ["?"]
+    return config | {"continue_from": f"after epoch {', '.join(map(str, ends))}"}
+
+
+def _identity(config: Mapping[str, Any], rules: Rules) -> str:
+    said, continued = identity_of(config, rules), config.get("continue_from")
+    return said if continued is None else sys.intern(f"{said} {continued}")
 
 
 def _start(config: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[str, str] | None:

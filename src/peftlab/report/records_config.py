@@ -67,6 +67,6 @@ def identity_of(config: Mapping[str, Any], rules: Rules) -> str:
 def decides(key: str, rules: Rules) -> bool:
     """Whether the dotted ``key`` may change a run's numbers beside its seed."""
     group = key.partition(".")[0]
-    if group == "seed" or key == DATA_HASH or group in rules.bookkeeping:
+    if group == "seed" or key == DATA_HASH or (group in rules.bookkeeping and key != "continue_from"):
         return False
-    return key == "backbone.from_run" or key not in rules.bookkeeping
+    return key in ("backbone.from_run", "continue_from") or key not in rules.bookkeeping

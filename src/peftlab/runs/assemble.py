@@ -291,6 +291,7 @@ def lightning_module(config: RunConfig, assembled: Assembled, splits: Splits) ->
         on_nan=config.trainer.on_nan,
         cuda_graphs=config.trainer.cuda_graphs,
         compiled=config.trainer.compile,
+        continues=config.continue_from is not None,
     )
 
 

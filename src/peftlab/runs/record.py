@@ -16,15 +16,13 @@ from peftlab.objectives.base import Learned
 from peftlab.peft.legacy import FORMAT
 from peftlab.records import environment, identity_tags
 from peftlab.records.folder import SCHEMA_VERSION, RunFolder
-from peftlab.records.identity import FIELD, run_tags
+from peftlab.records.identity import run_tags
 from peftlab.runs.assemble import Assembled
 from peftlab.training.module import TrainingModule
 from peftlab.training.ranks import world_size
 
 
-def head(
-    config: RunConfig, folder: RunFolder, argv: list[str], status: str, *, identity: dict[str, Any]
-) -> dict[str, Any]:
+def head(config: RunConfig, folder: RunFolder, argv: list[str], status: str, *, said: dict[str, Any]) -> dict[str, Any]:
     """What ran, where and with what; the same for finished and failed runs.
 
     Args:
@@ -32,7 +30,8 @@ def head(
         folder: the run's.
         argv: what was typed.
         status: ``finished``, ``failed`` or ``interrupted``.
-        identity: what :func:`peftlab.records.identity.recorded` said when the run began.
+        said: when the run began, under their names in the record: what :func:`peftlab.records.identity.recorded` said,
+            and of a run that goes on with another what that was.
     """
     order_seed = config.data.order_seed
     return {
@@ -42,7 +41,7 @@ def head(
         "key": folder.key,
         identity_tags.FIELD: list(run_tags(config)),
         "config": config.plain(),
-        FIELD: identity,
+        **said,
         "argv": argv,
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": environment.git_state(),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.errors import PeftlabError, RunError
-from peftlab.records.find import run_folders
+from peftlab.records.find import run_folders, value_of
 from peftlab.records.folder import RunFolder, read_config_values
 from peftlab.report.groups_sweep import read_sweep_file
 from peftlab.report.records_find import LeftOut
@@ -106,8 +106,7 @@ def _starts(folder: RunFolder) -> Iterator[Path]:
     except (PeftlabError, KeyError, TypeError):
         return
     for name in names:
-        group, _, key = str(name).partition(".")
-        path = (config.get(group) or {}).get(key)
+        path = value_of(config, str(name))
         if isinstance(path, str):
             beside = folder.path.absolute().parent / Path(path).name
             yield Path(path).expanduser() if Path(path).expanduser().is_dir() else beside

@@ -6,7 +6,8 @@ import json
 import shutil
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ from peftlab.errors import Diverged, PeftlabError, RunError
 from peftlab.files import write_atomically
 from peftlab.objectives.recorded import FIELD as OBJECTIVE
 from peftlab.records import environment
+from peftlab.records.continuing import FIELD as CONTINUED
+from peftlab.records.continuing import parent_of
 from peftlab.records.divergence import STATUS, diverged, in_words
 from peftlab.records.folder import ASIDE, RunFolder
 from peftlab.records.history import write_metrics_csv
-from peftlab.records.identity import recorded
+from peftlab.records.identity import FIELD, recorded
 from peftlab.records.predictions import as_bytes
 from peftlab.report.figures.training import draw_curves
 from peftlab.report.result import print_result
@@ -35,6 +38,7 @@ from peftlab.runs import record
 from peftlab.runs.adapter_file import frozen_fingerprint, save_adapter
 from peftlab.runs.assemble import Assembled, assemble, count_parameters, lightning_module
 from peftlab.runs.batches import batches_a_step, rows_of_a_batch
+from peftlab.runs.beginning import Begin, begins_at, print_where
 from peftlab.runs.epochs import WritesEpochs
 from peftlab.runs.evaluate import measure, require_all_rows
 from peftlab.runs.finished import finished_record
@@ -51,9 +55,8 @@ from peftlab.training.inside_epoch import KeepsSteps, Travels
 from peftlab.training.meeting import Decision, Meeting
 from peftlab.training.places import place_of
 from peftlab.training.precision import require_precision
-from peftlab.training.ranks import Ranks, lead_from, led_from, world_size
+from peftlab.training.ranks import Ranks, lead_from, led_from
 from peftlab.training.reached import RequireGradients
-from peftlab.training.resuming import newest_whole
 from peftlab.training.selection import monitored, selected, selected_row
 from peftlab.training.sharding import ShardedStrategy
 from peftlab.training.trainer import build_trainer, quiet
@@ -86,7 +89,7 @@ def train(
         return _train_beside(config, folder, argv, ranks, meeting)
     folder.require_inside()
     folder.recover()
-    with folder.locked():
+    with _leaving_no_empty(folder.path.parents), folder.locked():
         if (finished := finished_record(config, folder)) is not None:
             return finished
         work = _work_folder(config, folder)
@@ -103,6 +106,19 @@ def train(
     return written
 
 
+@contextmanager
+def _leaving_no_empty(folders: Sequence[Path]) -> Iterator[None]:
+    """Take those of ``folders``, from the inner to the outer, away again that a refused run has made and left empty."""
+    new = [folder for folder in folders if not folder.exists()]
+    try:
+        yield
+    except PeftlabError:
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
 def _train_beside(
     config: RunConfig, folder: RunFolder, argv: list[str], ranks: Ranks, meeting: Meeting | None
 ) -> dict[str, Any]:
@@ -115,7 +131,7 @@ def _train_beside(
         if not decision.train:
             raise SystemExit(decision.status)
         work, resume = RunFolder(Path(decision.folder)), decision.resume
-    return _train(config, work, argv, None, identity={}, ranks=ranks, resume=resume)
+    return _train(config, work, argv, None, said={}, ranks=ranks, begin=Begin(resume))
 
 
 def _work_folder(config: RunConfig, folder: RunFolder) -> RunFolder:
@@ -134,22 +150,28 @@ def _train_noting_failure(
     folder.require_no_links()
     if config.force:
         _forget(folder)
-    resume = _resumes_from(config, folder)
-    if not resume:
+    try:
+        parent = parent_of(config, folder)
+        begin = begins_at(config, folder, parent)
+    except PeftlabError:
+        _remove_if_untouched(folder)
+        raise
+    if not begin.checkpoint:
         say_where_it_was_begun(config)
     folder.write_config(config)
-    identity = recorded(config)  # now: its files may change while it runs
-    lead_from(resume)
+    said = {FIELD: recorded(config)}  # now: its files may change while it runs
+    said |= {} if parent is None else {CONTINUED: parent.facts()}
+    lead_from(begin.checkpoint)
     try:
         if meeting is not None:
-            meeting.tell(Decision(train=True, key=folder.key, folder=str(folder.path), resume=resume))
-        return _train(config, folder, argv, began, identity=identity, ranks=ranks, resume=resume)
+            meeting.tell(Decision(train=True, key=folder.key, folder=str(folder.path), resume=begin.checkpoint))
+        return _train(config, folder, argv, began, said=said, ranks=ranks, begin=begin)
     except Diverged as error:
-        return _write_diverged(config, folder, argv, error, identity=identity)
+        return _write_diverged(config, folder, argv, error, said=said)
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, PeftlabError) or folder.checkpoints.exists():
             if folder != RunFolder.of(config).aside:  # there, the record of the old result stays
-                _note_failure(config, folder, argv, error, identity=identity)
+                _note_failure(config, folder, argv, error, said=said)
         else:  # refused before it began: leave nothing behind
             _remove_if_untouched(folder)
         raise
@@ -162,9 +184,9 @@ def _train(
     argv: list[str],
     began: float | None,
     *,
-    identity: dict[str, Any],
+    said: dict[str, Any],
     ranks: Ranks,
-    resume: str,
+    begin: Begin,
 ) -> dict[str, Any]:
     quiet()
     # Nothing of ours draws from the global generator before training seeds it step by step; this is for
@@ -172,7 +194,7 @@ def _train(
     L.seed_everything(derive_seed(config.seed, "global") % 2**32, verbose=False)
     require_precision(config.trainer, config.optim)
     splits = config.data.load()
-    run = _Run(config, folder, splits, assemble(config, splits, resumes=bool(resume)), ranks)
+    run = _Run(config, folder, splits, assemble(config, splits, resumes=bool(begin.checkpoint)), ranks)
     if ranks.rank == 0:
         tokens = run.data.token_facts()
         print_before(config, RunFolder.of(config), splits, run.assembled.backbone, run.parameters, tokens)
@@ -181,7 +203,7 @@ def _train(
     try:
         with keeping_memory(config.trainer.keep_memory):
             try:
-                run.fit(folder.checkpoints / resume if resume else None)
+                run.fit(begin)
             except Diverged as error:
                 error.facts["history"] = run.module.history
                 raise
@@ -194,7 +216,7 @@ def _train(
     if ranks.rank != 0:
         return {}
     began = process.STARTED if began is None else began
-    return run.write_down(argv, chosen, test_seconds, resumed=bool(resume), began=began, identity=identity)
+    return run.write_down(argv, chosen, test_seconds, resumed=begin.resumed, began=began, said=said)
 
 
 def _interrupt(error: SystemExit) -> KeyboardInterrupt:
@@ -230,9 +252,10 @@ class _Run:
         figures |= {} if judged is None else judged.figures
         self._before = {"test": self.module.objective.named(figures, self.splits.label_names)}
 
-    def fit(self, resume: Path | None) -> None:
-        """Train to the end, from the checkpoint ``resume`` if there is one."""
+    def fit(self, begin: Begin) -> None:
+        """Train to the end, from the checkpoint of ``begin`` if it has one."""
         config, folder = self.config, self.folder
+        resume = folder.checkpoints / begin.checkpoint if begin.checkpoint else None
         if self.ranks.rank == 0:
             plain = json.loads(json.dumps(config.plain()))  # a copy of plain containers, as loggers want it
             self.logger = config.logger.build(name=config.name, key=folder.key, folder=folder.logs, config=plain)
@@ -256,7 +279,7 @@ class _Run:
             place = place_of(read_checkpoint(resume))
             self.data.start = (place.epoch, place.batches)
             if self.ranks.rank == 0:
-                print(f"resuming from {resume}", flush=True)
+                print_where(config, begin, resume, place)
         self.trainer.fit(self.module, self.data, ckpt_path=resume, weights_only=True)
 
     def close_logger(self) -> None:
@@ -305,7 +328,7 @@ class _Run:
         *,
         resumed: bool,
         began: float,
-        identity: dict[str, Any],
+        said: dict[str, Any],
     ) -> dict[str, Any]:
         """Write everything a run leaves, the record last; return the record."""
         config, folder, splits, assembled = self.config, self.folder, self.splits, self.assembled
@@ -336,7 +359,7 @@ class _Run:
         )
         # test() has compared the frozen weights, or we were not here
         frozen = {"fingerprint": assembled.fingerprint, "frozen_unchanged": True}
-        written = record.head(config, folder, argv, "finished", identity=identity) | {
+        written = record.head(config, folder, argv, "finished", said=said) | {
             OBJECTIVE: self.module.objective.facts(),
             "data": record.data_facts(config, splits, self.data.token_facts()),
             "backbone": assembled.backbone.provenance | frozen,
@@ -363,12 +386,12 @@ class _Run:
 
 
 def _write_diverged(
-    config: RunConfig, folder: RunFolder, argv: list[str], error: Diverged, *, identity: dict[str, Any]
+    config: RunConfig, folder: RunFolder, argv: list[str], error: Diverged, *, said: dict[str, Any]
 ) -> dict[str, Any]:
     """Write down that the training diverged, which ends the run: started again, it would do so again."""
     history = error.facts.pop("history")
     write_metrics_csv(folder.metrics, history)
-    written = record.head(config, folder, argv, STATUS, identity=identity) | {
+    written = record.head(config, folder, argv, STATUS, said=said) | {
         OBJECTIVE: config.data.what_is_learned().facts(),
         "error": str(error),
         STATUS: error.facts,
@@ -379,13 +402,13 @@ def _write_diverged(
 
 
 def _note_failure(
-    config: RunConfig, folder: RunFolder, argv: list[str], error: BaseException, *, identity: dict[str, Any]
+    config: RunConfig, folder: RunFolder, argv: list[str], error: BaseException, *, said: dict[str, Any]
 ) -> None:
     """Write down that the run failed, so that reports can list it; starting it again resumes it."""
     status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     try:
         message = f"{type(error).__name__}: {error}"
-        folder.write_record(record.head(config, folder, argv, status, identity=identity) | {"error": message})
+        folder.write_record(record.head(config, folder, argv, status, said=said) | {"error": message})
     except (PeftlabError, OSError) as second:  # a full disk: the first error is the one to show
         print(f"could not note the failure in {folder.record}: {second}", file=sys.stderr)
 
@@ -398,19 +421,9 @@ def _forget(folder: RunFolder) -> None:
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
 
-def _resumes_from(config: RunConfig, folder: RunFolder) -> str:
-    """The name of the checkpoint to go on from, the newest that is whole; empty: there is none."""
-    best = config.trainer.select == "best"
-    monitor = monitored(config.trainer, config.data.what_is_learned()) if best else None
-    checkpoint, said = newest_whole(folder.checkpoints, monitor, world_size(config.trainer))
-    for line in said:
-        print(line, flush=True)
-    return "" if checkpoint is None else checkpoint.name
-
-
 def _remove_if_untouched(folder: RunFolder) -> None:
     """Remove the folder of a run that never began, if nothing but its config is in it."""
     if {path.name for path in folder.path.iterdir()} <= {".lock", folder.config.name}:
         shutil.rmtree(folder.path, ignore_errors=True)
-        if folder.path.parent.is_dir() and not any(folder.path.parent.iterdir()):
+        with suppress(OSError):  # others are in it
             folder.path.parent.rmdir()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from peftlab.config import RunConfig
-from peftlab.errors import ConfigError, PeftlabError
+from peftlab.errors import ConfigError, PeftlabError, counted
 from peftlab.records.folder import RunFolder
 from peftlab.sweeps.cache import ConfigCache
 from peftlab.sweeps.jobs import Job
@@ -70,7 +70,7 @@ class Faults:
         if bad == 1 and len(lines) == 1:
             raise kind(lines[0])
         least = "at least " if bad >= ENOUGH else ""
-        head = f"{least}{bad} of {self.total} {self.what}s cannot run, so none was started:"
+        head = f"{least}{bad} of {counted(self.total, self.what)} cannot run, so none was started:"
         raise kind("\n".join([head, *("  " + line.replace("\n", "\n    ") for line in lines)]))
 
     def _who(self, names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from peftlab.errors import counted
 from peftlab.report.table import Head, Table, plain_table
 from peftlab.sweeps import pool
 from peftlab.sweeps.call import Call
@@ -73,7 +74,7 @@ def overview(call: Call, *, counts: bool) -> Overview:
     heads = HEADS if counts else HEADS[:-1]
     to_run = sum(row.jobs - row.finished for row in rows)
     notes = [
-        f"{len(rows)} cells, {plan.total()} jobs{' at most' if plan.sweep.chooses() else ''}: "
+        f"{counted(len(rows), 'cell')}, {counted(plan.total(), 'job')}{' at most' if plan.sweep.chooses() else ''}: "
         f"{plan.total() - to_run} finished, {to_run} to run.",
         *(f"the same run: {' = '.join(variant.id for variant in alike)}" for alike in duplicates(found)),
         _cost(plan, rows),
@@ -125,6 +126,6 @@ def _cost(plan: DeclaredPlan, rows: Sequence[ArmJobs]) -> str:
         said = f"{plan.sweep.cost} (the file's word; " if plan.sweep.cost else "not known ("
         return f"cost: {said}no record here is of a similar run)"
     unknown = len(waiting) - len(known)
-    but = f", without {unknown} cells of which no record is similar" if unknown else ""
+    but = f", without {counted(unknown, 'cell')} of which no record is similar" if unknown else ""
     said = f" The file says: {plan.sweep.cost}" if plan.sweep.cost else ""
     return f"cost: about {in_words(sum(known))} of runs one after the other{but}.{said}"

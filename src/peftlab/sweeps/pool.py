@@ -20,7 +20,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from peftlab.errors import ConfigError, PeftlabError
+from peftlab.errors import ConfigError, PeftlabError, counted
 from peftlab.records.holder import Holder
 from peftlab.sweeps import job_spec, processes
 from peftlab.sweeps.beside import Beside
@@ -85,9 +85,9 @@ class _Pool:
         with self.progress:
             self._hand_out()
             if self.outcome.skipped:
-                self.progress.say(f"{len(self.outcome.skipped)} of {self.plan.total()} jobs are finished already")
+                self.progress.say(f"{_done_of(len(self.outcome.skipped), self.plan.total())} finished already")
             if self.queue:
-                self.progress.say(f"running {self.progress.to_run} jobs, {self.machine.title}")
+                self.progress.say(f"running {counted(self.progress.to_run, 'job')}, {self.machine.title}")
             self.cache.save()  # the night may end before the sweep does
             try:
                 while self.queue or self.running or self.elsewhere:
@@ -374,7 +374,7 @@ class _Pool:
         self._end_all(float(os.environ.get(GRACE, GRACE_SECONDS)))
         self.progress.close()
         done, total = len(self.outcome.records), self.plan.total()
-        print(f"{done} of {total} jobs are finished. {GO_ON}", file=sys.stderr, flush=True)
+        print(f"{_done_of(done, total)} finished. {GO_ON}", file=sys.stderr, flush=True)
 
     def _end_all(self, grace: float) -> None:
         """Ask the jobs to end, and end them after ``grace`` seconds, or at once if Ctrl-C is pressed once more."""
@@ -389,6 +389,12 @@ class _Pool:
         for process in self.running:
             processes.signal_job(process, signal.SIGKILL)
             process.join()
+
+
+def _done_of(done: int, total: int) -> str:
+    if total == 1:
+        return f"the job is{'' if done else ' not'}"
+    return f"{done} of {total} jobs are"
 
 
 def _recorded(task: QueuedRun) -> bool:

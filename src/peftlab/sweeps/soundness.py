@@ -14,6 +14,7 @@ from typing import Any
 
 from peftlab.config import RunConfig, from_plain
 from peftlab.errors import PeftlabError
+from peftlab.records.continuing import parent_of
 from peftlab.records.divergence import ENDED
 from peftlab.records.find import known_folder
 from peftlab.records.folder import RunFolder
@@ -39,14 +40,17 @@ class Soundness:
             PeftlabError: naming every fault, and who has it.
         """
         open_jobs: dict[str, list[tuple[str, RunConfig]]] = {}
-        for name, config in named:
-            if (form := _form(config)) not in self._sound and not _begun(config):
-                open_jobs.setdefault(form, []).append((name, config))
-        if not open_jobs:
-            return
-        configs = [alike[0][1].plain() for alike in open_jobs.values()]
         faults = Faults(what, len(named))
-        for (form, alike), fault in zip(open_jobs.items(), processes.asked(_faults_of, configs), strict=True):
+        for name, config in named:
+            if _begun(config):
+                continue
+            with faults.noting(name):
+                parent_of(config)
+            if (form := _form(config)) not in self._sound:
+                open_jobs.setdefault(form, []).append((name, config))
+        configs = [alike[0][1].plain() for alike in open_jobs.values()]
+        found = processes.asked(_faults_of, configs) if configs else []
+        for (form, alike), fault in zip(open_jobs.items(), found, strict=True):
             if fault is None:
                 self._sound.add(form)
                 continue

@@ -133,7 +133,8 @@ def compute(content: dict[str, Any], where: str) -> Computed:
         notes=[f"{counts.marked(number)} {remark}" for number, remark in enumerate(remarks)]
         + [f"source {name}: {text}" for name, text in table.sources.items() if name in used],
         failures=failures,
-        summary=f"{len(cells)} cells: {', '.join(f'{number} {status}' for status, number in by_status.items())}; "
+        summary=f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}: "
+        f"{', '.join(f'{number} {status}' for status, number in by_status.items())}; "
         f"{len(failures)} not as declared; {time.perf_counter() - started:.1f} s",
         **_brief(table, cells, remarks),
     )

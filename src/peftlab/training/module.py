@@ -63,6 +63,7 @@ class TrainingModule(L.LightningModule):
         on_nan: OnNaN = "stop",
         cuda_graphs: bool = False,
         compiled: bool = False,
+        continues: bool = False,
         tasks: Sequence[Task] = (),
     ) -> None:
         super().__init__()
@@ -93,7 +94,7 @@ class TrainingModule(L.LightningModule):
         self._empty_steps = 0
         self._together: list[int] = []
         self._finite = FiniteSteps(on_nan)
-        self.cuda_graphs, self.compiled = cuda_graphs, compiled
+        self.cuda_graphs, self.compiled, self.continues = cuda_graphs, compiled, continues
         self.trunk: FrozenTrunk | None = None
         """What steps go on from, where a batch has its states."""
         self.graphs: GraphedSteps | None = None
@@ -125,6 +126,8 @@ class TrainingModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Of an epoch that is gone on with, nothing else says that it starts."""
+        if self.continues:
+            self._follow_own_schedule()
         if self.cuda_graphs:
             self.graphs = graphed_steps(self)
             self.trainer.datamodule.notes_padding = self.graphs is not None  # type: ignore[attr-defined]
@@ -363,6 +366,14 @@ class TrainingModule(L.LightningModule):
         total, per_epoch = self._total_steps(), self._steps_per_epoch()
         scheduler = LambdaLR(optimizer, lambda step: self.schedule_config.factor(step, total, per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _follow_own_schedule(self) -> None:
+        """Set the rate of the next step to that of this run's schedule, which is longer than that of the run before."""
+        scheduler: Any = self.lr_schedulers()
+        total, per_epoch = self._total_steps(), self._steps_per_epoch()
+        factor = self.schedule_config.factor(scheduler.last_epoch, total, per_epoch)
+        for group, peak in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = peak * factor
 
     def _total_steps(self) -> int:
         by_epochs = int(self.trainer.estimated_stepping_batches)
