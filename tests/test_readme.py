@@ -22,7 +22,7 @@ CHEAP = ["debug=fast", "trainer.max_epochs=1"]
 
 OF_RUNS = (
     "evaluate", "predict", "inspect", "export", "report", "verify", "reproduce", "wandb-sync", "status", "runs", "diff",
-    "remove",
+    "remove", "bundle",
 )  # fmt: skip
 """What is asked of runs that are there."""
 

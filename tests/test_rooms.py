@@ -17,7 +17,7 @@ ROOMS = [
     "runs",
     "report",
     "records",
-    "composition reference",
+    "completion composition reference",
     "hydra_changes",
     "config",
     "training",

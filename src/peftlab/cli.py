@@ -29,15 +29,20 @@ COMMANDS = {
     "predict": "label texts with a finished run",
     "explain": "explain a group, an option or a key of the config",
     "methods": "list the PEFT methods, or explain one",
+    "completion": "print the script that lets bash or zsh complete all of this",
     "export": "write a finished run as a folder of HF peft, or of transformers with --merged",
     "inspect": "measure the rank and size of a run's weight updates, and what two runs share",
     "table": "compute a table of published figures again",
-    "verify": "check finished runs against their own records",
+    "bundle": "pack runs into one archive that verify reads anywhere",
+    "verify": "check finished runs, or a bundle of them, against their own records",
     "reproduce": "run a record again and compare",
     "wandb-sync": "replay records into Weights & Biases",
     "estimate": "say how much memory and time a run will take, before it runs",
     "check": "compose and check a config or a sweep; run nothing",
 }
+
+HYDRAS_COMPLETION = ("-sc", "--shell-completion")
+"""How Hydra's applications are asked for it."""
 
 USAGE = """peftlab {version}: a laboratory for parameter-efficient fine-tuning
 
@@ -82,7 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             return 2
     command, rest = given[0], given[1:]
-    if command not in COMMANDS:
+    if command == "__complete":
+        from peftlab.completion import answer
+
+        print(answer(rest, COMMANDS))
+        return 0
+    if command not in (*COMMANDS, *HYDRAS_COMPLETION):
         print(
             f"peftlab: unknown command '{command}'.{nearest(command, COMMANDS)} "
             f"The commands are: {', '.join(COMMANDS)}.",
@@ -90,6 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
+        if command in HYDRAS_COMPLETION or (command == "train" and set(HYDRAS_COMPLETION) & set(rest)):
+            from peftlab.completion import as_hydra_asks
+
+            print(as_hydra_asks([word for word in rest if word not in HYDRAS_COMPLETION]), end="")
+            return 0
         with uncollected():
             module = importlib.import_module(f"peftlab.commands.{command.replace('-', '_')}")
         status: int = module.main(rest)

@@ -11,7 +11,6 @@ import yaml
 
 from peftlab.class_names import stable_name
 from peftlab.errors import ConfigError
-from peftlab.schema import UnknownKey
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -38,6 +37,8 @@ def require_known_fields(group: str, given: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: naming the first.
     """
+    from peftlab.schema import UnknownKey  # pydantic is no part of completing a word
+
     target = given.get("_target_")
     if not isinstance(target, str):
         raise ConfigError(f"{group}._target_ is missing: it names the dataclass of the group.")

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from zipfile import is_zipfile
 
 from rich.text import Text
 
+from peftlab.audit.bundle import unpacked
 from peftlab.audit.verify import Verdict, verify
 from peftlab.records.find import run_folders
+from peftlab.records.folder import RunFolder
 from peftlab.report.render.terminal import console
 
 DESCRIPTION = """\
@@ -26,14 +31,37 @@ def main(arguments: Sequence[str]) -> int:
         0 if every finished run is as its record says, else 1.
     """
     parser = argparse.ArgumentParser("peftlab verify", description=DESCRIPTION)
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, or folders of runs (outputs)")
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        metavar="FOLDER",
+        help="run folders, folders of runs (outputs), or an archive of peftlab bundle",
+    )
     parser.add_argument("--data", action="store_true", help="also read the data again and compare their hash")
     parser.add_argument(
         "--rerun-eval", action="store_true", help="also test each run again and compare every figure to the bit"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(list(arguments))
-    folders = run_folders(given.folders)
+    with ExitStack() as open_bundles:
+        return _verify(given, *_found(given.folders, open_bundles))
+
+
+def _found(given: Sequence[str], open_bundles: ExitStack) -> tuple[list[RunFolder], dict[str, str]]:
+    """The run folders, and how an unpacked bundle's folder is to be called."""
+    places, called = list[str](), dict[str, str]()
+    for name in given:
+        path = Path(name).expanduser()
+        if path.is_file() and (path.suffix == ".zip" or is_zipfile(path)):
+            folder = open_bundles.enter_context(unpacked(path))
+            called[str(folder)] = name
+            places.append(str(folder))
+        else:
+            places.append(name)
+    return run_folders(places), called
+
+
+def _verify(given: argparse.Namespace, folders: Sequence[RunFolder], called: Mapping[str, str]) -> int:
     if given.data or given.rerun_eval:
         from peftlab.audit.verify_again import DataHashes, verify_data, verify_test
 
@@ -48,11 +76,12 @@ def main(arguments: Sequence[str]) -> int:
             verify_test(verdict)
         verdicts.append(verdict)
         if not given.json:
-            _print(verdict)
+            _print(verdict, called)
     counts: Counter[str] = Counter(verdict.status for verdict in verdicts)
     if given.json:
         summary = {name: counts[name] for name in _WORDS}
-        print(json.dumps(summary | {"runs": [verdict.plain() for verdict in verdicts]}, ensure_ascii=False))
+        runs = [verdict.plain() | {"folder": _called(verdict, called)} for verdict in verdicts]
+        print(json.dumps(summary | {"runs": runs}, ensure_ascii=False))
     else:
         _print_summary(verdicts, counts)
     return 1 if counts["differs"] else 0
@@ -64,8 +93,15 @@ SOUND = ("ok", "diverged")
 _STYLES = {"diverged": "yellow", "ok": "green", "differs": "red", "unfinished": "yellow"}
 
 
-def _print(verdict: Verdict) -> None:
-    line = Text.assemble((f"{verdict.status:<11}", _STYLES[verdict.status]), str(verdict.folder.path))
+def _called(verdict: Verdict, called: Mapping[str, str]) -> str:
+    """The run's folder; of one in a bundle the archive's name and the place in it."""
+    path = str(verdict.folder.path)
+    unpacked_in = next((folder for folder in called if path.startswith(f"{folder}/")), None)
+    return path if unpacked_in is None else f"{called[unpacked_in]}:{path[len(unpacked_in) + 1 :]}"
+
+
+def _print(verdict: Verdict, called: Mapping[str, str]) -> None:
+    line = Text.assemble((f"{verdict.status:<11}", _STYLES[verdict.status]), _called(verdict, called))
     if verdict.status == "unfinished":
         line.append(f": {verdict.unfinished}")
     elif verdict.status == "diverged":
