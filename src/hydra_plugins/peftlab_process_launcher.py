@@ -11,22 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, SweepFailed, counted
 from peftlab.metric_names import MetricName
-from peftlab.sweeps import pool
-from peftlab.sweeps.cache import ConfigCache
-from peftlab.sweeps.faults import checked_jobs, job_name, titles
-from peftlab.sweeps.jobs import FixedPlan, Job, Outcome
-from peftlab.sweeps.slots import PoolOptions
-from peftlab.sweeps.soundness import Soundness
+
+if TYPE_CHECKING:
+    from peftlab.config import RunConfig
+    from peftlab.sweeps.jobs import Job, Outcome
 
 
 class ProcessLauncher(Launcher):
@@ -52,12 +49,16 @@ class ProcessLauncher(Launcher):
             "retries": retries,
             "minutes_per_job": minutes_per_job,
         }
-        self.soundness = Soundness()
+        self.soundness: Any = None
         self.started = False
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Remember what Hydra composed for the sweep as a whole, and check the options."""
-        self.config = config
+        # Hydra imports this module for a single run, too, which needs nothing of sweeps.
+        from peftlab.sweeps.slots import PoolOptions
+        from peftlab.sweeps.soundness import Soundness
+
+        self.config, self.soundness = config, Soundness()
         try:
             self.options = PoolOptions(**self._given)
         except ConfigError as error:
@@ -70,11 +71,14 @@ class ProcessLauncher(Launcher):
             PeftlabError: if jobs cannot run, naming each fault and who has it; nothing has run then.
             SweepFailed: if jobs failed, after the others have run.
         """
+        from peftlab.sweeps import pool
+        from peftlab.sweeps.jobs import FixedPlan
+
         jobs, configs = self.checked(job_overrides, initial_job_idx)
         self.started = True
         outcome = pool.run(FixedPlan(jobs), self.options)
         if outcome.failures:
-            raise SweepFailed(_summary(outcome, len(jobs)))
+            raise SweepFailed(_summary(outcome, len(jobs), pool.GO_ON))
         return [self._job_return(job, config, outcome) for job, config in zip(jobs, configs, strict=True)]
 
     def checked(
@@ -85,6 +89,10 @@ class ProcessLauncher(Launcher):
         Raises:
             PeftlabError: naming every fault, and the jobs that have it.
         """
+        from peftlab.sweeps.cache import ConfigCache
+        from peftlab.sweeps.faults import checked_jobs, job_name, titles
+        from peftlab.sweeps.jobs import Job
+
         searched = self._searched()
         # Those of Hydra are for the sweep as a whole, but for where configs are searched.
         kept = [
@@ -141,10 +149,10 @@ class _Return(JobReturn):
         """JobReturn's own __init__ sets it to None."""
 
 
-def _summary(outcome: Outcome, total: int) -> str:
+def _summary(outcome: Outcome, total: int, go_on: str) -> str:
     lines = [f"{len(outcome.failures)} of {counted(total, 'job')} failed:"]
     for failure in outcome.failures.values():
         where = f", {failure.log}" if failure.log else ""
         lines.append(f"  {failure.job.title} ({failure.reason}{where})")
         lines += [f"    {line}" for line in failure.tail.splitlines()]
-    return "\n".join([*lines, pool.GO_ON])
+    return "\n".join([*lines, go_on])

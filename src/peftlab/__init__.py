@@ -17,7 +17,6 @@ from __future__ import annotations
 import importlib
 import re
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +83,8 @@ def _methods() -> dict[str, str]:
 
 def _of_other_packages() -> dict[str, type]:
     """Classes of the methods that other packages have registered."""
+    from importlib.metadata import entry_points  # a tenth of a second
+
     if not entry_points(group="peftlab.methods"):
         return {}
     from peftlab.peft.base import methods

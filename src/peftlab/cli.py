@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from peftlab.errors import PeftlabError, nearest
 from peftlab.process import uncollected
 from peftlab.signals import CTRL_C, Interrupted
-from peftlab.terminal import half_character, printable
+from peftlab.terminal import fitted, half_character, printable
 from peftlab.version import __version__
 
 COMMANDS = {
@@ -55,9 +55,8 @@ peftlab COMMAND --help explains a command.    PEFTLAB_DEBUG=1 shows tracebacks."
 
 def usage() -> str:
     """What ``peftlab --help`` prints."""
-    return USAGE.format(
-        version=__version__, commands="\n".join(f"  {command:<11}{text}" for command, text in COMMANDS.items())
-    )
+    commands = "\n".join(f"  {command:<11}{text}" for command, text in COMMANDS.items())
+    return fitted(USAGE.format(version=__version__, commands=commands), hanging=11).rstrip("\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

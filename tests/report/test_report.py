@@ -406,3 +406,25 @@ def test_a_row_whose_runs_all_diverged_says_so(scratch: Path) -> None:
     folder = write(scratch / "t", [*(record(0.8, key=f"k{seed}", seed=seed) for seed in range(2)), *lost])
     text = render_markdown(build(Request((str(folder),))))
     assert next(line for line in text.splitlines() if "diverged 2 of 2" in line).startswith("| full")
+
+
+def test_runs_that_are_named_one_by_one_are_told_by_what_differs(scratch: Path) -> None:
+    """Folders and names tell nothing: of a run that goes on with another, after which epoch it does."""
+    made = {"first": 4, "second": 8}
+    folders = [
+        str(write(scratch / name, [record(0.8, key=f"k{rank}", name=name, keys={"peft.rank": rank})]) / f"k{rank}")
+        for name, rank in made.items()
+    ]
+    assert [row.label for row in build(Request(tuple(folders))).rows] == ["rank=4", "rank=8"]
+    more = record(0.8, key="more", name="third", keys={"peft.rank": 4})
+    more["config"]["continue_from"], more["continued_from"] = folders[0], {"ends": [2]}
+    third = str(write(scratch / "third", [more]) / "more")
+    assert [row.label for row in build(Request((folders[0], third))).rows] == [
+        "continue_from=null",
+        "continue_from=after epoch 2",
+    ]
+    newer = record(0.8, key="newer", name="fourth", keys={"peft.rank": 4, "trainer.compile": True})
+    newer["identity"] = {"bookkeeping": ["name"], "added": {"trainer.compile": False}, "run_folders": []}
+    fourth = str(write(scratch / "fourth", [newer]) / "newer")
+    labels = [row.label for row in build(Request((folders[0], fourth))).rows]
+    assert labels == ["compile=false", "compile=true"], "the record of an earlier version does not have the key"

@@ -95,7 +95,7 @@ def test_what_no_model_can_have_is_known_before_the_first_job(peftlab: Peftlab, 
     for command in ("train", "check"):
         result = peftlab(command, "-m", *faulty)
         assert result.status == 2
-        assert "10 of 12 jobs cannot run, so none was started:" in result.err
+        assert "10 of 12 jobs cannot run, so none is started:" in result.err
         told = {line.strip().split(" (")[0]: line for line in result.err.splitlines()[1:]}
         assert set(told) == {"job 1", "jobs 2", "job 5", "jobs 6"}  # in the order of what is swept over
         assert "peft.targets=[query] peft.rank=33): peft.rank=33 is above" in told["job 1"]

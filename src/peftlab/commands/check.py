@@ -91,7 +91,7 @@ def _check_sweep(given: argparse.Namespace) -> int:
             config = check(composed(overrides, config_dir=given.config_dir, config_name=given.config_name))
             folder = folders[name] = known_folder(config)
             named.append((name, config))
-            print(f"{number:4d}  {folder.key}  {_state(folder):12s}  {' '.join(overrides)}")
+            print(f"{number:4d}  {folder.key}  {_state(folder):12s}  {title}")
     faults.require_none()
     if not given.no_counts:
         Soundness().require(named, "job")

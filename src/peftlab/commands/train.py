@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-import textwrap
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any
@@ -21,7 +20,7 @@ from peftlab.records.find import known_folder
 from peftlab.records.folder import RunFolder
 from peftlab.runs.finished import finished_record
 from peftlab.signals import ASKED, Interrupted
-from peftlab.sweeps.processes import die_with_parent
+from peftlab.terminal import fitted
 from peftlab.training.ranks import Ranks, lead, led_to
 
 
@@ -73,16 +72,6 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if any(record.get("status") == STATUS for record in ended) else 0
 
 
-def fitted(text: str, width: int = 80) -> str:
-    """``text`` with lines of at most ``width`` signs: lists of options and values go on below where they begin."""
-    lines = []
-    for line in text.splitlines():
-        indent = " " * (len(line) - len(line.lstrip()) + 4)
-        wrapped = textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-        lines += wrapped if len(line) > width else [line]
-    return "\n".join([*lines, ""])
-
-
 def _train(config: RunConfig, arguments: Sequence[str], ranks: Ranks, meeting: Any = None) -> dict[str, Any]:
     with uncollected():
         from peftlab.runs.train import train
@@ -125,6 +114,8 @@ def _require_same_run(folder: RunFolder) -> None:
     Raises:
         RunError: if this rank has composed another run than rank 0.
     """
+    from peftlab.sweeps.processes import die_with_parent  # a run of one process needs nothing of sweeps
+
     die_with_parent()
     wanted = led_to()
     if folder.key != wanted:

@@ -110,15 +110,16 @@ def parent_of(config: RunConfig, begun: RunFolder | None = None) -> Parent | Non
 
 def _require_same(config: RunConfig, parent: Parent) -> None:
     mine, theirs = _decides(config.plain(), recorded(config), run_tags(config)), _of_record(config, parent.record)
-    if (tags := mine.pop("tags", None)) != (before := theirs.pop("tags", None)):
-        raise RunError(
-            f"continue_from={parent.given}: peftlab computes such a run otherwise since then "
-            f"({', '.join(sorted({*(tags or []), *(before or [])}))}), so the two would not be one run. Train it anew."
-        )
+    tags, before = mine.pop("tags", None), theirs.pop("tags", None)
     if differing := list(_differing(mine, theirs)):
         raise ConfigError(
             f"continue_from={parent.given} goes on with the training of that run, which had {', '.join(differing)}. "
             f"Leave these as they were; what may change is {', '.join(FREE)}, and what decides no number."
+        )
+    if tags != before:
+        raise RunError(
+            f"continue_from={parent.given}: peftlab computes such a run otherwise since then "
+            f"({', '.join(sorted({*(tags or []), *(before or [])}))}), so the two would not be one run. Train it anew."
         )
 
 

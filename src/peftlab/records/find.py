@@ -7,14 +7,15 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peftlab.config import RunConfig, from_plain
 from peftlab.errors import PeftlabError, RunError
 from peftlab.records.divergence import ENDED
 from peftlab.records.folder import RunFolder, read_config_values
-from peftlab.records.identity import run_key
-from peftlab.training.config import TrainerConfig
+
+if TYPE_CHECKING:
+    from peftlab.config import RunConfig
+    from peftlab.training.config import TrainerConfig
 
 _MARKS = {"record.json", "adapter.safetensors", "metrics.csv", "checkpoints"}
 """What only a run leaves; config.yaml alone may be anybody's."""
@@ -70,6 +71,9 @@ def known_folder(config: RunConfig) -> RunFolder:
 
 def begun_on_other_devices(config: RunConfig) -> Iterator[tuple[RunFolder, TrainerConfig]]:
     """Unfinished runs of the same name that are ``config`` on other processes, and their trainers."""
+    from peftlab.config import from_plain  # who looks for folders only needs no config
+    from peftlab.records.identity import run_key
+
     own, plain = RunFolder.of(config), config.plain()
     devices = ("devices", "num_nodes", "strategy")
     mine = {name: getattr(config.trainer, name) for name in devices}

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from peftlab.fields import enters_identity
 from peftlab.files import cache_folder, open_regular
 from peftlab.reading import read_json
 from peftlab.records import identity_tags
+from peftlab.records.identity_rules import FIELD as FIELD
+from peftlab.records.identity_rules import Rules
 from peftlab.remembered import recall, remember, settled, version_of
 from peftlab.training.config import TrainerConfig
 
@@ -34,24 +36,6 @@ KEY_LENGTH = 12
 
 CONTINUES = "continue_from"
 """Of the content of files: the run that is gone on with."""
-FIELD = "identity"
-"""Where a record holds what :func:`recorded` says; records of earlier versions do not have it."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Which fields of a plain config enter its key, by their dotted keys."""
-
-    bookkeeping: frozenset[str]
-    """Fields that do not; a whole group by its own name."""
-    added: Mapping[str, Any]
-    """Fields that came later, and their defaults, at which they do not enter either."""
-    run_folders: tuple[str, ...]
-    """Bookkeeping that may name the folder of an earlier run."""
-
-    def enters(self, key: str, value: Any) -> bool:
-        """Whether the field ``key`` enters with this value."""
-        return key not in self.bookkeeping and not (key in self.added and value == self.added[key])
 
 
 def run_key(config: RunConfig, tags: Sequence[str] | None = None) -> str:

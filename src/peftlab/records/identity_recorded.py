@@ -11,14 +11,15 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peftlab.backbones.config import BackboneConfig
 from peftlab.class_names import stable_name
-from peftlab.config import GROUPS
-from peftlab.data.base import DataSet
 from peftlab.errors import RunError
-from peftlab.records.identity import FIELD, Rules, content
+from peftlab.records.identity_rules import FIELD, Rules
+
+if TYPE_CHECKING:
+    from peftlab.backbones.config import BackboneConfig
+    from peftlab.data.base import DataSet
 
 _BOOKKEEPING = (
     "name", "output_dir", "force", "logger", "data.num_workers", "backbone.from_run", "trainer.log_every_n_steps",
@@ -58,7 +59,8 @@ def recorded_rules(record: Mapping[str, Any]) -> Rules:
 
 def earlier_rules(config: Mapping[str, Any]) -> Rules:
     """Those that held when records did not say them; of a class from elsewhere, those of every class of its group."""
-    return _earlier(tuple((group, str(config[group].get("_target_", ""))) for group in GROUPS if group in config))
+    parts = ((name, part.get("_target_")) for name, part in config.items() if isinstance(part, Mapping))
+    return _earlier(tuple((name, str(target)) for name, target in parts if target is not None))
 
 
 @cache
@@ -120,6 +122,8 @@ def content_now(
         PeftlabError: if files are not here.
         OSError: likewise.
     """
+    from peftlab.records.identity import content
+
     if "peft_files" in said:
         files = [_beside(Path(file), moved) for file in said["peft_files"]]
     else:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
 from peftlab import machine
@@ -22,6 +20,9 @@ def map_in_forks(
     function: Callable[..., Result], *arguments: Iterable[Any], meanwhile: Callable[[], Any] = lambda: None
 ) -> list[Result]:
     """``map(function, *arguments)``, in as many forks as there are CPUs; this process does ``meanwhile``."""
+    import multiprocessing  # for few runs none are made
+    from concurrent.futures import ProcessPoolExecutor
+
     with ProcessPoolExecutor(cpus(), multiprocessing.get_context("fork")) as pool:
         results = pool.map(function, *arguments)
         meanwhile()

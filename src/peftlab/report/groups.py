@@ -189,12 +189,15 @@ def _by_config(runs: Sequence[Run], identities: Sequence[Any]) -> list[Group]:
 def _labelled(named: Sequence[Group], unnamed: Sequence[Group], by: Sequence[str] | None) -> Grouped:
     """Find the keys that differ between the groups, and call those of ``unnamed`` by them."""
     everything = [*named, *unnamed]
-    keys = list(by) if by is not None else _varying(everything)
+    later = _came_later(everything)
+    keys = list(by) if by is not None else _varying(everything, later)
     key_names = short_names(keys)
     if any(map(_computed, everything)) and COMPUTED not in keys:
         keys.append(COMPUTED)
         key_names |= short_names([COMPUTED])
-    named, unnamed = ([replace(group, keys=_values(group, keys)) for group in groups] for groups in (named, unnamed))
+    named, unnamed = (
+        [replace(group, keys=_values(group, keys, later)) for group in groups] for groups in (named, unnamed)
+    )
     unnamed.sort(key=lambda group: [_order(group.keys.get(key)) for key in keys])
     telling = list(keys) if by is not None else telling_keys(keys, [group.keys for group in unnamed])
     if len({group.keys.get(COMPUTED) for group in unnamed}) > 1 and COMPUTED not in telling:
@@ -210,10 +213,32 @@ def _labelled(named: Sequence[Group], unnamed: Sequence[Group], by: Sequence[str
     return Grouped(unnamed, key_names=key_names, telling=telling, implied=implied)
 
 
-def _values(group: Group, keys: Sequence[str]) -> dict[str, str]:
+Later = Mapping[str, tuple[Any, str | None]]
+"""Key that not every record has → its default, and the class of its group."""
+
+
+def _came_later(groups: Iterable[Group]) -> Later:
+    """Keys that came with later versions: a record of the same classes that lacks one is of a run at the default."""
+    found: dict[str, tuple[Any, str | None]] = {"continue_from": (None, None)}
+    for run in (run for group in groups for run in (group.runs or group.failed)[:1]):
+        for key, default in run.rules.added.items():
+            found[key] = default, run.targets.get(key.partition(".")[0])
+    return found
+
+
+def _said(run: Run, key: str, later: Later) -> str | None:
+    """The value of ``key`` as the command line writes it; None if the run has no such key."""
+    if key in run.config:
+        return shown(run.config[key])
+    if key in later and run.targets.get(key.partition(".")[0]) == later[key][1]:
+        return shown(later[key][0])
+    return None
+
+
+def _values(group: Group, keys: Sequence[str], later: Later) -> dict[str, str]:
     """Those of ``keys`` that the runs of ``group`` have → their values."""
     members = group.runs or group.failed
-    found = {key: dict.fromkeys(shown(run.config[key]) for run in members if key in run.config) for key in keys}
+    found = {key: dict.fromkeys(one for run in members if (one := _said(run, key, later))) for key in keys}
     return {key: "|".join(values) for key, values in found.items() if values}
 
 
@@ -246,14 +271,16 @@ def _computed(group: Group) -> str:
     return str(members[0].config.get(COMPUTED, "")) if members else ""
 
 
-def _varying(groups: Iterable[Group]) -> list[str]:
+def _varying(groups: Iterable[Group], later: Later) -> list[str]:
     """Keys that do not have one value everywhere, of those that decide numbers: method first, then its rank, …"""
+    firsts = [run for group in groups for run in [*group.runs[:1], *group.failed[: not group.runs]]]
     values: dict[str, set[str]] = {}
-    for group in groups:
-        for run in [*group.runs[:1], *group.failed[: not group.runs]]:
-            for key, value in run.config.items():
-                if decides(key, run.rules):
-                    values.setdefault(key, set()).add(shown(value))
+    for run in firsts:
+        for key, value in run.config.items():
+            if decides(key, run.rules):
+                values.setdefault(key, set()).add(shown(value))
+    for key in values.keys() & later.keys():
+        values[key] |= {said for run in firsts if (said := _said(run, key, later)) is not None}
     return by_importance(key for key, found in values.items() if len(found) > 1)
 
 

@@ -15,8 +15,8 @@ from peftlab.objectives.recorded import objective_facts
 from peftlab.records.divergence import STATUS, diverged
 from peftlab.records.folder import RunFolder, read_config_values
 from peftlab.records.history import epochs_in
-from peftlab.records.identity import Rules
 from peftlab.records.identity_recorded import recorded_rules
+from peftlab.records.identity_rules import Rules
 from peftlab.report.forks import cpus, map_in_forks
 from peftlab.report.key_names import by_importance, keep_where, short_names, shown, telling_keys
 from peftlab.report.records_config import DATA_HASH, decides, flat

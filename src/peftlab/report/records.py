@@ -23,8 +23,8 @@ from peftlab.records.continuing import FIELD as CONTINUED
 from peftlab.records.divergence import STATUS, in_words
 from peftlab.records.divergence import diverged as trained_to_no_number
 from peftlab.records.folder import SCHEMA_VERSION, RunFolder
-from peftlab.records.identity import Rules
 from peftlab.records.identity_recorded import recorded_rules
+from peftlab.records.identity_rules import Rules
 from peftlab.records.identity_tags import Standing, standing
 from peftlab.report.forks import cpus, map_in_forks
 from peftlab.report.records_config import COMPUTED, DATA_HASH, TARGET, flat, identity_of

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from peftlab.class_names import stable_name
-from peftlab.records.identity import Rules
+from peftlab.records.identity_rules import Rules
 
 TARGET = "_target_"
 DATA_HASH = "data.hash"

@@ -16,8 +16,6 @@ from functools import cache
 from math import isfinite, sqrt
 from typing import Any
 
-import numpy as np
-
 LEVEL = 0.05
 """Level of the tests; intervals cover 1 - LEVEL."""
 RESAMPLES = 10_000
@@ -47,6 +45,8 @@ class Summary:
 
 def summarise(values: Sequence[float]) -> Summary:
     """Count, mean and standard deviation of ``values``."""
+    import numpy as np
+
     if not values:
         return Summary(0, None, None)
     if not all(map(isfinite, values)):
@@ -94,6 +94,8 @@ def compare(
     None stands for a group in which a seed stands more than once. Without a p, ``why_not`` says why. ``family`` is how
     many comparisons the correction is over. The bootstrap costs a millisecond; it can be left out.
     """
+    import numpy as np
+
     if values is None or others is None:
         return Comparison(0, why_not="several runs of one seed: nothing can be paired by seed")
     seeds = sorted(values.keys() & others.keys())
@@ -134,6 +136,8 @@ def bootstrap_interval(differences: Any, level: float = LEVEL) -> tuple[float, f
 
     As ``scipy.stats.bootstrap`` has it, in a seventh of its time and without a second for importing ``scipy.stats``.
     """
+    import numpy as np
+
     values = np.asarray(differences, dtype=float)
     means = _resamples(len(values)) @ values
     low, high = (quantile(means, share) for share in (level / 2, 1 - level / 2))
@@ -142,6 +146,8 @@ def bootstrap_interval(differences: Any, level: float = LEVEL) -> tuple[float, f
 
 def quantile(values: Any, share: float) -> float:
     """As ``numpy.quantile`` interpolates it; that costs four times as much, and a report asks thousands of times."""
+    import numpy as np
+
     place = share * (len(values) - 1)
     below = min(int(place), len(values) - 2)
     low, high = np.partition(values, (below, below + 1))[below : below + 2]
@@ -151,6 +157,8 @@ def quantile(values: Any, share: float) -> float:
 @cache
 def _resamples(n: int) -> Any:
     """How much each value weighs in the mean of each resample, (RESAMPLES, n)."""
+    import numpy as np
+
     drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(0, n, size=(RESAMPLES, n))
     weights = np.zeros((RESAMPLES, n))
     np.add.at(weights, (np.arange(RESAMPLES)[:, None], drawn), 1 / n)

@@ -90,7 +90,7 @@ def print_where(config: RunConfig, begin: Begin, path: Path, place: Place) -> No
         print(f"resuming from {path}", flush=True)
         return
     print(
-        f"going on with {config.continue_from} after its {counted(place.epoch, 'epoch')}, by the schedule of "
-        f"{counted(config.trainer.max_epochs, 'epoch')}",
+        f"going on with {config.continue_from},\n"
+        f"after its {counted(place.epoch, 'epoch')}, by the schedule of {counted(config.trainer.max_epochs, 'epoch')}",
         flush=True,
     )

@@ -70,7 +70,7 @@ class Faults:
         if bad == 1 and len(lines) == 1:
             raise kind(lines[0])
         least = "at least " if bad >= ENOUGH else ""
-        head = f"{least}{bad} of {counted(self.total, self.what)} cannot run, so none was started:"
+        head = f"{least}{bad} of {counted(self.total, self.what)} cannot run, so none is started:"
         raise kind("\n".join([head, *("  " + line.replace("\n", "\n    ") for line in lines)]))
 
     def _who(self, names: Sequence[str]) -> str:
