@@ -420,8 +420,8 @@ def test_runs_that_are_named_one_by_one_are_told_by_what_differs(scratch: Path) 
     more["config"]["continue_from"], more["continued_from"] = folders[0], {"ends": [2]}
     third = str(write(scratch / "third", [more]) / "more")
     assert [row.label for row in build(Request((folders[0], third))).rows] == [
-        "continue_from=null",
         "continue_from=after epoch 2",
+        "continue_from=null",
     ]
     newer = record(0.8, key="newer", name="fourth", keys={"peft.rank": 4, "trainer.compile": True})
     newer["identity"] = {"bookkeeping": ["name"], "added": {"trainer.compile": False}, "run_folders": []}
