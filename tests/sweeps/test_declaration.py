@@ -186,7 +186,7 @@ def test_check_names_cells_that_could_not_be_built(peftlab: Peftlab, reviews: Pa
     result = peftlab("check", "sweep.yaml")
     assert result.status == 2
     assert "cannot be built" in result.out
-    assert "1 cells cannot be built: cell 'bad': peft.targets: 'nonexist' matches no" in result.err
+    assert "1 cell cannot be built: cell 'bad': peft.targets: 'nonexist' matches no" in result.err
     folder = peftlab("check", ".")
     assert folder.status == 2
     assert "is a folder. Give one sweep's file; there are: sweep.yaml" in folder.err

@@ -324,8 +324,8 @@ def test_a_table_is_shown_though_it_cannot_be_written(
 def test_forced_runs_are_to_run(peftlab: Peftlab, reviews: Path) -> None:
     declare(cells=[{**CELL, "row": True}], expected=[], columns=DECLARED["columns"][:2], seeds=[0])
     assert peftlab("sweep", "small.yaml", "--jobs", "1").status == 0
-    assert "1 jobs, 1 of them finished." in peftlab("sweep", "small.yaml", "--dry-run").out
-    assert "1 jobs, 0 of them finished." in peftlab("sweep", "small.yaml", "force=true", "--dry-run").out
+    assert "1 job, 1 finished." in peftlab("sweep", "small.yaml", "--dry-run").out
+    assert "1 job, 0 finished." in peftlab("sweep", "small.yaml", "force=true", "--dry-run").out
     assert "0 finished, 1 to run." in peftlab("check", "small.yaml", "force=true", "--no-counts").out
     assert "| before |" in peftlab("sweep", "small.yaml", "force=true", "--report-only").out
 

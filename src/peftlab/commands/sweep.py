@@ -195,7 +195,8 @@ def _list(call: Call) -> None:
         print(f"{number:4d}  {line.state:8s}  {line.text}")
     cost = f" Cost: {call.sweep.cost}" if call.sweep.cost else ""
     done = sum(line.state == "finished" for line in listed_jobs)
-    print(f"{counted(plan.total(), 'job')}, {done} of them finished. {call.sweep.title}.{cost}")
+    of_them = "" if plan.total() == 1 else "of them "
+    print(f"{counted(plan.total(), 'job')}, {done} {of_them}finished. {call.sweep.title}.{cost}")
 
 
 def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | None) -> None:
