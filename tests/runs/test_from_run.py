@@ -208,8 +208,8 @@ def test_a_new_process_gives_the_same_bits(peftlab: Peftlab, topics: Path, revie
     made = []
     build = training.assemble
 
-    def remembering(*arguments):  # type: ignore[no-untyped-def]
-        made.append(build(*arguments))
+    def remembering(*arguments, **more):  # type: ignore[no-untyped-def]
+        made.append(build(*arguments, **more))
         return made[-1]
 
     training.assemble = remembering  # type: ignore[assignment]
