@@ -29,6 +29,15 @@ def test_csv(peftlab: Peftlab, reviews: Path) -> None:
     header, *rows = file.read_text().splitlines()
     assert {"train/loss_step", "validation/accuracy", "test/accuracy"} <= set(header.split(","))
     assert len(rows) > 20
+    assert "name: logged" in (file.parent / "hparams.yaml").read_text()
+    table = [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]
+    steps = [row for row in table if row["train/gradient_norm"]]
+    assert len(steps) == len([row for row in table if row["train/loss_step"]])
+    assert all(float(row["train/gradient_norm"]) > 0 and float(row["train/memory_mib"]) > 100 for row in steps)
+    rates = [float(row["train/lr"]) for row in steps]
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] < rates[len(rates) // 2]
+    assert all(float(row["train/samples_per_second"]) > 0 for row in steps)
 
 
 def test_tensorboard(peftlab: Peftlab, reviews: Path) -> None:
@@ -38,6 +47,8 @@ def test_tensorboard(peftlab: Peftlab, reviews: Path) -> None:
     events = EventAccumulator(str(folder))
     events.Reload()
     assert len(events.Scalars("validation/accuracy")) == 2
+    assert len(events.Scalars("train/lr")) == len(events.Scalars("train/gradient_norm")) > 2
+    assert list(folder.rglob("hparams.yaml"))
 
 
 @pytest.mark.parametrize("mode", ["auto", "offline"])

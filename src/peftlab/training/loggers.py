@@ -5,6 +5,7 @@ The run's own record is the truth; these are mirrors of it. Each library is impo
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,9 @@ class CSV(LoggerConfig):
         """Lightning's CSV logger; a resumed run writes ``version_1`` beside ``version_0``."""
         from lightning.pytorch.loggers import CSVLogger
 
-        return CSVLogger(save_dir=folder, name="csv")
+        logger = CSVLogger(save_dir=folder, name="csv")
+        logger.log_hyperparams(config)
+        return logger
 
 
 @dataclass(kw_only=True)
@@ -51,9 +54,11 @@ class TensorBoard(LoggerConfig):
         from lightning.pytorch.loggers import TensorBoardLogger
 
         try:
-            return TensorBoardLogger(save_dir=folder, name="tensorboard", version="", default_hp_metric=False)
+            logger = TensorBoardLogger(save_dir=folder, name="tensorboard", version="", default_hp_metric=False)
         except ModuleNotFoundError as error:
             raise ConfigError("logger=tensorboard needs TensorBoard: pip install 'peftlab[tensorboard]'.") from error
+        logger.log_hyperparams(config)
+        return logger
 
 
 @dataclass(kw_only=True)
@@ -101,5 +106,8 @@ class WandB(LoggerConfig):
         import wandb
 
         if wandb.run is not None:
+            offline, place = wandb.run.settings._offline, Path(wandb.run.dir).parent
             wandb.finish(exit_code=0 if sys.exc_info()[0] is None else 1)
+            if offline:
+                print(f"W&B wrote offline; to send it: wandb sync {shlex.quote(str(place))}")
         wandb.teardown()

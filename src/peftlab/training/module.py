@@ -34,6 +34,7 @@ from peftlab.training.partial import set_states, states_of
 from peftlab.training.places import OF_EPOCH
 from peftlab.training.rows import Stopwatch, figures_of_row, in_words
 from peftlab.training.selection import OVER_BUDGET
+from peftlab.training.series import StepSeries
 from peftlab.training.trunk import FrozenTrunk
 
 Batch = dict[str, Any]
@@ -90,6 +91,7 @@ class TrainingModule(L.LightningModule):
         self.first_step_at: float | None = None
         self._validation_row: dict[str, Any] = {}
         self._clock = Stopwatch()
+        self._series = StepSeries()
         self._weight_of_step = WeightOfAStep()
         self._empty_steps = 0
         self._together: list[int] = []
@@ -156,6 +158,7 @@ class TrainingModule(L.LightningModule):
         loss = computed["loss"]
         self._count("train", batch, computed)
         self._finite.add(loss)
+        self._series.count(batch["labels"])
         if self._shows_steps():
             self.log(MetricName("train", "loss_step").in_history, loss, prog_bar=True)
         penalty = self.adapter.regularization(self.global_step + 1, self._total_steps())
@@ -189,6 +192,8 @@ class TrainingModule(L.LightningModule):
         if not self._weight_of_step.settle(optimizer, self.trainer.accumulate_grad_batches):
             self._empty_steps += 1
         self._finite.check(self, optimizer)
+        if self.trainer.loggers and self.trainer._logger_connector.should_update_logs:
+            self.log_dict(self._series.of(optimizer, self.device), on_step=True, on_epoch=False)
 
     def optimizer_step(
         self,
@@ -211,6 +216,7 @@ class TrainingModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Validation is not training time."""
         self._finite.settle(self)
+        self._series.pause()
         self._clock.pause()
 
     def on_validation_epoch_end(self) -> None:
