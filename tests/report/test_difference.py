@@ -54,6 +54,7 @@ def test_what_differs_and_what_it_decides(tmp_path: Path) -> None:
     assert results["test accuracy"].difference == pytest.approx(0.1)
     assert results["trainable"].difference == 1000
     assert next(iter(results)) == "test accuracy"
+    assert results["chosen epoch"].first == "3", "as every screen counts them"
     assert found.notes == ()
 
 

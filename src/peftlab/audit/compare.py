@@ -81,7 +81,8 @@ def _exactly(name: str, before: Any, now: Any, what: str) -> Compared:
 
 
 def _chosen(selection: dict[str, Any]) -> str:
-    return f"{selection['epoch']}" + (f", step {selection['step']}" if "step" in selection else "")
+    """As people count epochs, from 1."""
+    return f"{selection['epoch'] + 1}" + (f", step {selection['step']}" if "step" in selection else "")
 
 
 def _epochs(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> Compared:

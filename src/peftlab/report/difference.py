@@ -167,6 +167,8 @@ def _results(records: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
     for path in _NUMBERS:
         part, _, name = path.partition(".")
         values = [(record.get(part) or {}).get(name) for record in records]
+        if path == "selection.epoch":  # people count them from 1
+            values = [value + 1 if _is_number(value) else value for value in values]
         if any(_is_number(value) for value in values):
             yield _numbers(f"chosen {name}" if part == "selection" else name.replace("_", " "), values[0], values[1])
 
