@@ -1,22 +1,31 @@
-"""What Hydra does otherwise here: two methods of its own, exchanged once in a process.
+"""What Hydra does otherwise here: methods of its own, exchanged once in a process.
 
 - ``backbone.architecture`` holds settings of a model type of transformers, which its file cannot list. An override may
   add any that the type has: ``backbone.architecture.pad_token_id=3``. A mapping with settings that are not there,
   ``backbone.architecture={model_type: gpt2, n_embd: 64}``, stands for the whole; else it changes what it names.
-- A YAML file is looked at before it is read: brackets and aliases without end are refused.
+- A YAML file is looked at before it is read: brackets and aliases without end are refused. Text that was parsed before
+  in this process is not parsed again; the files are read each time.
+- An application composes once. Hydra's own composes a first time to see whether ``hydra.mode`` says what -m says.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.types import Override
-from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
 
 from peftlab.errors import ConfigError
 from peftlab.reading import Unreadable, require_harmless
@@ -29,6 +38,9 @@ def exchange() -> None:
     if ConfigLoaderImpl._apply_overrides_to_config is not _apply:
         ConfigLoaderImpl._apply_overrides_to_config = staticmethod(_apply)  # type: ignore[method-assign]
         ConfigRepository.load_config = _load  # type: ignore[method-assign]
+        FileConfigSource.load_config = _read  # type: ignore[method-assign]
+        Hydra.get_mode = _mode  # type: ignore[method-assign]
+        ConfigLoaderImpl.load_configuration = _configuration  # type: ignore[method-assign]
 
 
 def opened(override: Override, config: DictConfig) -> bool:
@@ -70,6 +82,9 @@ def _open_node(config: DictConfig) -> DictConfig | None:
 
 _plainly_apply: Callable[[list[Override], DictConfig], None] = ConfigLoaderImpl._apply_overrides_to_config
 _plainly_load: Callable[[ConfigRepository, str], ConfigResult | None] = ConfigRepository.load_config
+_plainly_read: Callable[[FileConfigSource, str], ConfigResult] = FileConfigSource.load_config
+_plainly_tell_mode: Callable[..., Any] = Hydra.get_mode
+_plainly_configure: Callable[..., DictConfig] = ConfigLoaderImpl.load_configuration
 
 
 def _apply(overrides: Sequence[Override], cfg: DictConfig) -> None:
@@ -97,3 +112,54 @@ def _require_harmless(file: Path) -> None:
         raise ConfigError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     except yaml.YAMLError:
         pass  # Hydra says where the mistake is
+
+
+def _read(self: FileConfigSource, config_path: str) -> ConfigResult:
+    try:
+        text = Path(os.path.realpath(Path(self.path) / self._normalize_file_name(config_path))).read_text("utf-8")
+        content = _parsed(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return _plainly_read(self, config_path)  # which says what is wrong, and where
+    return ConfigResult(
+        config=OmegaConf.create(content),  # nodes of its own: whoever composes changes them
+        path=f"{self.scheme()}://{self.path}",
+        provider=self.provider,
+        header=ConfigSource._get_header_dict(text[:512]),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> dict[Any, Any] | list[Any]:
+    """As ``OmegaConf.load`` parses it; ValueError for what is no mapping and no list, which is treated apart there."""
+    content = yaml.load(text, Loader=get_yaml_loader())
+    if not isinstance(content, dict | list):
+        raise ValueError
+    return content
+
+
+def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+    """``hydra.mode`` of the config; what was composed to see it is kept for the run."""
+    try:
+        config = self.compose_config(config_name, list(overrides), RunMode.RUN)
+    except Exception:  # values for several jobs, or a mistake, which composing for the run will say
+        return _plainly_tell_mode(self, config_name, overrides)
+    kept = (config_name, [*overrides, "hydra.mode=RUN"]), config  # what Hydra adds to the overrides next
+    self.config_loader._composed = kept  # type: ignore[attr-defined]
+    return config.hydra.mode
+
+
+def _configuration(
+    self: ConfigLoaderImpl,
+    config_name: str | None,
+    overrides: list[str],
+    run_mode: RunMode,
+    from_shell: bool = True,
+    validate_sweep_overrides: bool = True,
+) -> DictConfig:
+    asked, config = self.__dict__.pop("_composed", (None, None))
+    if run_mode != RunMode.RUN or asked != (config_name, overrides):
+        return _plainly_configure(self, config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+    assert isinstance(config, DictConfig)
+    config.hydra.mode = RunMode.RUN
+    config.hydra.overrides.hydra.append("hydra.mode=RUN")
+    return config

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.hydra import Hydra
+from omegaconf import DictConfig, OmegaConf
 
-from peftlab.composition import checked, composed, jobs_of
+from peftlab import hydra_changes
+from peftlab.composition import checked, composed, jobs_of, run_as_hydra_application
 from peftlab.config import RunConfig
 from peftlab.errors import ConfigError, PeftlabError
 from peftlab.sweeps.cache import ConfigCache
@@ -111,3 +117,41 @@ def test_half_a_character_on_the_command_line(peftlab) -> None:  # type: ignore[
         "peftlab: 'caf\\udce9' is no UTF-8, and could not be written into a record or a table. Give words and names "
         "of files in UTF-8.\n"
     )
+
+
+def run_as(*words: str) -> DictConfig:
+    """What an application is given."""
+    found: list[DictConfig] = []
+    run_as_hydra_application([*TINY, *words], found.append)
+    return found[0]
+
+
+def test_an_application_composes_once_what_hydra_composes(monkeypatch: pytest.MonkeyPatch) -> None:
+    composing = ConfigLoaderImpl._load_configuration_impl
+    times: list[int] = []
+
+    def counted(self: ConfigLoaderImpl, *arguments: Any, **more: Any) -> DictConfig:
+        times.append(1)
+        return composing(self, *arguments, **more)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
+    words = ("peft.rank=4", "hydra.verbose=false")
+    once = OmegaConf.to_container(run_as(*words), resolve=False)
+    assert len(times) == 1
+    monkeypatch.setattr(Hydra, "get_mode", hydra_changes._plainly_tell_mode)
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", hydra_changes._plainly_configure)
+    monkeypatch.setattr(FileConfigSource, "load_config", hydra_changes._plainly_read)
+    assert OmegaConf.to_container(run_as(*words), resolve=False) == once
+    assert len(times) == 3
+
+
+def test_a_file_that_was_changed_is_read_again_and_what_was_composed_is_ones_own(scratch: Path) -> None:
+    (scratch / "mine/peft").mkdir(parents=True)
+    file = scratch / "mine/peft/own.yaml"
+    for rank in (3, 4, 3):
+        file.write_text(f"defaults: [lora]\nrank: {rank}\ntargets: [query]\n")
+        found = composed([*TINY, "peft=own"], config_dir="mine")
+        assert found.peft.rank == rank
+        found.peft.rank = 99
+        found.peft.targets.append("more")
+    assert "more" not in composed([*TINY, "peft=own"], config_dir="mine").peft.targets

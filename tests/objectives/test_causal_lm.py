@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from peftlab.objectives.parts.split import KeptOutputs, SplitMetrics
 from peftlab.training.accumulation import WeightOfAStep
 from tests.backbones.tiny_backbones import shake, tiny_config
 from tests.conftest import Peftlab, run_folder
+from tests.forked import peftlab_forked
 from tests.objectives.languages import LANGUAGE, write_sums
 
 # ids and places under loss; the second and fourth have a loss on their first token, which is no target
@@ -184,12 +182,7 @@ def test_steps_cut_into_batches_and_processes_end_alike(peftlab: Peftlab, scratc
     for size in (8, 2):
         done = peftlab("train", *common, f"data.batch_size={size}", f"name=of{size}")
         assert done.status == 0, done.err
-    command = [sys.executable, "-m", "peftlab", "train", *common, "data.batch_size=2", "name=ddp", "trainer.devices=2",
-               "trainer.strategy=ddp"]  # fmt: skip
-    ranks = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert ranks.returncode == 0, ranks.stderr
+    peftlab_forked("train", *common, "data.batch_size=2", "name=ddp", "trainer.devices=2", "trainer.strategy=ddp")
     names = ("of8", "of2", "ddp")
     records = [json.loads((run_folder(name) / "record.json").read_text()) for name in names]
     weights = [load_file(run_folder(name) / "adapter.safetensors") for name in names]

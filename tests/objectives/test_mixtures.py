@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +28,7 @@ from peftlab.objectives.parts.task import Task, TaskLabel
 from peftlab.records.identity import run_key
 from tests.conftest import Peftlab
 from tests.data.two_tasks import TOPICS, write_topics
+from tests.forked import Forked, peftlab_forked
 from tests.objectives.scores import write_scores
 
 Floats = npt.NDArray[np.float64]
@@ -253,14 +250,7 @@ def test_a_killed_run_resumes_to_the_same_bits(peftlab: Peftlab, files: list[str
     more = ["peft=lora", "trainer.max_epochs=5", "data.mixing=uniform", "data.epoch_rows=64", "backbone.dropout=0.1"]
     assert peftlab("train", *files, *more, "output_dir=outputs/undisturbed", "name=t").status == 0
     undisturbed = only("undisturbed/t")
-    command = [sys.executable, "-m", "peftlab", "train", *files, *more, "name=killed"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 2/5"):
-            break
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    Forked("train", *files, *more, "name=killed").killed_at("epoch 2/5")
     killed = Path("outputs/killed") / undisturbed.name
     again = peftlab("train", *files, *more, "name=killed")
     assert again.status == 0, again.err
@@ -271,14 +261,8 @@ def test_a_killed_run_resumes_to_the_same_bits(peftlab: Peftlab, files: list[str
 
 def test_two_processes_one_of_which_may_have_no_row_of_a_task(peftlab: Peftlab, files: list[str]) -> None:
     more = ["peft=full", "trainer.max_epochs=1", "data.batch_size=4", "data.eval_batch_size=3", "data.limit_val=1"]
-    command = [
-        sys.executable, "-m", "peftlab", "train", *files, *more, "name=two", "trainer.devices=2",
-        "trainer.strategy=ddp", "trainer.accelerator=cpu",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    ranks = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu")
+    peftlab_forked("train", *files, *more, "name=two", *ranks)
     two = record_of(only("two"))
     assert {name: own["rows"] for name, own in two["metrics"]["validation"]["tasks"].items()} == {
         "topics": 1, "scores": 1,

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,18 +14,13 @@ from safetensors.torch import load_file
 from peftlab.records.folder import RunFolder
 from peftlab.records.predictions import read_predictions
 from tests.conftest import TINY, Peftlab, run_folder, write_reviews
+from tests.forked import Forked, peftlab_forked
 
 
 def test_two_processes(peftlab: Peftlab, reviews: Path) -> None:
     common = [*TINY, f"data.path={reviews}", "trainer.max_epochs=2", "data.eval_batch_size=3"]
-    command = [
-        sys.executable, "-m", "peftlab", "train", *common, "name=ddp", "data.batch_size=4",
-        "trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    ranks = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu")
+    peftlab_forked("train", *common, "name=ddp", "data.batch_size=4", *ranks)
     facts = json.loads((run_folder("ddp") / "record.json").read_text())
     # 24 test rows and 10 validation rows over two ranks of three a batch: unequal batches, no row twice.
     assert facts["metrics"]["test"]["rows"] == 24
@@ -65,15 +57,10 @@ def test_rows_that_do_not_divide(peftlab: Peftlab, scratch: Path, processes: int
     """73 rows in batches of 12 leave one: some processes have none of it; 2 validation rows are fewer than 3."""
     write_reviews(scratch, rows=94)
     assert peftlab("train", *ALIKE, "name=one", "data.batch_size=12").status == 0
-    command = [
-        sys.executable, "-m", "peftlab", "train", *ALIKE, "name=several", f"data.batch_size={12 // processes}",
-        f"trainer.devices={processes}", "trainer.strategy=ddp",
-        f"backbone.gradient_checkpointing={str(processes == 2).lower()}",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    peftlab_forked(
+        "train", *ALIKE, "name=several", f"data.batch_size={12 // processes}", f"trainer.devices={processes}",
+        "trainer.strategy=ddp", f"backbone.gradient_checkpointing={str(processes == 2).lower()}",
+    )  # fmt: skip
     one, several = (json.loads((run_folder(name) / "record.json").read_text()) for name in ("one", "several"))
     assert several["metrics"]["test"]["rows"] == one["metrics"]["test"]["rows"]
     assert one["history"][0]["train_rows"] == 73, "which leave one"
@@ -91,14 +78,8 @@ def test_a_global_batch_is_the_same_step_on_any_number_of_processes(peftlab: Pef
     write_reviews(scratch, rows=94)
     common = [*(word for word in ALIKE if "accumulate" not in word), "data.global_batch_size=25"]
     assert peftlab("train", *common, "name=one", "data.batch_size=25").status == 0
-    command = [
-        sys.executable, "-m", "peftlab", "train", *common, "name=two", "data.batch_size=5", "trainer.devices=2",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert "25 texts a step, in 3 batches a device" in done.stdout
+    done = peftlab_forked("train", *common, "name=two", "data.batch_size=5", "trainer.devices=2")
+    assert "25 texts a step, in 3 batches a device" in done.out
     one, two = (json.loads((run_folder(name) / "record.json").read_text()) for name in ("one", "two"))
     assert one["history"][0]["train_rows"] == 73, "of which the last of three steps has 23"
     assert one["key"] != two["key"], "the order of the sums is another"
@@ -117,30 +98,25 @@ INTERRUPTED = (
 )  # fmt: skip
 
 
-def started(name: str, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "peftlab", "train", *INTERRUPTED, f"name={name}", *more],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def started(name: str, *more: str) -> Forked:
+    return Forked("train", *INTERRUPTED, f"name={name}", *more)
 
 
 @pytest.mark.slow
 def test_asked_to_end_the_processes_end_after_the_same_step(reviews: Path) -> None:
     """Inside an epoch; later both go on with what each had added up, and end as two that nobody asked."""
     with started("whole", "output_dir=apart") as whole:
-        assert whole.wait(timeout=300) == 0
+        assert whole.status() == 0, whole.err
     with started("asked", "trainer.checkpoint_every_n_steps=1") as process:
         until = time.monotonic() + 120
         while not list(Path("outputs/asked").glob("*/checkpoints/*.ckpt")) and time.monotonic() < until:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=300)
-    assert process.returncode == 85, err
-    assert err.count("interrupted by SIGTERM; the same command goes on after batch") == 1
+        assert process.status() == 85, process.err
+    assert process.err.count("interrupted by SIGTERM; the same command goes on after batch") == 1
     with started("asked") as process:
-        out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert "resuming from outputs/asked" in out
+        assert process.status() == 0, process.err
+    assert "resuming from outputs/asked" in process.out
     (one,), other = Path("apart/whole").iterdir(), run_folder("asked")
     assert (one / "adapter.safetensors").read_bytes() == (other / "adapter.safetensors").read_bytes()
     histories = [json.loads((run / "record.json").read_text())["history"] for run in (one, other)]

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from peftlab.training.optim import SGD
 from tests.backbones.tiny_backbones import shake, tiny
 from tests.conftest import Peftlab
 from tests.data.two_tasks import CLASSES, SIZES, entries, overrides, write_topics
+from tests.forked import Forked, peftlab_forked
 
 TASKS = (Task("a", 0, 2), Task("b", 2, 6), Task("c", 6, 9))
 TASK_OF_CLASS = torch.tensor([0, 0, 1, 1, 1, 1, 2, 2, 2])
@@ -236,14 +233,7 @@ def test_a_killed_run_resumes_to_the_same_bits(peftlab: Peftlab, common: list[st
     ]  # fmt: skip
     assert peftlab("train", *common, *more, "output_dir=outputs/undisturbed", "name=t").status == 0
     undisturbed = only("undisturbed/t")
-    command = [sys.executable, "-m", "peftlab", "train", *common, *more, "name=killed"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 2/6"):
-            break
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    Forked("train", *common, *more, "name=killed").killed_at("epoch 2/6")
     killed = Path("outputs/killed") / undisturbed.name
     assert not (killed / "record.json").exists()
     again = peftlab("train", *common, *more, "name=killed")
@@ -264,14 +254,10 @@ def test_two_processes(peftlab: Peftlab, common: list[str]) -> None:
         "data.mixing=uniform",
         "data.epoch_rows=128",
     ]
-    command = [
-        sys.executable, "-m", "peftlab", "train", *common, *more, "name=ddp", "data.batch_size=4", "trainer.devices=2",
-        "trainer.strategy=ddp", "trainer.accelerator=cpu", "data.eval_batch_size=3",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    peftlab_forked(
+        "train", *common, *more, "name=ddp", "data.batch_size=4", "trainer.devices=2", "trainer.strategy=ddp",
+        "trainer.accelerator=cpu", "data.eval_batch_size=3",
+    )  # fmt: skip
     assert peftlab("train", *common, *more, "name=one").status == 0
     two, one = record_of(only("ddp")), record_of(only("one"))
     for split, index in (("validation", 1), ("test", 2)):

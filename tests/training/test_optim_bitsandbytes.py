@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ from peftlab.errors import PeftlabError
 from peftlab.training.optim import AdamW
 from peftlab.training.optim_bitsandbytes import AdamW8bit, PagedAdamW, PagedAdamW8bit
 from tests.conftest import TINY, Peftlab, run_folder
+from tests.forked import Forked
 
 
 def parameters(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
@@ -110,14 +107,7 @@ def test_a_killed_run_resumes_to_the_same_bits(peftlab: Peftlab, reviews: Path) 
         "optim.lr=1e-3",
     ]
     assert peftlab("train", *arguments, "output_dir=outputs/undisturbed", "name=t").status == 0
-    command = [sys.executable, "-m", "peftlab", "train", *arguments, "name=killed"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 2/4"):
-            break
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    Forked("train", *arguments, "name=killed").killed_at("epoch 2/4")
     again = peftlab("train", *arguments, "name=killed")
     assert again.status == 0, again.err
     assert "resuming from" in again.out

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from peftlab.peft.vera import VeRA
 from peftlab.training.sharding import ShardedStrategy, fingerprint_of_parts, shard
 from tests.backbones.tiny_backbones import batch, tiny
 from tests.conftest import TINY, Peftlab, run_folder
+from tests.forked import peftlab_forked
 
 KINDS = ("albert", "bert", "deberta-v2", "gpt2", "llama", "t5", "xlnet")
 """One layer that is called several times, positions beside the layers, tied embeddings, …"""
@@ -131,20 +129,11 @@ def test_a_frozen_weight_that_changes_in_one_process_is_noticed_in_all(results: 
 def test_a_run_is_that_of_ddp_to_the_bit(peftlab: Peftlab, reviews: Path) -> None:
     """Saved, evaluated in one process and merged, as any run is."""
     for strategy in ("ddp", "fsdp"):
-        command = [
-            sys.executable, "-m", "peftlab", "train", *TINY, f"data.path={reviews}", f"name={strategy}",
-            "trainer.max_epochs=1", "trainer.devices=2", f"trainer.strategy={strategy}", "trainer.accelerator=cpu",
-            "trainer.threads=1", "data.batch_size=4", "backbone.quantize=nf4",
-        ]  # fmt: skip
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr
+        peftlab_forked(
+            "train", *TINY, f"data.path={reviews}", f"name={strategy}", "trainer.max_epochs=1", "trainer.devices=2",
+            f"trainer.strategy={strategy}", "trainer.accelerator=cpu", "trainer.threads=1", "data.batch_size=4",
+            "backbone.quantize=nf4",
+        )  # fmt: skip
     ddp, fsdp = run_folder("ddp"), run_folder("fsdp")
     for name in ("adapter.safetensors", "predictions.parquet"):
         assert (ddp / name).read_bytes() == (fsdp / name).read_bytes(), name

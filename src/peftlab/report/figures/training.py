@@ -28,8 +28,8 @@ def draw_curves(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(9.0, 3.6), dpi=130, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
     epochs = [epochs_done(row) for row in history]
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", objective.selects), strict=True):
         for split, colour in COLOURS.items():
@@ -49,5 +49,6 @@ def draw_curves(
         axes.legend(frameon=False)
     figure.suptitle(title, fontsize=10)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    # savefig would lay everything out a second time
+    canvas.print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
     write_atomically(path, buffer.getvalue())
