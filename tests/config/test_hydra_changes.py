@@ -89,7 +89,7 @@ def test_a_file_that_harms_is_refused_in_a_folder_of_configs(content: str, said:
 
 
 def test_jobs_are_those_of_train() -> None:
-    assert jobs_of(["peft=glob(lo*)", "seed=range(0,2)"]) == [["peft=lora", "seed=0"], ["peft=lora", "seed=1"]]
+    assert jobs_of(["peft=glob(dor*)", "seed=range(0,2)"]) == [["peft=dora", "seed=0"], ["peft=dora", "seed=1"]]
     with pytest.raises(ConfigError, match=r"interval\(…\) has no list of values"):
         jobs_of(["optim.lr=interval(1e-4,1e-2)"])
 

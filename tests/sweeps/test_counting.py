@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from peftlab.composition import checked
+from peftlab.sweeps import counting
 from peftlab.sweeps.counting import count_all
 
 TINY = ("data=text_files", "data.path=x.csv", "backbone=tiny", "peft=lora")
 
 
-def test_cells_that_differ_in_no_shape_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("apart", [True, False])
+def test_cells_that_differ_in_no_shape_are_counted_once(monkeypatch: pytest.MonkeyPatch, apart: bool) -> None:
+    """In a process that has not imported transformers by another, and without the hub in both."""
     words = [(f"seed={seed}", f"optim.lr=1e-{rank}", f"peft.rank={rank}") for seed in range(3) for rank in (1, 2)]
     configs = [checked([*TINY, *more]) for more in words]
     given: list[Any] = []
-    run = subprocess.run
+    run, count = subprocess.run, counting._count
 
     def watched(*arguments: Any, **options: Any) -> Any:
         given.extend(json.loads(options["input"]))
+        assert options["env"]["HF_HUB_OFFLINE"] == "1"
         return run(*arguments, timeout=120, **options)
 
+    def watched_here(one: dict[str, Any]) -> Any:
+        given.append(one)
+        assert huggingface_hub.is_offline_mode()
+        return count(one)
+
     monkeypatch.setattr(subprocess, "run", watched)
+    monkeypatch.setattr(counting, "_count", watched_here)
+    if apart:
+        monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    else:
+        import transformers  # noqa: F401
     found = [one.number for one in count_all(configs)]
     assert len(given) == 2
     # rank · (in + out) of query and value in two layers that are 32 wide
     assert found == [rank * (32 + 32) * 2 * 2 for _ in range(3) for rank in (1, 2)]
+    assert not huggingface_hub.is_offline_mode()

@@ -1,6 +1,7 @@
 """Trainable parameters of configs, counted on ``meta`` models: no weights, no network.
 
-Runs as a process of its own, so that checking a sweep imports torch only where counts are asked for::
+Runs as a process of its own, so that checking a sweep imports torch only where counts are asked for; where a process
+has imported transformers anyhow, as in a notebook, there is none to be spared, and it counts there::
 
     python -m peftlab.sweeps.counting < configs.json        a list of counts, each with a reason where it is null
 """
@@ -39,9 +40,27 @@ def count_all(configs: Sequence[RunConfig]) -> list[Count]:
     """
     shapes = [shape(config) for config in configs]
     alike = dict(zip(reversed(shapes), reversed(configs), strict=True))  # of each shape its first config
+    given = json.dumps([config.plain() for config in alike.values()])
+    here = "transformers" in sys.modules
+    counts = dict(zip(alike, _counted_here(given) if here else _counted_apart(given), strict=True))
+    return [counts[one] for one in shapes]
+
+
+def _counted_here(given: str) -> list[Count]:
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        return [_count(one) for one in json.loads(given)]
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _counted_apart(given: str) -> list[Count]:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "peftlab.sweeps.counting"],
-        input=json.dumps([config.plain() for config in alike.values()]),
+        input=given,
         capture_output=True,
         text=True,
         check=False,
@@ -50,8 +69,7 @@ def count_all(configs: Sequence[RunConfig]) -> list[Count]:
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RunError(f"counting parameters failed (exit status {done.returncode}): {last}")
-    counts = dict(zip(alike, (Count(*one) for one in json.loads(done.stdout.splitlines()[-1])), strict=True))
-    return [counts[one] for one in shapes]
+    return [Count(*one) for one in json.loads(done.stdout.splitlines()[-1])]
 
 
 def shape(config: RunConfig) -> str:
