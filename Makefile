@@ -39,7 +39,8 @@ docs: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# Every command and every block of Python in it, run on a few rows; make test composes the trainings only.
+# Every command and every block of Python in it, run on a few rows; make test composes the trainings only. What stands
+# in the README too, tests/test_readme.py runs.
 docs-test: install
 	PEFTLAB_DOCS=run $(BIN)/python -m pytest tests/test_docs.py
 

@@ -17,6 +17,7 @@ from tests.pictures import draw_each_kind_once
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # each worker is a process already; threads would fight over the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -23,8 +22,10 @@ from peftlab.cli import COMMANDS
 from peftlab.peft.base import methods
 from peftlab.reference import every_key
 from peftlab.sweeps.reading import read_sweep
-from tests.conftest import REPOSITORY, TINY, Peftlab, run_folder, write_reviews
-from tests.test_readme import ELSEWHERE, OF_RUNS, local_folder, train
+from tests.conftest import REPOSITORY, Peftlab, write_reviews
+from tests.once import two_runs
+from tests.test_readme import COMMANDS as README_COMMANDS
+from tests.test_readme import ELSEWHERE, OF_RUNS, distinct, local_folder, train
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -53,27 +54,23 @@ def generated() -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs, trained once for all pages: ``outputs/t`` and ``outputs/u``."""
-    folder = tmp_path_factory.mktemp("finished")
-    run = [
-        *TINY,
-        f"data.path={write_reviews(folder, rows=120)}",
-        "trainer.max_epochs=1",
-        f"output_dir={folder}/outputs",
-    ]
-    for more in (["name=t"], ["name=u", "seed=1"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "peftlab", "train", *run, *more], capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-    return folder
+def first_here(page: Path) -> list[list[str]]:
+    """The commands of a page that stand neither in the README, whose test runs them, nor on a page before it."""
+    before = [*README_COMMANDS, *(words for other in PAGES[: PAGES.index(page)] for words in commands(other))]
+    return [words for words in distinct(commands(page)) if words not in before]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
-def test_every_command_of_a_page(page: Path, peftlab: Peftlab, scratch: Path, finished: Path) -> None:
-    shutil.copytree(finished / "outputs", scratch / "outputs")
+def test_each_command_has_one_place() -> None:
+    """That runs it."""
+    everywhere = distinct([*README_COMMANDS, *(words for page in PAGES for words in commands(page))])
+    run = [*distinct(README_COMMANDS), *(words for page in PAGES for words in first_here(page))]
+    assert sorted(run) == sorted(everywhere)
+    assert len(run) > 80
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if first_here(p)], ids=lambda p: p.relative_to(DOCS).as_posix())
+def test_every_command_of_a_page(page: Path, peftlab: Peftlab, scratch: Path) -> None:
+    runs = two_runs()
     shutil.copy(REPOSITORY / "README.md", scratch)
     reviews = write_reviews(scratch, rows=120)
     (scratch / "sweeps").symlink_to(REPOSITORY / "sweeps")
@@ -90,8 +87,7 @@ def test_every_command_of_a_page(page: Path, peftlab: Peftlab, scratch: Path, fi
             (scratch / f"{values['name']}.yaml").write_text(text)
         if isinstance(values, dict) and "partition" in values:
             (scratch / "mine.yaml").write_text(text)
-    runs = {name: str(run_folder(name)) for name in ("t", "u")}
-    for words in commands(page):
+    for words in first_here(page):
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE), words
             continue

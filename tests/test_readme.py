@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from peftlab.library import fitting
-from tests.conftest import REPOSITORY, TINY, Peftlab, Result, run_folder
+from tests.conftest import REPOSITORY, Peftlab, Result, run_folder
+from tests.forked import peftlab_forked
+from tests.once import two_runs
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
@@ -52,7 +52,12 @@ def test_the_make_targets_do_what_the_readme_says() -> None:
     assert re.search(r"^test: install\n\t\$\(BIN\)/python -m pytest", makefile, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] != "make"], ids=" ".join)
+def distinct(commands: list[list[str]]) -> list[list[str]]:
+    """Each once."""
+    return [list(words) for words in dict.fromkeys(map(tuple, commands))]
+
+
+@pytest.mark.parametrize("command", [c for c in distinct(COMMANDS) if c[0] != "make"], ids=" ".join)
 def test_command(
     command: list[str], peftlab: Peftlab, reviews: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,8 +65,7 @@ def test_command(
     assert command[0] == "peftlab"
     verb, arguments = command[1], command[2:]
     if verb in OF_RUNS:
-        assert peftlab("train", *TINY, f"data.path={reviews}", "name=t", "trainer.max_epochs=1").status == 0
-        places = {"RUN": str(run_folder("t")), "outputs/rank_alpha": "outputs/t"}
+        places = {"RUN": two_runs()["t"], "outputs/rank_alpha": "outputs/t"}
         (scratch / "new.csv").write_text("id,text\n1,fine\n2,dull\n")
         result = peftlab(verb, *(places.get(a, a) for a in arguments))
     elif verb == "estimate":
@@ -148,10 +152,8 @@ def train(peftlab: Peftlab, arguments: list[str], reviews: Path, scratch: Path) 
             else [*cheap, "optim.lr=1e-3,2e-3"]
         )
     if "trainer.devices=2" in arguments:  # Lightning starts rank 1 by the command line of this process
-        done = subprocess.run(
-            [sys.executable, "-m", "peftlab", "train", *arguments, *cheap], capture_output=True, text=True, check=False
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
+        done = peftlab_forked("train", *arguments, *cheap)
+        return Result(0, done.out, done.err)
     return peftlab("train", *arguments, *cheap)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -290,17 +291,26 @@ def test_peak_memory_is_the_jobs_own(reviews: Path) -> None:
     assert 0.7 < warm / cold < 1.3, (warm, cold)
 
 
-def test_the_server_has_one_thread_and_no_accelerator(reviews: Path) -> None:
-    """Its forks are as good as new processes. OpenBLAS's pool and jemalloc's thread know of forks."""
-    code = (
-        "import os, torch; import peftlab.sweeps.server;"
-        "names = [open(f'/proc/self/task/{task}/comm').read().strip() for task in os.listdir('/proc/self/task')];"
-        "print(len([name for name in names if name != 'jemalloc_bg_thd']), torch.cuda.is_initialized(),"
-        "os.getpgrp() == os.getpid())"
-    )
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.split() == ["1", "False", "True"]
+def about_the_server(told: Any) -> None:
+    """In a process that is forked from it: what this has inherited, and the threads of its parent."""
+    import torch
+
+    tasks = Path(f"/proc/{os.getppid()}/task").iterdir()
+    names = [(task / "comm").read_text().strip() for task in tasks]
+    threads = len([name for name in names if name != "jemalloc_bg_thd"])
+    told.send((threads, torch.cuda.is_initialized(), os.getpgid(os.getppid()) == os.getppid()))
+
+
+def test_the_server_has_one_thread_and_no_accelerator(scratch: Path) -> None:
+    """Its forks are as good as new processes. OpenBLAS's pool, of one here, and jemalloc's thread know of forks."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(processes.PRELOADED)
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=about_the_server, args=(there,))
+    process.start()
+    assert here.poll(120)
+    assert here.recv() == (1, False, True)
+    process.join()
 
 
 def test_a_worker_killed_from_outside(reviews: Path) -> None:
