@@ -10,10 +10,13 @@ import importlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from peftlab.sweeps.processes import PRELOADED
 
@@ -75,6 +78,24 @@ class Forked:
             self.until_said(words)
             self.send_signal(signal.SIGKILL)
             assert self.status() == -signal.SIGKILL, "it was faster"
+
+
+def run_forked(
+    command: list[str], *, check: bool, stdout: int | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """In place of ``subprocess.run`` where a command starts ``peftlab`` again."""
+    assert command[:4] == [sys.executable, "-P", "-m", "peftlab"]
+    assert not check
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
+        with Forked(*command[4:]) as done:
+            status = done.status()
+    os.write(1 if stdout is None else stdout, done.out.encode())
+    os.write(2, done.err.encode())
+    for file in (done._out, done._err):
+        file.unlink()
+    return subprocess.CompletedProcess(command, status)
 
 
 def peftlab_forked(*arguments: object, timeout: float = 300) -> Forked:

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from peftlab.audit.compare import compare, compare_adapters
+from peftlab.commands import reproduce
 from tests.conftest import Peftlab
+from tests.forked import run_forked
 from tests.runs.small_runs import CLASSIFIER, edit, finished, record_of, train
 
 
@@ -23,7 +26,13 @@ def run(reviews: Path) -> Path:
     return finished(reviews)
 
 
-def test_the_same_bits_in_a_folder_of_its_own(peftlab: Peftlab, run: Path) -> None:
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is in a process of its own that is forked from a warm server; without this, in a new interpreter."""
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=run_forked))
+
+
+def test_the_same_bits_in_a_folder_of_its_own(peftlab: Peftlab, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     result = peftlab("reproduce", run)
     assert result.status == 0, result.err + result.out
@@ -35,6 +44,7 @@ def test_the_same_bits_in_a_folder_of_its_own(peftlab: Peftlab, run: Path) -> No
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before, "the original is untouched"
     assert peftlab("verify", again).status == 0
     stamp = (again / "record.json").stat().st_mtime_ns
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=run_forked))
     content = json.loads(peftlab("reproduce", run, "--json").out)
     assert content["identical"] is True
     assert {"test accuracy", "epochs", "adapter.safetensors"} <= {one["name"] for one in content["results"]}
@@ -65,6 +75,7 @@ def test_a_record_that_was_changed_is_said_to_be(peftlab: Peftlab, run: Path) ->
         assert result.out.splitlines()[-1].startswith("peftlab train ")
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_lone_record_from_elsewhere(peftlab: Peftlab, run: Path, reviews: Path, scratch: Path) -> None:
     """No folder, another place, data somewhere else, and a command that means nothing here."""
     elsewhere = scratch / "elsewhere"
@@ -93,6 +104,7 @@ def test_a_lone_record_from_elsewhere(peftlab: Peftlab, run: Path, reviews: Path
     )
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_that_started_from_another(peftlab: Peftlab, run: Path, reviews: Path) -> None:
     later = train(peftlab, reviews, f"backbone.from_run={run}", "data.path=reviews.jsonl")
     shutil.move("outputs/t", "copied")
@@ -124,6 +136,7 @@ def test_versions_machine_and_code_that_differ_are_said(peftlab: Peftlab, run: P
         assert line in result.out
 
 
+@pytest.mark.usefixtures("forked")
 def test_data_that_changed_are_said_and_give_other_results(peftlab: Peftlab, run: Path, reviews: Path) -> None:
     lines = reviews.read_text().splitlines()
     reviews.write_text("\n".join([line.replace("good", "GOOD").replace("GOOD", "good") for line in lines[:-2]]) + "\n")
@@ -136,6 +149,7 @@ def test_data_that_changed_are_said_and_give_other_results(peftlab: Peftlab, run
     assert "results differ" in result.out
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_result_that_is_not_the_records_is_named(peftlab: Peftlab, run: Path) -> None:
     def claims_more(record: Any) -> None:
         record["metrics"]["test"]["accuracy"] = 0.999

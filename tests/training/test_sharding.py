@@ -19,6 +19,7 @@ from peftlab.peft.base import PEFTStrategy, attach
 from peftlab.peft.bitfit import BitFit
 from peftlab.peft.lora import LoRA
 from peftlab.peft.vera import VeRA
+from peftlab.sweeps.processes import PRELOADED
 from peftlab.training.sharding import ShardedStrategy, fingerprint_of_parts, shard
 from tests.backbones.tiny_backbones import batch, tiny
 from tests.conftest import TINY, Peftlab, run_folder
@@ -101,7 +102,8 @@ def notices_a_change_in_one_process(adapter: Adapter, rank: int) -> list[bool]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # warm, as that of a sweep's jobs
+    context.set_forkserver_preload(PRELOADED)
     processes = [context.Process(target=process, args=(rank, folder), daemon=True) for rank in range(PROCESSES)]
     for one in processes:
         one.start()

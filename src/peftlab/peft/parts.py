@@ -156,12 +156,17 @@ class Parts:
 
         The order is that in which an optimizer numbers its states: it must not change.
         """
+        for name, parameter in self._trained(beside):
+            yield clean_name(self.model, name), parameter
+
+    def _trained(self, beside: bool) -> Iterator[tuple[str, nn.Parameter]]:
+        """The same by the model's own names."""
         mine = self.own_ids()
         if beside:
             mine.update(id(p) for name in self.beside for p in self.model.get_submodule(name).parameters())
         for name, parameter in self.model.named_parameters():
             if id(parameter) in mine and parameter.requires_grad:
-                yield clean_name(self.model, name), parameter
+                yield name, parameter
 
     def own_ids(self) -> set[int]:
         """``id`` of every parameter of its own, those that stay frozen included."""
@@ -172,7 +177,7 @@ class Parts:
 
     def parameters(self, *, beside: bool = False) -> list[nn.Parameter]:
         """The same without names."""
-        return [parameter for _, parameter in self.named_parameters(beside=beside)]
+        return [parameter for _, parameter in self._trained(beside)]
 
     def methods(self) -> list[str]:
         """Names of the methods that it is of."""

@@ -157,7 +157,7 @@ def count(row: CountedRow, table: CountsTable) -> Count:
     before = count_model(backbone)
     embedding = sum(p.numel() for p in backbone.token_embedding().parameters()) if _needs(row, "lm_head") else 0
     adapter = attach(backbone, validate(row.fields, known[row.peft], "peft"), seed=0)
-    number = count_parameters(adapter)["trainable" if row.with_head else "trainable_without_head"]
+    number = count_parameters(adapter)["trainable"] if row.with_head else adapter.num_parameters()
     if row.percent is None:
         return Count(number, None)
     parts = {"trunk": before["total"] - before["head"], "lm_head": embedding, "trainable": number}
