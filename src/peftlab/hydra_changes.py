@@ -38,7 +38,6 @@ def exchange() -> None:
     if ConfigLoaderImpl._apply_overrides_to_config is not _apply:
         ConfigLoaderImpl._apply_overrides_to_config = staticmethod(_apply)  # type: ignore[method-assign]
         ConfigRepository.load_config = _load  # type: ignore[method-assign]
-        FileConfigSource.load_config = _read  # type: ignore[method-assign]
         Hydra.get_mode = _mode  # type: ignore[method-assign]
         ConfigLoaderImpl.load_configuration = _configuration  # type: ignore[method-assign]
 
@@ -101,6 +100,7 @@ def _load(self: ConfigRepository, config_path: str) -> ConfigResult | None:
         file = Path(source.path) / source._normalize_file_name(config_path)
         if source.scheme() == "file" and file.is_file():
             _require_harmless(file)
+            type(source).load_config = _read  # type: ignore[assignment, method-assign]  # Hydra loads its plugins anew
             break
     return _plainly_load(self, config_path)
 

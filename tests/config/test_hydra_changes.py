@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from peftlab import hydra_changes
@@ -119,11 +119,15 @@ def test_half_a_character_on_the_command_line(peftlab) -> None:  # type: ignore[
     )
 
 
-def run_as(*words: str) -> DictConfig:
-    """What an application is given."""
-    found: list[DictConfig] = []
-    run_as_hydra_application([*TINY, *words], found.append)
-    return found[0]
+def run_as(*words: str) -> list[Any]:
+    """What an application is given, and what Hydra says of it."""
+    found: list[Any] = []
+
+    def task(config: DictConfig) -> None:
+        found.extend(OmegaConf.to_container(part, resolve=False) for part in (config, HydraConfig.get()))
+
+    run_as_hydra_application([*TINY, *words], task)
+    return found
 
 
 def test_an_application_composes_once_what_hydra_composes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,22 +140,24 @@ def test_an_application_composes_once_what_hydra_composes(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
     words = ("peft.rank=4", "hydra.verbose=false")
-    once = OmegaConf.to_container(run_as(*words), resolve=False)
+    once = run_as(*words)
     assert len(times) == 1
     monkeypatch.setattr(Hydra, "get_mode", hydra_changes._plainly_tell_mode)
     monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", hydra_changes._plainly_configure)
-    monkeypatch.setattr(FileConfigSource, "load_config", hydra_changes._plainly_read)
-    assert OmegaConf.to_container(run_as(*words), resolve=False) == once
+    monkeypatch.setattr(hydra_changes, "_read", hydra_changes._plainly_read)
+    assert run_as(*words) == once
     assert len(times) == 3
 
 
 def test_a_file_that_was_changed_is_read_again_and_what_was_composed_is_ones_own(scratch: Path) -> None:
     (scratch / "mine/peft").mkdir(parents=True)
     file = scratch / "mine/peft/own.yaml"
+    before = hydra_changes._parsed.cache_info().hits
     for rank in (3, 4, 3):
         file.write_text(f"defaults: [lora]\nrank: {rank}\ntargets: [query]\n")
         found = composed([*TINY, "peft=own"], config_dir="mine")
         assert found.peft.rank == rank
         found.peft.rank = 99
         found.peft.targets.append("more")
+    assert hydra_changes._parsed.cache_info().hits > before, "the other files"
     assert "more" not in composed([*TINY, "peft=own"], config_dir="mine").peft.targets
