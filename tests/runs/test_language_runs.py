@@ -42,7 +42,8 @@ def write_model(folder: Path) -> None:
 
 def write_rows(folder: Path) -> None:
     folder.mkdir()
-    for split, asked in (("train", ASKED), ("validation", ASKED[:8]), ("test", ASKED[40:52])):
+    too_long = "grey it is" + " 3" * 80
+    for split, asked in (("train", [*ASKED, too_long]), ("validation", ASKED[:8]), ("test", ASKED[40:52])):
         rows = [{"prompt": text, "response": text.split()[0]} for text in asked]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
@@ -58,7 +59,7 @@ def _trained_once() -> tempfile.TemporaryDirectory[str]:
         write_rows(Path("rows"))
         status = main(
             ["train", "data=instructions", "data.path=rows", "backbone=hf",
-             f"backbone.name_or_path={folder.name}/model", "data.max_length=64",
+             f"backbone.name_or_path={folder.name}/model", "data.max_length=64", "data.too_long=leave_out",
              "data.generate={judge: [exact_match, rouge_l], max_new_tokens: 8}", "peft=lora",
              "peft.targets=[query,key,value,attention_output,ffn_up,ffn_down,ffn_gate]", "peft.rank=8", "optim.lr=0.03",
              "trainer.max_epochs=5", "trainer.progress_bar=false", "trainer.threads=1", "logger=none",
@@ -100,6 +101,14 @@ def test_the_record_has_the_answers_figures_and_how_they_came(run: Path) -> None
     said = record["generation"]
     assert (said["decoding"], said["max_new_tokens"], said["stop_ids"]) == ("greedy", 8, [end])
     assert set(said["rules"]) == {"exact_match", "rouge_l"}
+
+
+def test_a_row_too_long_is_left_out_of_training_and_counted(run: Path) -> None:
+    record = record_of(run)
+    assert record["data"]["too_long"] == {"train": 1, "validation": 0, "test": 0}
+    assert record["data"]["rows"]["train"] == len(ASKED) == record["history"][0]["train_rows"]
+    assert record["data"]["rows_available"]["train"] == len(ASKED) + 1
+    assert record["data"]["train_kind"] == "train file (train.jsonl, 61 rows), without 1 row of more than 64 tokens"
 
 
 @pytest.mark.whole

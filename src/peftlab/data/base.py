@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from peftlab.data.target_rows import RowEncoder
 
 
+TooLong = Literal["cut", "leave_out", "refuse"]
+
+
 @dataclass(frozen=True)
 class Texts:
     """One split: ``texts[i]``, perhaps a pair (:mod:`peftlab.pairs`) or a dialogue (:mod:`peftlab.dialogues`), carries
@@ -81,6 +84,8 @@ class Splits:
     provenance: dict[str, Any] = field(default_factory=dict)
     train_kind: str = "train"
     tasks: tuple[Task, ...] = ()
+    hash_as_loaded: str = ""
+    """Of all rows, where some were left out since (:mod:`peftlab.data.too_long`)."""
 
     def of_task(self, texts: Texts, task: Task) -> Texts:
         """The rows of ``texts`` that are of ``task``, with the labels that they have where it is the only one."""
@@ -156,6 +161,10 @@ class DataSet(ABC):
     def packs(self) -> bool:
         """Whether several texts of a training batch stand in one row (:mod:`peftlab.data.packing`)."""
         return False
+
+    def of_too_long(self) -> TooLong:
+        """What becomes of rows that are longer than ``max_length`` (:mod:`peftlab.data.too_long`)."""
+        return "cut"
 
     def tells_prompts(self) -> bool:
         """Whether what a model is given can be told from what it learns to say."""

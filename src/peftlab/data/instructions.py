@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from peftlab.data.base import Splits, Texts
+from peftlab.data.base import Splits, Texts, TooLong
 from peftlab.data.dialogue_template import DialogueTemplate
 from peftlab.data.generation import Generation
 from peftlab.data.labels import refusal
@@ -67,6 +67,9 @@ class Instructions(LanguageFiles):
     """Rows a training step and process; with ``global_batch_size``, the most that a process computes at once."""
     eval_batch_size: PositiveInt = 16
     """Rows an evaluation step and process."""
+    too_long: TooLong = added("cut")
+    """Rows longer than ``max_length``: ``cut``; ``leave_out`` of training and validation (a test row is cut); or
+    ``refuse`` the run, naming them."""
     packing: bool = False
     """Let the texts of a training batch stand behind each other in rows of at most ``max_length`` tokens, without
     seeing each other: the same steps, with less padding."""
@@ -117,6 +120,10 @@ class Instructions(LanguageFiles):
         return DialogueRows(
             language_tokenizer(tokenizer), self._chat_template(tokenizer), "last_turn" if last else self.loss_on
         )
+
+    def of_too_long(self) -> TooLong:
+        """See :meth:`DataSet.of_too_long`."""
+        return self.too_long
 
     def generation(self) -> Generation | None:
         """See :meth:`DataSet.generation`."""

@@ -15,7 +15,7 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
 
 from peftlab.choices import written
-from peftlab.data.base import Splits, Texts
+from peftlab.data.base import Splits, Texts, TooLong
 from peftlab.data.dialogue_template import filled_in, require_said, slots
 from peftlab.data.instructions import LENGTHS
 from peftlab.data.labels import refusal
@@ -23,7 +23,7 @@ from peftlab.data.own_files import OwnFiles
 from peftlab.data.readers import read_table
 from peftlab.data.splits import assemble, test_or_hold_out
 from peftlab.errors import DataError, listed, nearest
-from peftlab.fields import Fraction, PositiveInt, bookkeeping
+from peftlab.fields import Fraction, PositiveInt, added, bookkeeping
 from peftlab.language.options import RULE
 from peftlab.objectives.base import ObjectiveName
 from peftlab.objectives.multiple_choice import Choice
@@ -67,6 +67,9 @@ class MultipleChoice(OwnFiles):
     """Column (or JSON key) of the right option."""
     answer: Literal["index", "number", "letter", "text"] = "index"
     """What stands there: its ``index`` from 0, its ``number`` from 1, its ``letter``, or its ``text``."""
+    too_long: TooLong = added("cut")
+    """Rows longer than ``max_length``: ``cut``; ``leave_out`` of training and validation (a test row is cut); or
+    ``refuse`` the run, naming them."""
     batch_size: PositiveInt = 8
     """Questions a training step and process; with ``global_batch_size``, the most that it computes at once."""
     eval_batch_size: PositiveInt = 16
@@ -131,6 +134,10 @@ class MultipleChoice(OwnFiles):
         from peftlab.data.target_rows import language_tokenizer
 
         return ChoiceRows(language_tokenizer(tokenizer), right_only=training)
+
+    def of_too_long(self) -> TooLong:
+        """See :meth:`DataSet.of_too_long`."""
+        return self.too_long
 
     def columns(self, task: str | None = None) -> tuple[str, str | None]:
         """See :meth:`DataSet.columns`: the first column of the question."""

@@ -172,7 +172,7 @@ def assemble(
             "rows_available": available,
             **objective.label_facts({name: texts.labels for name, texts in splits.items()}, label_names),
             "split_seed": config.split_seed,
-            "also_in_train": _also_in_train(splits),
+            "also_in_train": _said_of_train(splits),
         },
     )
 
@@ -192,10 +192,14 @@ def _kind(kind: str, used: int, available: int) -> str:
     return kind if used == available else f"{kind}, {used:,} of its {available:,} rows"
 
 
-def _also_in_train(splits: dict[str, Texts]) -> dict[str, int]:
+def also_in_train(splits: Mapping[str, Texts]) -> dict[str, int]:
     """How many validation and test rows carry a text that is a training text too."""
     trained_on = {text.strip() for text in splits["train"].texts}
-    shared = {name: sum(text.strip() in trained_on for text in splits[name].texts) for name in ("validation", "test")}
+    return {name: sum(text.strip() in trained_on for text in splits[name].texts) for name in ("validation", "test")}
+
+
+def _said_of_train(splits: Mapping[str, Texts]) -> dict[str, int]:
+    shared = also_in_train(splits)
     for name, count in shared.items():
         if count:
             logger.warning(

@@ -151,7 +151,7 @@ class DialogueRows:
         if not any(loss[1:]):
             raise RowError(
                 f"no answer is left in the first {max_length} tokens (data.max_length): what is asked fills them. Set "
-                "data.max_length higher, or take the row out"
+                "data.max_length higher, take the row out, or set data.too_long=leave_out (of train and validation)"
             )
         return TokenRow(ids, loss, cut)
 

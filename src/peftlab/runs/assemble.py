@@ -18,6 +18,7 @@ from peftlab.backbones.padding import require_padding_changes_nothing
 from peftlab.backbones.quantize import logical_size
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
+from peftlab.data.too_long import within_length
 from peftlab.errors import BackboneError, PeftlabError, RunError
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import attach
@@ -64,7 +65,7 @@ def assemble(config: RunConfig, splits: Splits, *, resumes: bool = False) -> Ass
     require_padding_changes_nothing(backbone)
     batches = None
     if config.peft.starts_from_data() and not resumes:
-        batches = first_losses(config, backbone, splits)
+        batches = first_losses(config, backbone, within_length(config.data, splits, backbone.tokenizer))
     assembled = _attached(config, backbone, batches=batches, is_loaded=resumes)
     _require_prompts_fit(config, backbone, len(splits.tasks))
     if config.data.packs():

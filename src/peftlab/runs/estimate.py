@@ -27,6 +27,7 @@ from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.batching import EvaluationBatchSampler
 from peftlab.data.module import TextDataModule
+from peftlab.data.too_long import within_length
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import attach
 from peftlab.records.environment import peak_memory_mib, resident_mib
@@ -315,6 +316,7 @@ def estimate(config: RunConfig, *, shapes: bool) -> tuple[Memory, Work, Measured
     splits = config.data.load()
     outputs = config.data.what_is_learned().head_size(splits.label_names)
     plain = config.backbone.build(outputs, seed=config.seed, train_texts=splits.train.texts, device="meta")
+    splits = within_length(config.data, splits, plain.tokenizer)
     data = TextDataModule(config.data, splits, plain.tokenizer, config.seed)
     work, process = work_of(config, data), resident_mib()
     # first what is real, so that its peak is its own

@@ -12,6 +12,7 @@ from peftlab.allocator import keeping_memory
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits, Texts
 from peftlab.data.module import TextDataModule
+from peftlab.data.too_long import within_length
 from peftlab.data.truncation import truncating
 from peftlab.errors import DataError, RunError
 from peftlab.objectives import recorded
@@ -59,6 +60,7 @@ def evaluate_counted(
     assembled, facts = reassemble(folder, config)
     parameters = count_parameters(assembled.adapter)  # before a test can repack 8-bit weights
     _require_same_labels(config, splits, facts)
+    splits = within_length(config.data, splits, assembled.backbone.tokenizer)
     rows = getattr(splits, split)
     module = measured(config, assembled, splits, rows, folder)
     judged = generated(config, assembled, rows)

@@ -80,7 +80,7 @@ def data_facts(
             "test_kind": splits.test_kind,
             "label_names": list(splits.label_names),
             "max_length": config.data.max_length,
-            "hash": content_hash(splits),
+            "hash": splits.hash_as_loaded or content_hash(splits),
             "split_hashes": split_hashes(splits),
         }
     )

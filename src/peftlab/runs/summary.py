@@ -8,6 +8,7 @@ from typing import Any
 from peftlab.backbones.base import Backbone
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
+from peftlab.data.too_long import FIELD as TOO_LONG
 from peftlab.records.find import begun_on_other_devices
 from peftlab.records.folder import RunFolder
 from peftlab.report.render.terminal import console, print_facts
@@ -70,6 +71,10 @@ def _facts(
         yield ("", f"rows an epoch: {shares}")
     yield ("", f"validation: {rows[1]:,} rows")
     yield ("", f"test, {splits.test_kind}: {rows[2]:,} rows")
+    if any(longer := splits.provenance.get(TOO_LONG, {}).values()):
+        train, validation, test = longer
+        said = f"{train:,} training and {validation:,} validation rows, left out; {test:,} of the test, cut"
+        yield ("", f"too long: {said}")
     yield ("backbone", _backbone_line(backbone))
     if (start := backbone.provenance.get("from_run")) is not None:
         yield ("started from", _start_line(start))

@@ -21,6 +21,7 @@ from peftlab.allocator import keeping_memory
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import TextDataModule
+from peftlab.data.too_long import within_length
 from peftlab.errors import Diverged, PeftlabError, RunError
 from peftlab.files import write_atomically
 from peftlab.objectives.recorded import FIELD as OBJECTIVE
@@ -194,7 +195,9 @@ def _train(
     L.seed_everything(derive_seed(config.seed, "global") % 2**32, verbose=False)
     require_precision(config.trainer, config.optim)
     splits = config.data.load()
-    run = _Run(config, folder, splits, assemble(config, splits, resumes=bool(begin.checkpoint)), ranks)
+    assembled = assemble(config, splits, resumes=bool(begin.checkpoint))
+    splits = within_length(config.data, splits, assembled.backbone.tokenizer)
+    run = _Run(config, folder, splits, assembled, ranks)
     if ranks.rank == 0:
         tokens = run.data.token_facts()
         print_before(config, RunFolder.of(config), splits, run.assembled.backbone, run.parameters, tokens)
