@@ -176,6 +176,20 @@ CONFIGS: tuple[tuple[str, ...], ...] = (
     (*_FILES, "backbone=tiny", "peft=compose", "peft.methods=[{name: lora, init: lora_ga, gamma: 4}, bitfit]"),
     ("experiment=qlora", "data.path={folder}/reviews.jsonl"),
     (*_FILES, "backbone=tiny", "trainer=cpu"),
+    ("data=gsm8k",),
+    ("data=alpaca",),
+    ("data=e2e_nlg",),
+    ("data=wikitext2",),
+    ("data=wikitext103",),
+    ("data=commonsense_170k",),
+    ("data=boolq",),
+    ("data=piqa",),
+    ("data=siqa",),
+    ("data=hellaswag",),
+    ("data=winogrande",),
+    ("data=arc_easy",),
+    ("data=arc_challenge",),
+    ("data=openbookqa",),
 )  # fmt: skip
 
 PATH_IS_PART_OF_THE_KEY = ("backbone.name_or_path=", "backbone.glove=", "peft.methods=")

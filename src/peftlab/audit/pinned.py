@@ -48,6 +48,8 @@ def pins(record: dict[str, Any]) -> list[Pin]:
     config, data = record["config"], record["data"]
     found = list(_pins(config["backbone"], record["backbone"].get("commit"), ("backbone",)))
     found += _pins(config["data"], data.get("hub_commit"), ("data",))
+    if isinstance(source := config["data"].get("hub"), dict):
+        found += _pins({"revision": None} | source, data.get("hub_commit"), ("data", "hub"))
     several = config["data"].get("tasks")
     for number, task in enumerate(several if isinstance(several, list) else ()):
         of_task = data.get("tasks", {}).get(task.get("task", task.get("name")), {})

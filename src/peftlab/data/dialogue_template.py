@@ -3,19 +3,20 @@
 prompt: "Question: {text}\nThe question asks for"
 response: " {label}"
 words: {label: {0: an abbreviation, 1: a thing}}          what stands for a cell, by column; others stand as they are
+without: {input: "Question: {text}"}                      the prompt of rows where the cell of that column is empty
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from peftlab.errors import DataError, listed, nearest
 
 _SLOT = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-KEYS = ("prompt", "response", "words")
+KEYS = ("prompt", "response", "words", "without")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class DialogueTemplate:
     prompt: str
     response: str
     words: Mapping[str, Mapping[str, str]]
+    without: Mapping[str, str] = field(default_factory=dict)
+    """At most one: a column that may be empty, and the prompt of rows where it is."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> DialogueTemplate:
@@ -47,8 +50,14 @@ class DialogueTemplate:
         if not isinstance(words, Mapping) or not all(isinstance(of, Mapping) for of in words.values()):
             raise ValueError("data.template.words must map columns to words for their cells: {label: {0: no, 1: yes}}.")
         plain = {str(column): {str(cell): str(word) for cell, word in of.items()} for column, of in words.items()}
-        found = cls(given["prompt"], given["response"], plain)
+        found = cls(given["prompt"], given["response"], plain, _without(given.get("without") or {}))
         slots(found.prompt)
+        for column, prompt in found.without.items():
+            if column not in slots(found.prompt) or column in slots(prompt) or column in slots(found.response):
+                raise ValueError(
+                    f"data.template.without.{column}: data.template.prompt must have the slot {{{column}}}, and "
+                    "neither this prompt nor the response may have it: it is for rows where that cell is empty."
+                )
         if not slots(found.response):
             raise ValueError(
                 f"data.template.response={found.response!r} has no slot, so that every row would have the same answer. "
@@ -63,7 +72,8 @@ class DialogueTemplate:
 
     def columns(self) -> list[str]:
         """The columns that it wants, each once."""
-        return list(dict.fromkeys([*slots(self.prompt), *slots(self.response)]))
+        prompts = [self.prompt, *self.without.values()]
+        return list(dict.fromkeys([*(slot for prompt in prompts for slot in slots(prompt)), *slots(self.response)]))
 
     def kind_column(self) -> str | None:
         """The column of the answer whose cells are words of a list, if it is one: rows are drawn by it."""
@@ -76,13 +86,14 @@ class DialogueTemplate:
         Raises:
             DataError: if a prompt is made of several columns.
         """
-        columns = list(dict.fromkeys(slots(self.prompt)))
+        prompt = next(iter(self.without.values()), self.prompt)
+        columns = list(dict.fromkeys(slots(prompt)))
         if len(columns) != 1:
             raise DataError(
                 f"data.template.prompt has {len(columns)} columns ({listed(columns)}), and one text was given. Test "
                 "the run on a file that has them: peftlab evaluate RUN data.path=FILE."
             )
-        return filled_in(self.prompt, {columns[0]: self._word(columns[0], text)})
+        return filled_in(prompt, {columns[0]: self._word(columns[0], text)})
 
     def filled(self, cells: Mapping[str, object]) -> tuple[str, str]:
         """Prompt and response of a row.
@@ -90,8 +101,11 @@ class DialogueTemplate:
         Raises:
             DataError: for a cell that is empty, or that has no word; without its place.
         """
-        said = {column: self._word(column, cells[column]) for column in self.columns()}
-        return filled_in(self.prompt, said), filled_in(self.response, said)
+        empty = next((column for column in self.without if _is_empty(cells[column])), None)
+        prompt = self.prompt if empty is None else self.without[empty]
+        named = dict.fromkeys([*slots(prompt), *slots(self.response)])
+        said = {column: self._word(column, cells[column]) for column in named}
+        return filled_in(prompt, said), filled_in(self.response, said)
 
     def _word(self, column: str, cell: object) -> str:
         require_said(column, cell)
@@ -106,9 +120,21 @@ class DialogueTemplate:
         return words[str(cell)]
 
 
+def _without(given: Any) -> dict[str, str]:
+    if not isinstance(given, Mapping) or len(given) > 1 or not all(isinstance(text, str) for text in given.values()):
+        raise ValueError(
+            'data.template.without must map one column to the prompt of rows where it is empty: {input: "… {text} …"}.'
+        )
+    return {str(column): text for column, text in given.items()}
+
+
+def _is_empty(cell: object) -> bool:
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
+
+
 def require_said(column: str, cell: object) -> None:
     """Raise DataError, without its place, for a cell that is empty, or neither text nor number."""
-    if cell is None or cell != cell or (isinstance(cell, str) and not cell.strip()):
+    if _is_empty(cell):
         raise DataError(f"the cell of column '{column}' is empty. Remove the row or fill it in")
     if not isinstance(cell, str | int | float):
         raise DataError(f"the cell of column '{column}' is a {type(cell).__name__}, and no text or number")

@@ -62,6 +62,7 @@ class Asked:
     """The ways on where the hub is out of reach, a line each; the offline cache is said anyway."""
     id_key: str = "data.hub_id"
     revision_key: str = "data.hub_revision"
+    config_key: str = "data.config"
 
 
 @dataclass(frozen=True)
@@ -249,8 +250,8 @@ def _cached(asked: Asked, commit: str, needed: tuple[str, ...], wanted: tuple[st
 def _which_configuration(asked: Asked, there: Sequence[str]) -> DataError:
     said = "null" if asked.configuration is None else asked.configuration
     return DataError(
-        f"data.config={said}: {asked.repo_id} has the configurations {listed(there)}."
-        f"{nearest(str(asked.configuration), there)} Choose one: data.config=<name>."
+        f"{asked.config_key}={said}: {asked.repo_id} has the configurations {listed(there)}."
+        f"{nearest(str(asked.configuration), there)} Choose one: {asked.config_key}=<name>."
     )
 
 

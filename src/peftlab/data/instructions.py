@@ -47,6 +47,9 @@ class Instructions(LanguageFiles):
     """File of validation rows; null: ``val_fraction`` of train."""
     test: str | None = bookkeeping(None)
     """File of test rows; null: ``holdout_fraction`` of train."""
+    hub: dict[str, Any] | None = added(None)
+    """A set of the hub instead of files: {id: namespace/name, config: null, revision: main, train: train, validation:
+    null, test: null}; the last three are its splits, and one that is null is held out of train."""
     prompt_column: str = "prompt"
     """Column (or JSON key) of what is asked."""
     response_column: str = "response"
@@ -85,6 +88,7 @@ class Instructions(LanguageFiles):
         """Raise ValueError for what does not fit together."""
         if self.truncation != "head":
             raise ValueError(LENGTHS)
+        self._require_one_source()
         self.generation()
         if self.template is not None:
             DialogueTemplate.of(self.template)
@@ -97,18 +101,18 @@ class Instructions(LanguageFiles):
 
     def load(self) -> Splits:
         """Read the files, and hold out the splits that are not given."""
-        files = self._split_files()
+        files, facts = self._sources(*self._cells())
         texts = {split: self._read(split, file) for split, file in files.items()}
-        train, test, held_out = test_or_hold_out(self, self.holdout_fraction, texts, files["train"].name)
+        train, test, held_out = test_or_hold_out(self, self.holdout_fraction, texts, self._title("train", files))
         splits = assemble(
             self,
             train=train,
             validation=texts.get("validation"),
             test=test,
             label_names=NAMES,
-            train_kind=f"train file ({files['train'].name}, {len(texts['train']):,} rows)",
-            test_kind=held_out or f"test file ({len(test):,} rows)",
-            provenance={"source": "instructions", "files": {split: file.name for split, file in files.items()}},
+            train_kind=self._kind("train", files, len(texts["train"]), "rows"),
+            test_kind=held_out or self._kind("test", files, len(test), "rows"),
+            provenance={"source": "instructions"} | facts,
         )
         return _apart(splits) if self.answers == "apart" else splits
 
@@ -179,6 +183,15 @@ class Instructions(LanguageFiles):
         return str(found)
 
     # -- rows ------------------------------------------------------------------------------------------
+
+    def _cells(self) -> tuple[list[str], list[str]]:
+        """The columns that every row must have, and those that may be empty."""
+        if self.messages_column is not None:
+            return [self.messages_column], []
+        if self.template is None:
+            return [self.prompt_column, self.response_column], []
+        template = DialogueTemplate.of(self.template)
+        return [name for name in template.columns() if name not in template.without], list(template.without)
 
     def _read(self, split: str, file: Path) -> Texts:
         try:

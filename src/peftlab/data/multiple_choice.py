@@ -19,7 +19,7 @@ from peftlab.data.base import Splits, Texts, TooLong
 from peftlab.data.dialogue_template import filled_in, require_said, slots
 from peftlab.data.instructions import LENGTHS
 from peftlab.data.labels import refusal
-from peftlab.data.own_files import OwnFiles
+from peftlab.data.own_files import FilesOrHub
 from peftlab.data.readers import read_table
 from peftlab.data.splits import assemble, test_or_hold_out
 from peftlab.errors import DataError, listed, nearest
@@ -41,7 +41,7 @@ MOST = len(ascii_uppercase)
 
 
 @dataclass(kw_only=True)
-class MultipleChoice(OwnFiles):
+class MultipleChoice(FilesOrHub):
     """csv, tsv, jsonl or parquet files with questions, their options, and which one is right."""
 
     path: str | None = bookkeeping(None)
@@ -52,6 +52,9 @@ class MultipleChoice(OwnFiles):
     """File of validation rows; null: ``val_fraction`` of train."""
     test: str | None = bookkeeping(None)
     """File of test rows; null: ``holdout_fraction`` of train."""
+    hub: dict[str, Any] | None = added(None)
+    """A set of the hub instead of files: {id: namespace/name, config: null, revision: main, train: train, validation:
+    null, test: null}; the last three are its splits, and one that is null is held out of train."""
     question: str = "{question}"
     """What the model reads before an option: columns in braces, ``Question: {question}\\nAnswer:``; ``{choices}`` are
     the options, a line each, with letters."""
@@ -63,10 +66,15 @@ class MultipleChoice(OwnFiles):
     """A column for each option instead; an empty cell is no option."""
     options: list[str] | None = None
     """The options of all rows instead, in the order of the answers."""
+    choice: str = added("{letter}. {option}\n")
+    """How an option is written in the question's ``{choices}``; white space at the end of all is left out."""
     answer_column: str = "answer"
     """Column (or JSON key) of the right option."""
     answer: Literal["index", "number", "letter", "text"] = "index"
     """What stands there: its ``index`` from 0, its ``number`` from 1, its ``letter``, or its ``text``."""
+    names_column: str | None = added(None)
+    """Column (or JSON key) of what each row calls its options, a list (A, B, …); the answer is one of these names, and
+    ``answer`` is not asked."""
     too_long: TooLong = added("cut")
     """Rows longer than ``max_length``: ``cut``; ``leave_out`` of training and validation (a test row is cut); or
     ``refuse`` the run, naming them."""
@@ -83,18 +91,10 @@ class MultipleChoice(OwnFiles):
         """Raise ValueError for what does not fit together."""
         if self.truncation != "head":
             raise ValueError(LENGTHS)
+        self._require_one_source()
         slots(self.question, "data.question")
-        named = slots(self.option, "data.option")
-        if unknown := [slot for slot in named if slot not in OF_OPTION]:
-            raise ValueError(
-                f"data.option={self.option!r} has the slot {{{unknown[0]}}}. It may have: "
-                f"{', '.join(f'{{{slot}}}' for slot in OF_OPTION)}.{nearest(unknown[0], OF_OPTION)}"
-            )
-        if not named:
-            raise ValueError(
-                f"data.option={self.option!r} has no slot, so that all options would be the same text. Put {{option}} "
-                "(or {letter}) into it."
-            )
+        for key, text in (("option", self.option), ("choice", self.choice)):
+            _require_slots(key, text)
         if self.options is not None and self.option_columns is not None:
             raise ValueError("data.options and data.option_columns both say what the options are. Give one of them.")
         for key, given in (("options", self.options), ("option_columns", self.option_columns)):
@@ -103,22 +103,22 @@ class MultipleChoice(OwnFiles):
 
     def load(self) -> Splits:
         """Read the files, and hold out the splits that are not given."""
-        files = self._split_files()
+        files, facts = self._sources(*self._cells())
         read = {split: self._read(split, file) for split, file in files.items()}
         most = max(len(row[1]) for rows in read.values() for row in rows[1])
         texts = {split: _texts(table, rows, most) for split, (table, rows) in read.items()}
-        train, test, held_out = test_or_hold_out(self, self.holdout_fraction, texts, files["train"].name)
+        train, test, held_out = test_or_hold_out(self, self.holdout_fraction, texts, self._title("train", files))
         return assemble(
             self,
             train=train,
             validation=texts.get("validation"),
             test=test,
             label_names=tuple(self.options or ascii_uppercase[:most]),
-            train_kind=f"train file ({files['train'].name}, {len(texts['train']):,} questions)",
-            test_kind=held_out or f"test file ({len(test):,} questions)",
+            train_kind=self._kind("train", files, len(texts["train"]), "questions"),
+            test_kind=held_out or self._kind("test", files, len(test), "questions"),
             provenance={
                 "source": "questions with options",
-                "files": {split: file.name for split, file in files.items()},
+                **facts,
                 "conventions": {
                     "tokens of an option": RULE,
                     "begin": "what the tokenizer puts in front of a text; else its first token is an empty question",
@@ -145,6 +145,14 @@ class MultipleChoice(OwnFiles):
 
     # -- rows ------------------------------------------------------------------------------------------
 
+    def _cells(self) -> tuple[list[str], list[str]]:
+        """The columns that every row must have, and those that may be empty."""
+        needed = [slot for slot in slots(self.question) if slot != OF_QUESTION] + [self.answer_column]
+        needed += [] if self.names_column is None else [self.names_column]
+        if self.options is not None:
+            return needed, []
+        return (needed, self.option_columns) if self.option_columns else ([*needed, self.options_column], [])
+
     def _read(self, split: str, file: Path) -> tuple[RawRows, list[_Row]]:
         try:
             return self._rows(file)
@@ -154,10 +162,8 @@ class MultipleChoice(OwnFiles):
     def _rows(self, file: Path) -> tuple[RawRows, list[_Row]]:
         """The table that names the rows, and the rows; of what is none of them, at most 20 are named."""
         asked = [slot for slot in slots(self.question) if slot != OF_QUESTION]
-        listed_in = [] if self.options else self.option_columns or [self.options_column]
-        tables = {
-            name: read_table(file, name, None) for name in dict.fromkeys([*asked, *listed_in, self.answer_column])
-        }
+        needed, optional = self._cells()
+        tables = {name: read_table(file, name, None) for name in dict.fromkeys([*needed, *optional])}
         first = next(iter(tables.values()))
         found = {row: fault for table in tables.values() for row, fault in table.faults.items()}
         faults: dict[int, str] = {}
@@ -178,13 +184,14 @@ class MultipleChoice(OwnFiles):
         for column in asked:
             require_said(column, cells[column])
         options = self.options or self._options(cells)
-        answer = self._answer(cells[self.answer_column], options)
-        lines = "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
-        said = {column: str(cells[column]) for column in asked} | {OF_QUESTION: lines}
-        shown = [
-            filled_in(self.option, {"option": option, "letter": ascii_uppercase[index], "number": str(index + 1)})
+        answer = self._answer(cells, options)
+        named = [
+            {"option": option, "letter": ascii_uppercase[index], "number": str(index + 1)}
             for index, option in enumerate(options)
         ]
+        choices = "".join(filled_in(self.choice, one) for one in named).rstrip()
+        said = {column: str(cells[column]) for column in asked} | {OF_QUESTION: choices}
+        shown = [filled_in(self.option, one) for one in named]
         return written(filled_in(self.question, said), shown, answer), [len(option) for option in options], answer
 
     def _options(self, cells: Mapping[str, object]) -> list[str]:
@@ -205,12 +212,24 @@ class MultipleChoice(OwnFiles):
             raise DataError(f"the option {repeated[0]!r} stands there twice, so that nobody can choose between the two")
         return options
 
-    def _answer(self, cell: object, options: Sequence[str]) -> int:
-        column, way = self.answer_column, f"data.answer={self.answer}"
+    def _names(self, cells: Mapping[str, object], options: Sequence[str]) -> list[str]:
+        """What the row calls its options."""
+        names = [str(name) for name in _as_list(cells[str(self.names_column)], str(self.names_column))]
+        if len(names) != len(options) or len(set(names)) < len(names):
+            raise DataError(
+                f"there are {len(options)} options and these names of them (column '{self.names_column}'): "
+                f"{', '.join(names)}. Each must have one of its own"
+            )
+        return names
+
+    def _answer(self, cells: Mapping[str, object], options: Sequence[str]) -> int:
+        cell, column, way = cells[self.answer_column], self.answer_column, f"data.answer={self.answer}"
         if _empty(cell):
             raise DataError(f"the answer (column '{column}') is missing. Remove the row or fill it in")
         text = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
-        if self.answer == "text":
+        if self.names_column is not None:
+            names, way = self._names(cells, options), f"data.names_column={self.names_column}"
+        elif self.answer == "text":
             names = list(options)
         elif self.answer == "letter":
             names = list(ascii_uppercase[: len(options)])
@@ -218,12 +237,31 @@ class MultipleChoice(OwnFiles):
             first = 0 if self.answer == "index" else 1
             names = [str(number) for number in range(first, first + len(options))]
         if text.strip() not in names and text not in names:
-            others = "" if self.answer == "text" else "; data.answer may be index, number, letter or text"
+            others = (
+                ""
+                if self.answer == "text" or self.names_column
+                else "; data.answer may be index, number, letter or text"
+            )
             raise DataError(
                 f"the answer {cell!r} (column '{column}') is no option. With {way} it is one of "
                 f"{listed(names, 12) if self.answer == 'text' else ', '.join(names)}{others}"
             )
         return names.index(text if text in names else text.strip())
+
+
+def _require_slots(key: str, text: str) -> None:
+    """Raise ValueError for a way to write an option that has other slots than an option has, or none."""
+    named = slots(text, f"data.{key}")
+    if unknown := [slot for slot in named if slot not in OF_OPTION]:
+        raise ValueError(
+            f"data.{key}={text!r} has the slot {{{unknown[0]}}}. It may have: "
+            f"{', '.join(f'{{{slot}}}' for slot in OF_OPTION)}.{nearest(unknown[0], OF_OPTION)}"
+        )
+    if not named:
+        raise ValueError(
+            f"data.{key}={text!r} has no slot, so that all options would be the same text. Put {{option}} "
+            "(or {{letter}}) into it."
+        )
 
 
 _Row = tuple[str, list[int], int]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from peftlab.data.base import DataSet
+from peftlab.data.hub_source import HubSource
 from peftlab.data.published import split_file
 from peftlab.data.readers import SUFFIXES
 from peftlab.errors import DataError, listed
@@ -66,8 +69,59 @@ class OwnFiles(DataSet):
         return files
 
 
-class LanguageFiles(OwnFiles):
-    """Files of texts whose tokens are learned."""
+class FilesOrHub(OwnFiles):
+    """Files of one's own, or a set of the hub (``hub``) that is read as files are."""
+
+    hub: dict[str, Any] | None
+
+    def files(self) -> dict[str, list[Path]]:
+        """None of the hub: it is known by its id and revision."""
+        return {} if self.hub is not None else super().files()
+
+    def _require_one_source(self) -> None:
+        """Raise ValueError for a hub that is said wrongly, or beside files."""
+        if self.hub is None:
+            return
+        HubSource.of(self.hub)
+        for name in ("path", "train", "validation", "test"):
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"data.{name}={value} and data.hub (id {self.hub['id']}) are both given. To read files, set "
+                    "data.hub=null; their columns are those that the preset names."
+                )
+
+    def _sources(self, needed: Sequence[str], optional: Sequence[str] = ()) -> tuple[dict[str, Path], dict[str, Any]]:
+        """The file of each split, and what a record says of where they come from.
+
+        Args:
+            needed: columns that every row must have.
+            optional: those that may be empty.
+        """
+        if self.hub is None:
+            found = self._split_files()
+            return found, {"files": {split: file.name for split, file in found.items()}}
+        return HubSource.of(self.hub).found(needed, optional)
+
+    def _key(self, split: str) -> str:
+        return super()._key(split) if self.hub is None else f"data.hub.{split}"
+
+    def _title(self, split: str, files: Mapping[str, Path]) -> str:
+        """What the rows of ``split`` come from."""
+        if self.hub is None:
+            return files[split].name
+        source = HubSource.of(self.hub)
+        return f"the {source.splits[split]} split of {' '.join(filter(None, (source.id, source.config)))}"
+
+    def _kind(self, split: str, files: Mapping[str, Path], rows: int, what: str) -> str:
+        """The same with the number of its rows, for tables."""
+        if self.hub is not None:
+            return f"{self._title(split, files)} ({rows:,} {what})"
+        name = f"{files[split].name}, " if split == "train" else ""
+        return f"{split} file ({name}{rows:,} {what})"
+
+
+class LanguageFiles(FilesOrHub):
+    """Texts whose tokens are learned."""
 
     packing: bool
 

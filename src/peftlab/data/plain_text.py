@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from peftlab.data.base import Splits, Texts
 from peftlab.data.instructions import LENGTHS
@@ -38,6 +38,9 @@ class PlainText(LanguageFiles):
     """File of validation texts; null: ``val_fraction`` of train."""
     test: str | None = bookkeeping(None)
     """File of test texts; null: ``holdout_fraction`` of train."""
+    hub: dict[str, Any] | None = added(None)
+    """A set of the hub instead of files: {id: namespace/name, config: null, revision: main, train: train, validation:
+    null, test: null}; the last three are its splits, and one that is null is held out of train."""
     text_column: str = "text"
     """Column (or JSON key) of the text."""
     stride: PositiveInt | None = None
@@ -62,6 +65,7 @@ class PlainText(LanguageFiles):
         """Raise ValueError for windows that leave tokens out."""
         if self.truncation != "head":
             raise ValueError(LENGTHS)
+        self._require_one_source()
         if self.stride is not None and self.stride >= self.max_length:
             raise ValueError(
                 f"data.stride={self.stride} is not below data.max_length={self.max_length}: a window reads a token "
@@ -74,18 +78,18 @@ class PlainText(LanguageFiles):
 
     def load(self) -> Splits:
         """Read the files, and hold out the splits that are not given."""
-        files = self._split_files()
+        files, facts = self._sources([self.text_column])
         texts = {split: self._read(split, file) for split, file in files.items()}
-        train, test, held_out = test_or_hold_out(self, self.holdout_fraction, texts, files["train"].name)
+        train, test, held_out = test_or_hold_out(self, self.holdout_fraction, texts, self._title("train", files))
         return assemble(
             self,
             train=train,
             validation=texts.get("validation"),
             test=test,
             label_names=NAMES,
-            train_kind=f"train file ({files['train'].name}, {len(texts['train']):,} texts)",
-            test_kind=held_out or f"test file ({len(test):,} texts)",
-            provenance={"source": "plain texts", "files": {split: file.name for split, file in files.items()}},
+            train_kind=self._kind("train", files, len(texts["train"]), "texts"),
+            test_kind=held_out or self._kind("test", files, len(test), "texts"),
+            provenance={"source": "plain texts"} | facts,
         )
 
     def row_encoder(self, tokenizer: Tokenizer, *, training: bool = False) -> TextRows:
