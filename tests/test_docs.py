@@ -122,6 +122,9 @@ def called(peftlab: Peftlab, verb: str, given: list[str], scratch: Path, reviews
         words = [folders.get(a, a) for a in given]
         if verb == "report":
             words = [a for a in words if a != "--baseline" and not a.startswith("rank 8")]
+        if "--probe" in words:  # of a language model: tests/runs/test_language_runs.py
+            place = words.index("--probe")
+            del words[place : place + 2]
         if verb == "remove":
             words[0] = runs["u"]
         if verb == "reproduce" and "--print" not in words:

@@ -18,7 +18,7 @@ from peftlab.peft.lora import LoRA
 from peftlab.peft.surgery import weight_matrix
 from peftlab.peft.vera import VeRA
 from peftlab.peft.weight_update import WeightUpdate
-from peftlab.runs.inspection import measure, similarity
+from peftlab.runs.inspection import intruder_dimensions, measure, similarity
 from tests.conftest import TINY, Peftlab, run_folder
 from tests.peft.tiny import tiny
 
@@ -59,6 +59,22 @@ def test_nothing_changed() -> None:
     assert (layer.effective_rank, layer.stable_rank, layer.above_one_percent) == (0, 0, 0)
     assert layer.amplification is None
     assert directions.shape == (0, 3)
+
+
+def test_intruder_dimensions_counted_by_hand() -> None:
+    """W has the left-singular vectors e1 … e4 of six, with 5, 4, 3 and 2; the update turns the last of them away.
+
+    W + ΔW has 2 e4 + s e6 in place of 2 e4, whose cosine with e4 is 2 / √(4 + s²), and which is first where s is large.
+    """
+    weight = torch.zeros(6, 4, dtype=torch.float64)
+    weight[range(4), range(4)] = torch.tensor([5.0, 4, 3, 2], dtype=torch.float64)
+    for s, first, intruders in ((20.0, 1, 1), (20.0, 4, 1), (4.0, 1, 0), (4.0, 4, 1), (3.0, 4, 0)):
+        left, right = torch.zeros(6, 1, dtype=torch.float64), torch.zeros(1, 4, dtype=torch.float64)
+        left[5], right[0, 3] = s, 1.0
+        for update in ((left, right), left @ right):  # 2 / √20 = 0.447, 2 / √13 = 0.555
+            assert intruder_dimensions(WeightUpdate("x", weight, update), first) == intruders, (s, first)
+    nothing = WeightUpdate("x", weight, torch.zeros(6, 4))
+    assert intruder_dimensions(nothing, 10) == 0
 
 
 def test_similarity_of_equal_orthogonal_and_tilted_directions() -> None:

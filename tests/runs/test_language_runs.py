@@ -18,6 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from peftlab.cli import main
 from peftlab.language.answers import plain
 from peftlab.library.run import load_run
+from peftlab.records.folder import finished_run
+from peftlab.runs.assemble import as_it_began
+from peftlab.runs.probe import probe
 from tests.conftest import Peftlab, run_folder
 from tests.data.tiny_language import CHATML, plain_tokenizer
 from tests.runs.small_runs import record_of
@@ -109,6 +112,43 @@ def test_a_row_too_long_is_left_out_of_training_and_counted(run: Path) -> None:
     assert record["data"]["rows"]["train"] == len(ASKED) == record["history"][0]["train_rows"]
     assert record["data"]["rows_available"]["train"] == len(ASKED) + 1
     assert record["data"]["train_kind"] == "train file (train.jsonl, 61 rows), without 1 row of more than 64 tokens"
+
+
+def test_general_text_is_probed_with_what_was_trained_and_without(run: Path, tmp_path: Path, peftlab: Peftlab) -> None:
+    """Without is the untrained model to the bit; both losses are transformers' own, token by token."""
+    texts = ["the sky was grey and the water cold", "count the apples: one, two"]
+    file = tmp_path / "general.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    asked = ["inspect", run, "--json", "--intruders", "4", "--probe", file, "--to", tmp_path / "x.png"]
+    refused = peftlab(*asked)
+    assert "--probe-length=512 is more than this llama has positions for: set --probe-length to" in refused.err
+    result = peftlab(*asked, "--probe-length", "64")
+    assert result.status == 0, result.err
+    found = json.loads(result.out)
+    assert {layer["intruders"] for layer in found["layers"]} <= {0, 1, 2, 3, 4}
+    figures = found["probe"]
+    tokenizer = AutoTokenizer.from_pretrained("model")
+    begin = tokenizer.convert_tokens_to_ids("<|begin|>")
+    rows = [[begin, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
+    untrained: Any = AutoModelForCausalLM.from_pretrained("model").eval()
+    nats = {"untrained": 0.0, "trained": 0.0}
+    own = load_run(run).model()
+    for row in rows:
+        ids = torch.tensor([row])
+        with torch.no_grad():
+            said = {"untrained": untrained(input_ids=ids).logits, "trained": own(ids, torch.ones_like(ids))}
+        for name, logits in said.items():
+            nats[name] += float(torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum"))
+    tokens = sum(len(row) - 1 for row in rows)
+    for name in nats:
+        assert figures[name]["tokens"] == tokens
+        assert figures[name]["loss"] == pytest.approx(nats[name] / tokens, rel=1e-5)
+    assert figures["forgetting"] == figures["trained"]["loss"] - figures["untrained"]["loss"] != 0
+    folder, config, _ = finished_run(str(run))
+    began, _ = as_it_began(folder, config)
+    with began.adapter.disabled():
+        alone = probe(folder, config, began, file, length=64)
+    assert alone.trained == figures["untrained"]
 
 
 @pytest.mark.whole

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from peftlab.runs.inspection import Inspection
+    from peftlab.runs.probe import Probe
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,10 +35,24 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("other", metavar="RUN2", nargs="?", help="a run with some of the same layers adapted")
     parser.add_argument("--to", metavar="FILE", help="where to write the picture; without it RUN/inspect.png")
     parser.add_argument("--directions", type=int, default=8, metavar="N", help="directions to compare, at most (8)")
+    parser.add_argument(
+        "--intruders", type=int, nargs="?", const=10, default=0, metavar="K",
+        help="also count intruder dimensions among the first K directions of the weights (10); slow on wide layers",
+    )  # fmt: skip
+    parser.add_argument(
+        "--probe", metavar="FILE",
+        help="also measure how well a language model foretells these texts (csv, tsv, jsonl, parquet), with what was "
+        "trained and without",
+    )  # fmt: skip
+    parser.add_argument("--probe-column", default="text", metavar="NAME", help="column of its texts (text)")
+    parser.add_argument("--probe-length", type=int, default=512, metavar="N", help="tokens of a window (512)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(list(arguments))
     if given.directions < 1:
         raise ConfigError(f"--directions={given.directions}: it must be at least 1.")
+    for name, value, least in (("--intruders", given.intruders, 0), ("--probe-length", given.probe_length, 2)):
+        if value < least:
+            raise ConfigError(f"{name}={value}: it must be at least {least}.")
     picture = Path(given.to) if given.to else Path(given.run) / "inspect.png"
     if picture.suffix != ".png":
         raise ConfigError(f"--to={given.to}: the picture is a PNG, so its name must end in .png.")
@@ -45,10 +60,25 @@ def main(arguments: Sequence[str]) -> int:
         require_own_picture(picture)
     for run in filter(None, (given.run, given.other)):
         finished_run(run)  # a wrong path costs no import of torch
-    from peftlab.runs.inspection import chance, inspect_run, left_out, mean_similarity, similarities
+    from peftlab.runs.inspection import (
+        NothingToMeasure,
+        chance,
+        inspect_run,
+        left_out,
+        mean_similarity,
+        similarities,
+    )
 
-    first = inspect_run(given.run, directions=given.directions)
-    second = inspect_run(given.other, directions=given.directions) if given.other else None
+    probed = _probed(given) if given.probe else None
+    how = {"directions": given.directions, "intruders": given.intruders}
+    try:
+        first = inspect_run(given.run, **how)
+        second = inspect_run(given.other, **how) if given.other else None
+    except NothingToMeasure as error:
+        if probed is None:
+            raise
+        _print_probe(probed, as_json=given.json, beside=str(error))
+        return 0
     phi = similarities(first, second) if second else {}
     if second and not phi:
         raise ConfigError(f"{given.run} and {given.other} have no layer that was changed in both.")
@@ -63,10 +93,46 @@ def main(arguments: Sequence[str]) -> int:
         phi_title="directions in common: φ(i, j)" + (f", mean over {len(phi)} layers" if len(phi) > 1 else ""),
     )
     if given.json:
-        print(json.dumps(_plain(first, second, phi, mean, picture), ensure_ascii=False))
+        beside = {} if probed is None else {"probe": probed.plain()}
+        print(json.dumps(_plain(first, second, phi, mean, picture) | beside, ensure_ascii=False))
     else:
         _print(first, second, phi, picture, left_out(first, second) if second else [])
+        if probed is not None:
+            _print_probe(probed)
     return 0
+
+
+def _probed(given: argparse.Namespace) -> Probe:
+    from peftlab.runs.assemble import reassemble
+    from peftlab.runs.probe import probe
+
+    folder, config, _ = finished_run(given.run)
+    assembled, _ = reassemble(folder, config)
+    file = Path(given.probe).expanduser()
+    return probe(folder, config, assembled, file, column=given.probe_column, length=given.probe_length)
+
+
+def _print_probe(probed: Probe, *, as_json: bool = False, beside: str = "") -> None:
+    """The figures of the probe; ``beside`` says why there are no others."""
+    if as_json:
+        print(json.dumps({"probe": probed.plain(), "not_measured": beside}, ensure_ascii=False))
+        return
+    out = console()
+    if beside:
+        out.print(Text(beside, style="yellow"))
+    tokens = probed.trained["tokens"]
+    title = f"{probed.file}: {probed.texts:,} texts, {tokens:,} tokens foretold in windows of {probed.max_length}"
+    out.print(Text(title, style="bold"))
+    shown = ("loss", "perplexity", "token_accuracy")
+    lines = [
+        [name, *("–" if of is None or of[key] is None else f"{of[key]:.4f}" for key in shown)]
+        for name, of in (("untrained", probed.untrained), ("trained", probed.trained))
+    ]
+    names = ("", "loss a token", "perplexity", "token accuracy")
+    print_table(out, plain_table([Head(name, number=number > 0) for number, name in enumerate(names)], lines))
+    out.print(Text(f"untrained: {probed.untrained_is}"))
+    if (lost := probed.forgetting) is not None:
+        out.print(Text(f"forgetting: {lost:+.4f} nats a token"))
 
 
 def _short(run: str) -> str:
@@ -113,6 +179,8 @@ def _print(
     if prefix:
         out.print(f"Names of layers begin with {prefix}", highlight=False)
     columns = ["layer", "out × in", "effective rank", "stable rank", "σ above 1 %", "‖ΔW‖ / ‖W‖", "amplified"]
+    counted = first.layers[0].intruders is not None
+    columns += ["intruders"] if counted else []
     corners: dict[str, list[str]] = {}
     if phi:
         n, m = (min(matrix.shape[axis] for matrix in phi.values()) for axis in (0, 1))
@@ -128,18 +196,28 @@ def _print(
             f"{layer.above_one_percent} of {len(layer.singular_values)}",
             f"{layer.relative_size:.2%}",
             "–" if layer.amplification is None else f"{layer.amplification:.2f}",
-            *(corners.get(layer.name, ["–"] * (len(columns) - 7)) if phi else []),
+            *([str(layer.intruders)] if counted else []),
+            *(corners.get(layer.name, ["–"] * (len(columns) - 7 - counted)) if phi else []),
         ]
         for layer in first.layers
     ]
     print_table(out, plain_table([Head(name, number=number > 0) for number, name in enumerate(columns)], lines))
-    for line in [*MEANINGS, *(SIMILARITY_MEANINGS if phi else []), f"{picture}"]:
+    for line in [
+        *MEANINGS,
+        *(INTRUDER_MEANINGS if counted else []),
+        *(SIMILARITY_MEANINGS if phi else []),
+        f"{picture}",
+    ]:
         out.print(Text(line))
 
 
 MEANINGS = (
     "effective rank: exp of the entropy of the singular values' shares; stable rank: ‖ΔW‖_F² / ‖ΔW‖₂²;",
     "σ above 1 %: singular values above 1 % of the first; amplified: ‖ΔW‖ / ‖UᵀWV‖ over those (LoRA paper, 7.3).",
+)
+INTRUDER_MEANINGS = (
+    "intruders: of the first left-singular vectors of W + ΔW, those whose cosine with each of W's is below 0.5",
+    "(arXiv:2410.21228).",
 )
 SIMILARITY_MEANINGS = (
     "φ(i, j): share of the first i and j right-singular directions in common, 0 … 1 (LoRA paper, eq. 4);",

@@ -92,6 +92,14 @@ class PlainText(LanguageFiles):
             provenance={"source": "plain texts"} | facts,
         )
 
+    def texts_of(self, split: str) -> Texts:
+        """The texts of the file of ``split``, all of them, in its order.
+
+        Raises:
+            DataError: naming file and row of what cannot be used.
+        """
+        return self._read(split, self._split_files()[split])
+
     def row_encoder(self, tokenizer: Tokenizer, *, training: bool = False) -> TextRows:
         """See :meth:`DataSet.row_encoder`."""
         from peftlab.data.target_rows import TextRows, begin_token, language_tokenizer

@@ -135,6 +135,14 @@ def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[st
     Raises:
         RunError: if the backbone found now is not the one that was trained on.
     """
+    assembled, facts = as_it_began(folder, config)
+    load_adapter(folder, assembled.adapter)
+    into_precision(assembled.backbone, config.trainer.precision)
+    return assembled, facts
+
+
+def as_it_began(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[str, Any]]:
+    """A finished run's model before what it trained is loaded; see :func:`reassemble`."""
     facts = read_facts(folder)
     if config.backbone.from_run is None:
         backbone = build_backbone(config, facts["label_names"], run_folder=folder.path)
@@ -149,8 +157,6 @@ def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[st
             f"its weights have changed at the source ({backbone.provenance}). "
             "Pin backbone.revision, or point backbone.name_or_path at the old weights."
         )
-    load_adapter(folder, assembled.adapter)
-    into_precision(assembled.backbone, config.trainer.precision)
     return assembled, facts
 
 

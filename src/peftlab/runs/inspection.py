@@ -7,6 +7,9 @@ For each adapted layer with the update ΔW = U diag(σ) Vᵀ of a weight W:
 - relative size   ‖ΔW‖_F / ‖W‖_F
 - amplification   ‖ΔW‖_F / ‖UᵀW V‖_F                          (LoRA, arXiv:2106.09685, section 7.3)
 
+- intruder dimensions   those of the first left-singular vectors of W + ΔW whose cosine with each of W's is below a half
+                                                              (Shuttleworth et al., arXiv:2410.21228)
+
 The amplification looks at the directions whose σ is above 1 % of the first. Between the same layer of two runs:
 
 - similarity      φ(i, j) = ‖V_A[:, :i]ᵀ V_B[:, :j]‖_F² / min(i, j)      (LoRA, eq. 4)
@@ -20,7 +23,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +40,14 @@ from peftlab.records.folder import finished_run
 from peftlab.runs.assemble import build_backbone, reassemble, start_from_run
 from peftlab.training.precision import into_precision
 
+INTRUDES_BELOW = 0.5
+"""Cosine with every left-singular vector of W, below which one of W + ΔW is new."""
 NUMERICALLY_ZERO = 1e-6
 """Singular values below this share of the first have directions that rounding decides: they are not compared."""
+
+
+class NothingToMeasure(PeftlabError):
+    """A run has changed no weight matrix."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class LayerUpdate:
     relative_size: float
     amplification: float | None
     """None where W does nothing to these directions, or nothing was changed."""
+    intruders: int | None = None
+    """Intruder dimensions among the first directions of W + ΔW; None: they were not asked for."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +86,14 @@ class Inspection:
         return {"run": self.run, "method": self.method, "layers": [asdict(layer) for layer in self.layers]}
 
 
-def inspect_run(given: str, *, directions: int) -> Inspection:
+def inspect_run(given: str, *, directions: int, intruders: int = 0) -> Inspection:
     """Measure every weight matrix that the run in the folder ``given`` has changed.
 
     Args:
         given: the path of a run folder, as typed.
         directions: how many right-singular directions to keep of each layer.
+        intruders: how many left-singular directions of W + ΔW to look for intruders in; 0 spares the decomposition of
+            whole weights.
 
     Raises:
         RunError: if it is no finished run.
@@ -98,9 +111,9 @@ def inspect_run(given: str, *, directions: int) -> Inspection:
     layers, kept = [], {}
     for update in updates:
         layer, kept[update.name] = measure(update, directions=directions)
-        layers.append(layer)
+        layers.append(replace(layer, intruders=intruder_dimensions(update, intruders)) if intruders else layer)
     if not layers:
-        raise PeftlabError(
+        raise NothingToMeasure(
             f"{given}: peft={config.peft.name} has changed no weight matrix: there is nothing to measure."
         )
     return Inspection(given, config.peft.name, config.seed, assembled.fingerprint, layers, kept)
@@ -126,6 +139,20 @@ def measure(update: WeightUpdate, *, directions: int) -> tuple[LayerUpdate, Tens
         amplification=_ratio(size, through) if first else None,
     )
     return layer, Vh[: min(directions, int((S / first > NUMERICALLY_ZERO).sum()))].clone()
+
+
+@torch.no_grad()
+def intruder_dimensions(update: WeightUpdate, first: int, below: float = INTRUDES_BELOW) -> int:
+    """How many of the ``first`` left-singular vectors of W + ΔW have a cosine under ``below`` with every one of W.
+
+    Cosines are taken without their sign. Where W has several equal singular values their vectors are any of a space.
+    """
+    weight = update.weight.detach().double()
+    before = torch.linalg.svd(weight, full_matrices=False)[0]
+    change = update.update
+    whole = change.double() if isinstance(change, Tensor) else change[0].double() @ change[1].double()
+    after = torch.linalg.svd(weight + whole, full_matrices=False)[0][:, :first]
+    return int(((before.T @ after).abs().max(dim=0).values < below).sum())
 
 
 def _effective_rank(singular_values: Tensor) -> float:
@@ -223,7 +250,7 @@ def _differences(
     own = set(adapter.own_names())
     changed = [name for name, p in start.model.named_parameters() if name in own and p.ndim == 2]
     if not changed and not beside:
-        raise PeftlabError(f"{given}: peft={adapter.strategy.name} {_why_nothing(adapter)}")
+        raise NothingToMeasure(f"{given}: peft={adapter.strategy.name} {_why_nothing(adapter)}")
     for name in changed:
         layer = name.removesuffix(".weight")
         before, after = _matrix(start.model, name), _matrix(adapter.model, name)
