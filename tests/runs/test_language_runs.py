@@ -151,6 +151,31 @@ def test_general_text_is_probed_with_what_was_trained_and_without(run: Path, tmp
     assert alone.trained == figures["untrained"]
 
 
+def test_a_run_of_instructions_chooses_between_options(run: Path, tmp_path: Path, peftlab: Peftlab) -> None:
+    """It has no head of labels; the options' log-likelihoods are the model's own, token by token."""
+    rows = [
+        {"question": f"{colour} it is {n}", "options": COLOURS, "answer": n % 4} for n, colour in enumerate(COLOURS * 2)
+    ]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = ["data=multiple_choice", f"data.train={file}", f"data.test={file}"]
+    result = peftlab("evaluate", run, *data, "--json")
+    assert result.status == 0, result.err
+    tokenizer, own = AutoTokenizer.from_pretrained("model"), load_run(run).model()
+
+    def log_likelihood(question: str, option: str) -> float:
+        ids = torch.tensor([tokenizer(f"{question} {option}")["input_ids"]])
+        said = len(tokenizer(question)["input_ids"])
+        with torch.no_grad():
+            logits = own(ids, torch.ones_like(ids))[0, said - 1 : -1]
+        return -float(torch.nn.functional.cross_entropy(logits, ids[0, said:], reduction="sum"))
+
+    chosen = [max(range(4), key=lambda n: log_likelihood(row["question"], COLOURS[n])) for row in rows]
+    figures = json.loads(result.out)["metrics"]
+    assert figures["rows"] == 8
+    assert figures["accuracy"] == sum(n == row["answer"] for n, row in zip(chosen, rows, strict=True)) / 8
+
+
 @pytest.mark.whole
 def test_it_is_verified_and_predicted_with(run: Path, peftlab: Peftlab) -> None:
     result = peftlab("verify", run, "--rerun-eval")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,6 +62,8 @@ def evaluate_counted(
     parameters = count_parameters(assembled.adapter)  # before a test can repack 8-bit weights
     _require_same_labels(config, splits, facts)
     splits = within_length(config.data, splits, assembled.backbone.tokenizer)
+    if config.trainer.monitor not in config.data.what_is_learned().monitors():  # the figure of another objective
+        config = replace(config, trainer=replace(config.trainer, monitor=None, label_smoothing=0.0))
     rows = getattr(splits, split)
     module = measured(config, assembled, splits, rows, folder)
     judged = generated(config, assembled, rows)
@@ -120,6 +123,8 @@ def require_all_rows(seen: int, expected: int) -> None:
 
 def _require_same_labels(config: RunConfig, splits: Splits, facts: dict[str, Any]) -> None:
     trained, objectives = facts["label_names"], objectives_of_tasks(facts)
+    if _says_tokens(config, objectives):
+        return
     if set(config.data.task_objectives()) != set(objectives) or (
         list(splits.label_names) == list(trained) and config.data.task_objectives() != objectives
     ):
@@ -132,6 +137,11 @@ def _require_same_labels(config: RunConfig, splits: Splits, facts: dict[str, Any
             f"the run was trained on the labels {', '.join(trained)}; this data has {', '.join(splits.label_names)}. "
             "Evaluate it on data with the same labels in the same order (data.labels=[…] for your own files)."
         )
+
+
+def _says_tokens(config: RunConfig, objectives: Sequence[str]) -> bool:
+    """Whether a run of ``objectives`` and the data have no head of labels: tokens are scored, whosever they are."""
+    return all(known(one).head == "own" for one in (*objectives, *config.data.task_objectives()))
 
 
 def predict(
