@@ -168,7 +168,7 @@ def _results(records: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
         part, _, name = path.partition(".")
         values = [(record.get(part) or {}).get(name) for record in records]
         if path == "selection.epoch":  # people count them from 1
-            values = [value + 1 if _is_number(value) else value for value in values]
+            values = [None if value is None else value + 1 for value in values]
         if any(_is_number(value) for value in values):
             yield _numbers(f"chosen {name}" if part == "selection" else name.replace("_", " "), values[0], values[1])
 
