@@ -41,9 +41,12 @@ def count_all(configs: Sequence[RunConfig]) -> list[Count]:
     shapes = [shape(config) for config in configs]
     alike = dict(zip(reversed(shapes), reversed(configs), strict=True))  # of each shape its first config
     given = json.dumps([config.plain() for config in alike.values()])
-    here = "transformers" in sys.modules
-    counts = dict(zip(alike, _counted_here(given) if here else _counted_apart(given), strict=True))
+    counts = dict(zip(alike, _counted_here(given) if _imported() else _counted_apart(given), strict=True))
     return [counts[one] for one in shapes]
+
+
+def _imported() -> bool:
+    return "transformers" in sys.modules
 
 
 def _counted_here(given: str) -> list[Count]:
