@@ -6,6 +6,9 @@ import csv
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,6 @@ from safetensors.torch import load_file
 
 from tests.alone import peftlab_alone
 from tests.conftest import TINY, Peftlab, run_folder
-from tests.forked import Forked
 
 
 def train(peftlab: Peftlab, reviews: Path, *more: str, name: str = "t") -> Path:
@@ -146,7 +148,14 @@ def test_a_killed_run_resumes_to_the_same_bits(peftlab: Peftlab, reviews: Path) 
         peftlab("train", *TINY, f"data.path={reviews}", *more, "output_dir=outputs/undisturbed", "name=t").status == 0
     )
     undisturbed = run_folder("undisturbed/t")
-    Forked("train", *TINY, f"data.path={reviews}", *more, "name=killed").killed_at("epoch 2/6")
+    command = [sys.executable, "-m", "peftlab", "train", *TINY, f"data.path={reviews}", *more, "name=killed"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2/6"):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     folder = Path("outputs/killed") / undisturbed.name
     assert not (folder / "record.json").exists()
     again = peftlab("train", *TINY, f"data.path={reviews}", *more, "name=killed")
