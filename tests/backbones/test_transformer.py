@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +270,20 @@ def test_mean_pooling_is_the_mean_over_the_tokens_of_each_text() -> None:
 def test_mean_pooling_needs_a_linear_head() -> None:
     with pytest.raises(BackboneError, match="one linear layer; roberta has classifier"):
         tiny_config("roberta", pooling="mean").build(3, seed=0)
+
+
+@pytest.mark.whole
+def test_a_model_on_meta_before_changes_no_weight_that_is_drawn_after() -> None:
+    """Counting builds models on meta, and a process that has counted may train: as jobs of a sweep's server do."""
+    build = "check(composed(['backbone=tiny'])).backbone.build(2, seed=0{})"
+    code = (
+        "import torch; from peftlab.composition import check, composed\n{}\n"
+        f"print([float(p.sum()) for p in {build.format('')}.parameters()])"
+    )
+    first = build.format(", device=torch.device('meta')")
+    said = [
+        subprocess.run([sys.executable, "-c", code.format(before)], capture_output=True, text=True, check=True).stdout
+        for before in ("", first)
+    ]
+    assert said[0] == said[1]
+    assert len(set(json.loads(said[0]))) > 5

@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,20 +135,6 @@ def _kind(head: HeadKind) -> Any:
     return transformers.AutoModelForCausalLM if head == "own" else transformers.AutoModelForSequenceClassification
 
 
-@contextmanager
-def _drawing_nothing() -> Iterator[None]:
-    """On ``meta`` there is no weight to draw; going through the motions takes half of the time there."""
-    init = torch.nn.init
-    drawing = {name: value for name, value in vars(init).items() if name.endswith("_") and name[0] != "_"}
-    for name in drawing:
-        setattr(init, name, lambda tensor, *_, **__: tensor)
-    try:
-        yield
-    finally:
-        for name, value in drawing.items():
-            setattr(init, name, value)
-
-
 def random_network(
     config: Any,
     *,
@@ -160,9 +146,8 @@ def random_network(
 ) -> nn.Module:
     """A network of ``config`` with random weights drawn from ``seed``; none at all on ``meta``."""
     place = torch.device("meta" if device.type == "meta" else "cpu")
-    drawing = _drawing_nothing() if place.type == "meta" else nullcontext()
     try:
-        with quiet_transformers(), seeded(seed), place, drawing:
+        with quiet_transformers(), seeded(seed), place:
             model: nn.Module = _kind(head).from_config(
                 config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
             )
