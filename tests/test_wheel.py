@@ -21,8 +21,10 @@ def test_the_wheel_runs_from_an_empty_folder(scratch: Path, reviews: Path) -> No
     assert (installed / "peftlab/conf/train.yaml").exists()
     assert (installed / "hydra_plugins/peftlab_process_launcher.py").exists()
     assert (installed / "peftlab/cluster/default.yaml").exists()
-    for name in ("page.html", "page.css", "page.js", "report.tex"):
-        assert (installed / "peftlab/report/render/templates" / name).exists()
+    templates = Path("peftlab/report/render/templates")
+    there = {path.name for path in (installed / templates).iterdir()}
+    assert {path.name for path in (REPOSITORY / "src" / templates).iterdir()} <= there
+    assert {"page.html", "page.css", "page.js", "report.tex"} <= there
     assert not (installed / "hydra_plugins/__init__.py").exists()
     empty = scratch / "empty"
     empty.mkdir()

@@ -6,8 +6,6 @@ import html
 import json
 import re
 import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -15,48 +13,7 @@ import pytest
 
 from tests.conftest import Peftlab
 from tests.report.made_up import sweep_file, three_methods
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-
-
-class Page(HTMLParser):
-    """The visible rows of the results, what is open, and the links."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.rows: list[str] = []
-        self.links: list[str] = []
-        self.sorts: list[str | None] = []
-        self.sources: list[str] = []
-        self.text = ""
-        self._hidden = self._in_label = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "action", "data")]
-        if tag == "tbody" and "data-number" in given:
-            self._hidden = "hidden" in given
-        if tag == "tbody" and "data-number" not in given:
-            self._hidden = True  # the runs of a row, or the comparison
-        if tag == "th" and given.get("scope") == "row" and not self._hidden:
-            self._in_label = True
-        if tag == "th" and "aria-sort" in given:
-            self.sorts.append(given["aria-sort"])
-        if tag == "a":
-            self.links.append(given.get("href") or "")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_label = self._in_label and tag != "th"
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self._in_label:
-            self.rows.append(data)
+from tests.report.render.browsing import Page, in_browser
 
 
 @pytest.fixture
@@ -72,21 +29,6 @@ def page(scratch: Path, peftlab: Peftlab) -> Path:
     (folder / "sweep.json").write_text(json.dumps(content))
     assert peftlab("report", folder, "--format", "html,figures").status == 0
     return folder / "report" / "report.html"
-
-
-def in_browser(page: Path, scratch: Path, state: str, *flags: str) -> Page:
-    if BROWSER is None:
-        pytest.skip("no Chromium is installed")
-    command = [
-        BROWSER,
-        *FLAGS,
-        *flags,
-        f"--user-data-dir={scratch}/browser",
-        "--dump-dom",
-        f"file://{quote(str(page))}#{state}",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return Page(done.stdout)
 
 
 LABELS = ["full fine-tuning", "head only", 'LoRA </script> "q"']

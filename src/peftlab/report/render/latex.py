@@ -9,18 +9,19 @@ from peftlab.report.render.environment import environment
 from peftlab.report.report import Report
 from peftlab.report.table import Cell, Mark
 
-_SPECIAL = {
+SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", '"': "''",
     "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "–": "--", "—": "---", "…": r"\ldots{}", "“": "``", "”": "''",
     "‘": "`", "’": "'", "≤": r"$\le$", "≥": r"$\ge$", "→": r"$\to$", "∞": r"$\infty$", "√": r"$\sqrt{}$",
     "\N{MINUS SIGN}": "$-$", "\N{NO-BREAK SPACE}": "~",
 }  # fmt: skip
+"""Signs that LaTeX does not print as they are → how it prints them."""
 _GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi omega"
-_SPECIAL |= {
+SPECIAL |= {
     unicodedata.lookup(f"GREEK SMALL LETTER {_n.replace('lambda', 'lamda')}"): f"$\\{_n}$" for _n in _GREEK.split()
 }
-_SPECIAL |= {
+SPECIAL |= {
     unicodedata.lookup(f"GREEK CAPITAL LETTER {name.replace('Lambda', 'Lamda')}"): f"$\\{name}$"
     for name in ("Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega")
 }
@@ -40,24 +41,33 @@ class _Signs(dict[int, str]):
         return shown
 
 
-_SIGNS = _Signs({ord(sign): shown for sign, shown in _SPECIAL.items()})
+_SIGNS = _Signs({ord(sign): shown for sign, shown in SPECIAL.items()})
 
 
 def render_latex(report: Report) -> str:
     """Table environments: the results, and the comparison with the baseline if there is one."""
-    about = " ".join(map(_sentence, [*report.measured_on, *report.selection]))
-    tables = [(report.results, f"{report.title}. {' '.join(report.results.notes)} {about}", "results")]
+    caption = f"{report.title}. {' '.join(report.results.notes)} {about_the_runs(report)}"
+    tables = [(report.results, caption, "results")]
     if (compared := report.comparison) is not None:
         against = compared.title.replace("Against", "against", 1)
         caption = f"{report.title}: {against}. {' '.join(compared.notes)}"
         tables.append((compared, caption, "comparison"))
-    name = re.sub(r"[^a-z0-9]+", "-", report.title.lower()).strip("-")[:40] or "peftlab"
     filled = environment(
         block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
         comment_start_string="<#", comment_end_string="#>",
     )  # fmt: skip
     filled.filters |= {"tex": latex_escaped, "cell": _cell}
-    return filled.get_template("report.tex").render(tables=tables, name=name)
+    return filled.get_template("report.tex").render(tables=tables, name=label_of(report))
+
+
+def about_the_runs(report: Report) -> str:
+    """What a caption says of the data and of how weights were chosen."""
+    return " ".join(map(_sentence, [*report.measured_on, *report.selection]))
+
+
+def label_of(report: Report) -> str:
+    """What the labels of the report's tables begin with."""
+    return re.sub(r"[^a-z0-9]+", "-", report.title.lower()).strip("-")[:40] or "peftlab"
 
 
 def _cell(cell: Cell) -> str:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 from peftlab.report.figures.style import Gallery
 from peftlab.report.render.environment import FOLDER, environment
 from peftlab.report.render.links import relative
+from peftlab.report.render.page_data import page_data
 from peftlab.report.report import Report
-from peftlab.report.results import RunLine
+from peftlab.report.run_numbers import seeds_of
 from peftlab.report.table import Cell, Head, Row, Section, Table
 from peftlab.version import __version__
 
 SEPARATOR = "\x1f"
 """Between the key=value entries that a row can be filtered by."""
+
+SCRIPTS = ("page_numbers.js", "page_table.js", "page_copy.js", "page_curves.js", "page.js")
+"""Parts of the page's script, in order; one scope holds them all."""
 
 
 def render_page(report: Report, gallery: Gallery, target: Path, *, files: bool) -> str:
@@ -33,12 +35,11 @@ def render_page(report: Report, gallery: Gallery, target: Path, *, files: bool) 
     filled.globals |= {"zip": zip, "kinds_of": _kinds_of}
     filled.filters |= {"link": lambda path: relative(path, target), "base64": _base64}
     results = with_sections_as_a_column(report.results)
-    runs = [_runs_of(report, row, target) for row in results.rows]
     return filled.get_template("page.html").render(
-        report=report, results=results, gallery=gallery, files=files, runs=runs, separator=SEPARATOR,
-        version=__version__,
+        report=report, results=results, gallery=gallery, files=files, separator=SEPARATOR, version=__version__,
+        data=page_data(report, target), seeds=seeds_of(report),
         style=(FOLDER / "page.css").read_text(encoding="utf-8"),
-        script=(FOLDER / "page.js").read_text(encoding="utf-8"),
+        script="".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS),
     )  # fmt: skip
 
 
@@ -56,18 +57,6 @@ def _kinds_of(table: Table, label: int) -> list[str]:
     kinds[: table.leads] = ["lead"] * table.leads
     kinds[label] = "label"
     return kinds
-
-
-def _runs_of(report: Report, row: Row, target: Path) -> dict[str, Any]:
-    details = report.details[row.id]
-    return {"list": [_run_entry(line, target) for line in details.runs], "about": details.about}
-
-
-def _run_entry(line: RunLine, target: Path) -> list[Any]:
-    run = line.run
-    has = ("config.yaml" in run.files) + 2 * ("curves.png" in run.files)
-    log = f"/.logs/{quote(run.key)}.txt" if run.logged else ""  # beside the run's folder
-    return [run.seed, line.value, run.key, relative(run.folder, target), has, log]
 
 
 def _base64(data: bytes) -> str:
