@@ -13,13 +13,13 @@ from peftlab.report.records_config import COMPUTED
 from peftlab.report.report import Report
 from peftlab.report.statistics import LEVEL
 
-MOST_POINTS = 100_000
+MOST_POINTS = 200_000
 """Points of all curves of a page: some two megabytes."""
-FEWEST, MOST_OF_A_CURVE = 12, 200
+FEWEST, MOST_OF_A_CURVE = 10, 200
 """Points that a curve has at least, where it has more in the record, and at most."""
 
-Curves = list[list[list[float | None]]]
-"""Epochs and values of each quantity."""
+Curves = list[tuple[int, list[float | None]]]
+"""Of each quantity, the number of its epochs in :attr:`RunNumbers.epochs`, and its values."""
 
 
 def quantities_of(report: Report) -> list[str]:
@@ -64,6 +64,12 @@ class RunNumbers:
         count = sum(bool(run.curve.get(name)) for run in runs for name in self._quantities)
         self._most = max(FEWEST, min(MOST_OF_A_CURVE, MOST_POINTS // max(count, 1)))
         self._left = MOST_POINTS
+        self._epochs: dict[tuple[float, ...], int] = {}
+
+    @property
+    def epochs(self) -> list[tuple[float, ...]]:
+        """The epochs of the curves that were asked for; many curves share one."""
+        return list(self._epochs)
 
     def values(self, run: Run) -> list[float | str | None]:
         """In the order of the columns; texts where a column is of texts."""
@@ -79,7 +85,10 @@ class RunNumbers:
         if (size := sum(map(len, found))) > self._left:
             return None
         self._left -= size
-        return [[[_short(place) for place, _ in curve], [_short(value) for _, value in curve]] for curve in found]
+        return [(self._numbered(curve), [_short(value) for _, value in curve]) for curve in found]
+
+    def _numbered(self, curve: Sequence[tuple[float, float]]) -> int:
+        return self._epochs.setdefault(tuple(float(f"{place:.6g}") for place, _ in curve), len(self._epochs))
 
 
 def _text(run: Run, column: Column) -> str:

@@ -233,7 +233,7 @@ def test_a_row_opens_its_curves_and_closes_them_by_keyboard(folder: Path, scratc
       button.click();
       const drawings = [...body.querySelectorAll("svg")];
       const seen = [drawings.map((one) => one.querySelectorAll("path").length), drawings[1].getAttribute("aria-label")];
-      const inside = body.querySelector(".close"); inside.focus();
+      const inside = body.querySelector("tr.runs tbody a"); inside.focus();
       inside.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
       return [...seen, body.rows[1].hidden, document.activeElement === button]"""
     lines, said, hidden, focused = returned(page_of(reported(folder), scratch), scratch, script)
@@ -248,13 +248,14 @@ def test_a_page_holds_so_many_points_and_no_more(scratch: Path, monkeypatch: pyt
     made = [record(0.8, key=f"k{seed}", seed=seed, history=history) for seed in range(2)]
     data = page_data(reported(write(scratch / "t", made)), scratch)
     for run in data["rows"][0]["runs"]:
-        places, values = run[-1][0]
+        number, values = run[-1][0]
+        places = data["epochs"][number]
         assert len(places) == len(values) == 200
         assert (places[0], places[-1]) == (1, 1000)
         assert values[-1] == pytest.approx(999 / 7, rel=1e-5)
-    monkeypatch.setattr(run_numbers, "MOST_POINTS", 30)  # of four curves 12 points each, so that two have room
+    monkeypatch.setattr(run_numbers, "MOST_POINTS", 30)  # of four curves 10 points each, so that two have room
     curves = [run[-1] for run in page_data(reported(scratch / "t"), scratch)["rows"][0]["runs"]]
-    assert [len(values) for _, values in curves[0]] == [12, 12]
+    assert [len(values) for _, values in curves[0]] == [10, 10]
     assert curves[1] is None
 
 

@@ -22,6 +22,7 @@ def page_data(report: Report, target: Path) -> dict[str, Any]:
         target: the folder that the page goes to; links are relative to it.
     """
     numbers = RunNumbers(report)
+    rows = [_row(report, group, numbers, target) for group in report.rows]
     return {
         "title": report.title,
         "label": label_of(report),
@@ -36,7 +37,8 @@ def page_data(report: Report, target: Path) -> dict[str, Any]:
         "quantiles": quantiles_of(report),
         "other_texts": report.same.why_not,
         "quantities": quantities_of(report),
-        "rows": [_row(report, group, numbers, target) for group in report.rows],
+        "epochs": numbers.epochs,
+        "rows": rows,
     }
 
 

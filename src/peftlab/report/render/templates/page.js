@@ -275,7 +275,7 @@ table.addEventListener("click", (event) => {
   else if (body) toggle(body, button.getAttribute("aria-expanded") !== "true");
 });
 table.addEventListener("keydown", (event) => {
-  const body = event.target.closest("tbody");
+  const body = event.target.closest("tbody[data-number]");
   if (event.key === "Escape" && body && !body.rows[1].hidden) close(body);
 });
 table.addEventListener("change", (event) => event.target.matches("input") && filter());

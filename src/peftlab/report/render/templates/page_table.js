@@ -7,7 +7,8 @@ const tells = (column) => ["score", "difference"].includes(data.columns[column][
 
 for (const row of data.rows) {
   row.runs = row.runs.map(([seed, value, key, folder, has, log, values, texts, curves]) => ({
-    seed, value, key, folder, has, log, texts, curves,
+    seed, value, key, folder, has, log, texts,
+    curves: curves && curves.map(([epochs, figures]) => [data.epochs[epochs], figures]),
     values: values.map((one, column) => (isText(column) ? one : asNumber(one))),
   }));
 }
