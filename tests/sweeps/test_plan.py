@@ -167,6 +167,21 @@ def test_reading_chooses_among_what_is_finished() -> None:
     assert "; 1 not tried yet" in table
 
 
+def test_a_share_in_percent_is_compared_with_what_others_gave_as_a_share() -> None:
+    column = {"title": "accuracy", "value": "metrics.test.accuracy", "format": "percent", "digits": 1}
+    given = {"cell": "head", "column": "metrics.test.accuracy", "value": 0.9, "source": "a paper"}
+    sweep = declared(
+        cells=[{"id": "head", "overrides": ["peft=head"]}],
+        columns=[column],
+        published=[given | {"provenance": "memory"}],
+    )
+    plan = DeclaredPlan(sweep)
+    outcome = play(plan, lambda job: record(job, [0.5], test=0.25 + seed_of(job) / 4))
+    table = render_markdown(sweep, plan.records(outcome)).splitlines()
+    assert table[:3] == ["|  | accuracy (%) |", "| --- | ---: |", "| head | 50.0 ± 25.0 |"]
+    assert "- head: a paper gives 0.9 (from memory); measured 0.5000 ± 0.2500." in table
+
+
 def test_the_table_shows_the_choice_and_hides_the_tests_of_the_others() -> None:
     cells = [
         {**TUNED, "group": "low rank"},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from peftlab.errors import ConfigError, listed
 from peftlab.metric_names import MetricName
@@ -15,10 +15,14 @@ from peftlab.objectives.recorded import FORMATS_BEFORE
 from peftlab.report.statistics import summarise
 from peftlab.report.table import Cell
 
-Form = Literal["score", "difference", "count", "seconds", "number", "text"]
+Form = Literal["score", "percent", "difference", "count", "seconds", "number", "text"]
 FORMATS: tuple[str, ...] = get_args(Form)
 NOTHING = "–"
 """In a cell without a value."""
+TELLING: tuple[Form, ...] = ("score", "percent", "difference")
+"""Formats of results, whose cells have a deviation and say what they lack; the others are of costs."""
+DIGITS: dict[str, int] = {"score": 4, "percent": 2, "difference": 4, "seconds": 1}
+"""Digits behind the point where a column says nothing else."""
 LOWER_IS_BETTER = ("seconds", "bytes", "mib", "forgetting", "forgetting_with_adapter_off", "perplexity")
 """Last parts of paths, or their last words, whose values are better when they are lower; what of the metrics is, the
 records say."""
@@ -38,7 +42,20 @@ class Column:
     value: str
     """Where the value stands in a record: ``metrics.test.loss``."""
     format: Annotated[Form, BeforeValidator(present_format)] = "score"
-    """How numbers are written: score, difference (with a sign), count, seconds, number; text in reports alone."""
+    """How numbers are written: score, percent (of a share), difference (with a sign), count, seconds, number; text in
+    reports alone."""
+    digits: Annotated[int, Field(ge=0, le=10)] | None = None
+    """How many digits stand behind the point; null: as many as are usual for the format. Not of counts and texts."""
+
+    @property
+    def head(self) -> str:
+        """What stands at the head of the column where its cells are written out."""
+        return f"{self.title} (%)" if self.format == "percent" and "%" not in self.title else self.title
+
+    def plain(self) -> dict[str, Any]:
+        """As files of data hold it."""
+        found = {"title": self.title, "value": self.value, "format": self.format}
+        return found if self.digits is None else found | {"digits": self.digits}
 
     def lower_is_better(self, directions: Mapping[str, str]) -> bool:
         """Whether the lowest value is the best one; ``directions`` of figures are what the records say of them."""
@@ -99,12 +116,25 @@ def columns_of(given: str | None, metric: str, of_sweep: Sequence[Column]) -> li
     for column in columns:
         if column.format not in FORMATS:
             raise ConfigError(f"column '{column.title}': unknown format '{column.format}'. Known: {listed(FORMATS)}.")
+        require_digits_mean_something(column)
     if not any(column.value == metric for column in columns):
         columns.insert(0, column_of(metric))
     return columns
 
 
-def cell_of(values: Sequence[float], form: Form, *, complete: int, expected: int, unit: str = "seeds") -> Cell:
+def require_digits_mean_something(column: Column) -> None:
+    """Raise ConfigError for digits of a count or a text, which have none."""
+    if column.digits is not None and column.format in ("count", "text"):
+        of = [form for form in FORMATS if form not in ("count", "text")]
+        raise ConfigError(
+            f"column '{column.title}': digits {column.digits}, but its format is '{column.format}', which has none "
+            f"behind a point. Leave digits out, or choose another format: {listed(of)}."
+        )
+
+
+def cell_of(
+    values: Sequence[float], form: Form, *, complete: int, expected: int, unit: str = "seeds", digits: int | None = None
+) -> Cell:
     """The cell of some runs' values: mean ± standard deviation, or a count; – if there are none.
 
     Args:
@@ -113,12 +143,13 @@ def cell_of(values: Sequence[float], form: Form, *, complete: int, expected: int
         complete: how many values there are where none is missing; with fewer, the cell says how many there are.
         expected: of how many it then says so.
         unit: what is counted.
+        digits: behind the point; None: as the format has it.
     """
     if not values:
         return Cell(NOTHING)
     lacking = "" if len(values) == complete else f" ({len(values)}/{expected} {unit})"
     finite = [value for value in values if isfinite(value)]
-    return Cell(f"{_number_text(values, form)}{lacking}", sum(finite) / len(finite) if finite else None)
+    return Cell(f"{_number_text(values, form, digits)}{lacking}", sum(finite) / len(finite) if finite else None)
 
 
 def cell_of_texts(texts: Sequence[Any]) -> Cell:
@@ -127,14 +158,18 @@ def cell_of_texts(texts: Sequence[Any]) -> Cell:
     return Cell(" | ".join(shown) or NOTHING)
 
 
-def single_text(value: float | None, form: Form) -> str:
+def single_text(value: float | None, form: Form, digits: int | None = None) -> str:
     """One run's value."""
     if value is None:
         return NOTHING
+    if form == "percent":
+        return fixed(100 * value, digits=DIGITS[form] if digits is None else digits)
+    if digits is not None:
+        return fixed(value, digits=digits)
     return fixed(value) if form == "score" else plain_number(value)
 
 
-def _number_text(values: Sequence[float], form: Form) -> str:
+def _number_text(values: Sequence[float], form: Form, digits: int | None = None) -> str:
     lost = sum(not isfinite(value) for value in values)
     if lost:
         return "not finite" if lost == len(values) else f"not finite in {lost} of {len(values)}"
@@ -145,19 +180,19 @@ def _number_text(values: Sequence[float], form: Form) -> str:
         return "0 (exactly)"
     found = summarise(values)
     assert found.mean is not None
-    if form in ("score", "difference"):
-        text = fixed(found.mean, sign=form == "difference")
-    else:
-        text = f"{found.mean:,.1f}" if form == "seconds" else plain_number(found.mean)
-    if form in ("seconds", "number") or found.std is None:
-        return text
-    return f"{text} ± {found.std:.4f}"
+    places = DIGITS.get(form) if digits is None else digits
+    if form not in TELLING:
+        return plain_number(found.mean) if places is None else f"{found.mean:,.{places}f}"
+    assert places is not None
+    scale = 100 if form == "percent" else 1
+    text = fixed(scale * found.mean, sign=form == "difference", digits=places)
+    return text if found.std is None else f"{text} ± {scale * found.std:.{places}f}"
 
 
-def fixed(value: float, *, sign: bool = False) -> str:
-    """Four decimals, with + or - if wanted; what rounds to zero has neither."""
-    text = format(value, "+.4f" if sign else ".4f")
-    return "0.0000" if text in ("-0.0000", "+0.0000") else text
+def fixed(value: float, *, sign: bool = False, digits: int = 4) -> str:
+    """So many decimals, with + or - if wanted; what rounds to zero has neither."""
+    text = format(value, f"{'+' if sign else ''}.{digits}f")
+    return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
 
 
 def plain_number(value: float) -> str:

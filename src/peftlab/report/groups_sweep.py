@@ -78,7 +78,13 @@ def read_sweep_file(path: str) -> SweepFile | LeftOut:
 
 def _column(given: dict[str, Any]) -> Column:
     form = present_format(str(given.get("format", "score")))
-    return Column(title=str(given["title"]), value=str(given["value"]), format=form)
+    digits = given.get("digits")
+    return Column(
+        title=str(given["title"]),
+        value=str(given["value"]),
+        format=form,
+        digits=None if digits is None else int(digits),
+    )
 
 
 def _arm(given: dict[str, Any]) -> SweepArm:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftlab.report.analysis import Analysis
-from peftlab.report.columns import NOTHING, Column, cell_of, cell_of_texts, fixed, single_text
+from peftlab.report.columns import NOTHING, TELLING, Column, cell_of, cell_of_texts, fixed, single_text
 from peftlab.report.groups import Group
 from peftlab.report.notes import settings
 from peftlab.report.records import Run
@@ -52,7 +52,7 @@ def results_table(analysis: Analysis, title: str, legend: str) -> Table:
     keys = lead_keys(analysis)
     leads = [Head(analysis.grouped.key_names[key]) for key in keys] or [Head("")]
     heads = [
-        Head(column.title, column.format != "text", optional=column.value != analysis.metric.value)
+        Head(column.head, column.format != "text", optional=column.value != analysis.metric.value)
         for column in analysis.columns
     ]
     sections: dict[str, list[Row]] = {}
@@ -80,10 +80,15 @@ def _cell(group: Group, column: Column, mark: Mark) -> Cell:
     if column.format == "text":
         return cell_of_texts([run.values.get(column.value) for run in group.runs])
     # What is the same for all seeds, or a cost, says so only where it lacks more than the column n says.
-    tells = column.format in ("score", "difference")
+    tells = column.format in TELLING
     complete = group.expected - lost if tells else len(group.runs)
     made = cell_of(
-        group.values(column.value), column.format, complete=complete, expected=group.expected, unit=group.unit
+        group.values(column.value),
+        column.format,
+        complete=complete,
+        expected=group.expected,
+        unit=group.unit,
+        digits=column.digits,
     )
     return Cell(f"{made.text} ({told})" if told and tells else made.text, made.value, mark)
 
@@ -145,7 +150,7 @@ def details_of(analysis: Analysis, group: Group) -> Details:
         _facts(analysis, group),
         "; ".join(filter(None, about)),
         tuple(filter_by.lower() for filter_by in filters),
-        tuple(RunLine(run, single_text(run.number(metric.value), metric.format)) for run in group.runs),
+        tuple(RunLine(run, single_text(run.number(metric.value), metric.format, metric.digits)) for run in group.runs),
     )
 
 

@@ -46,9 +46,7 @@ def manifest(plan: DeclaredPlan, outcome: Outcome, file: Path) -> dict[str, Any]
         "metric": sweep.metric,
         "baseline": sweep.baseline,
         "seeds": list(sweep.seeds),
-        "columns": [
-            {"title": column.title, "value": column.value, "format": column.format} for column in sweep.columns
-        ],
+        "columns": [column.plain() for column in sweep.columns],
         "cells": [_arm(plan, arm, outcome, records, choices.get(arm.id)) for arm in sweep.cells],
     }
 

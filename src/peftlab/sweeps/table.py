@@ -41,7 +41,8 @@ def values_of(sweep: Sweep, arm: Arm, column: Column, records: Records) -> list[
 def cell(sweep: Sweep, arm: Arm, column: Column, records: Records, stopped: Stopped | None = None) -> Cell:
     """The same as a table shows it; what lacks seeds says how many it has, and how many diverged."""
     n, lost = len(sweep.seeds), len(seeds_that_diverged(sweep, arm, records, stopped or {}))
-    shown = cell_of(values_of(sweep, arm, column, records), column.format, complete=n - lost, expected=n)
+    values = values_of(sweep, arm, column, records)
+    shown = cell_of(values, column.format, complete=n - lost, expected=n, digits=column.digits)
     if not lost:
         return shown
     told = f"diverged {lost} of {n}"
@@ -82,7 +83,7 @@ def table_of(sweep: Sweep, records: Records, choices: Choices | None = None, sto
     """The table: a row an arm, or several where its records were not all computed alike."""
     choices = choices or {}
     heads = [Head(""), *([Head("chosen")] if sweep.chooses() else [])]
-    heads += [Head(column.title, number=True) for column in sweep.columns]
+    heads += [Head(column.head, number=True) for column in sweep.columns]
     sections: list[Section] = []
     for group, of_group in groupby(rows_of(sweep), key=lambda one: one.group):
         rows = [row for one in of_group for row in _rows(sweep, one, records, choices.get(one.id), stopped or {})]
@@ -193,6 +194,8 @@ def _measured(sweep: Sweep, name: str, path: str, records: Records) -> Iterator[
     """Values, their cell and the label of an arm, for each kind of its records."""
     arm = sweep.arm(name)
     column = next(column for column in sweep.columns if column.value == path)
+    if column.format == "percent":  # what others gave stands in the file as a share
+        column = replace(column, format="score", digits=None)
     by_kind = kinds(sweep, arm, records)
     for words, of_kind in by_kind.items():
         label = escaped(_titled(arm.title, words, several=len(by_kind) > 1))

@@ -8,15 +8,17 @@ import json
 import os
 import random
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import pytest
 
+from peftlab.errors import ConfigError
 from peftlab.report import run_numbers
 from peftlab.report.build import Request, build
-from peftlab.report.columns import _number_text, plain_number
+from peftlab.report.columns import Form, _number_text, plain_number
 from peftlab.report.figures.style import Gallery
 from peftlab.report.render.environment import FOLDER
 from peftlab.report.render.latex import render_latex
@@ -65,20 +67,23 @@ def folder(scratch: Path) -> Path:
 
 def test_figures_are_written_as_those_of_the_report(scratch: Path) -> None:
     drawn = random.Random(0)
-    given: list[tuple[list[float], str]] = [([-0.00001], "difference"), ([0.0, 0.0], "difference"), ([1e22], "number")]
-    for form in ("score", "difference", "seconds", "number"):
+    given: list[tuple[list[float], Form, int | None]] = [
+        ([-0.00001], "difference", None), ([0.0, 0.0], "difference", None), ([1e22], "number", None)
+    ]  # fmt: skip
+    forms: tuple[Form, ...] = ("score", "percent", "difference", "seconds", "number")
+    for form, digits in product(forms, (None, 0, 1)):
         for n in (1, 2, 3, 8, 17, 130, 300):
-            given.append(([drawn.uniform(-1, 1) * 10 ** drawn.randrange(-6, 7) for _ in range(n)], form))
-            given.append(([drawn.randrange(-99_999, 99_999) / 32 for _ in range(n)], form))
-            given.append(([drawn.randrange(0, 64) / 64 for _ in range(n)], form))
-    given += [([float(drawn.randrange(10**7)) for _ in range(n)], "count") for n in (1, 2)]
+            given.append(([drawn.uniform(-1, 1) * 10 ** drawn.randrange(-6, 7) for _ in range(n)], form, digits))
+            given.append(([drawn.randrange(-99_999, 99_999) / 32 for _ in range(n)], form, digits))
+            given.append(([drawn.randrange(0, 64) / 64 for _ in range(n)], form, digits))
+    given += [([float(drawn.randrange(10**7)) for _ in range(n)], "count", None) for n in (1, 2)]
     page = scratch / "numbers.html"
     script = (FOLDER / "page_numbers.js").read_text(encoding="utf-8")
     page.write_text(f"<body><script>{script}</script></body>", encoding="utf-8")
     ties = [number / 8 for number in range(-40, 40)] + [10.0**power * 1.2345 for power in range(-9, 5)] + [0.00012345]
-    texts = f"{json.dumps(given)}.map(([values, form]) => numberText(values, form))"
+    texts = f"{json.dumps(given)}.map((one) => numberText(...one))"
     made, plain = returned(page, scratch, f"return [{texts}, {json.dumps(ties)}.map(plainNumber)]")
-    assert made == [_number_text(values, form) for values, form in given]  # type: ignore[arg-type]
+    assert made == [_number_text(*one) for one in given]
     assert plain == [plain_number(number) for number in ties]
 
 
@@ -127,6 +132,26 @@ def test_chosen_seeds_alone_are_in_the_figures(folder: Path, scratch: Path) -> N
     assert notes is True
     assert everything == texts_of(reported(folder).results)
     assert marks > 0
+
+
+def test_percent_and_digits_are_a_columns_choice(scratch: Path) -> None:
+    folder = three_methods(scratch / "t")
+    columns = [
+        {"title": "accuracy", "value": "metrics.test.accuracy", "format": "percent"},
+        {"title": "F1 in %", "value": "metrics.test.macro_f1", "format": "percent", "digits": 1},
+        {"title": "seconds", "value": "timing.train_seconds", "format": "seconds", "digits": 3},
+    ]
+    sweep_file(folder, columns=columns)
+    report = reported(folder)
+    assert [head.title for head in report.results.heads[1:4]] == ["accuracy (%)", "F1 in %", "seconds"]
+    head_only = next(row for row in report.results.rows if row.id == "head")
+    assert [cell.text for cell in head_only.cells[1:4]] == ["71.00 ± 1.00", "71.0 ± 1.0", "11.000"]
+    assert head_only.cells[1].value == pytest.approx(0.71)
+    line = returned(page_of(report, scratch), scratch, f"return {SHOWN}", "seeds=0,2&q=head")[0]
+    assert line[1:4] == ["71.00 ± 1.41", "71.0 ± 1.4", "11.000"]
+    sweep_file(folder, columns=[columns[0], {**columns[1], "format": "count"}])
+    with pytest.raises(ConfigError, match="digits 1, but its format is 'count'"):
+        reported(folder)
 
 
 def test_a_missing_seed_is_said_of_the_chosen_ones(scratch: Path) -> None:

@@ -47,7 +47,7 @@ def render_json(report: Report, absent: Sequence[str] = ()) -> str:
         "metric": report.metric.value,
         "best": "highest" if report.highest else "lowest",
         "baseline": report.baseline.id if report.baseline else None,
-        "columns": [asdict(column) for column in report.columns],
+        "columns": [column.plain() for column in report.columns],
         "groups": [_group(report, group) for group in report.rows],
         "measured_on": report.measured_on,
         "selection": report.selection,

@@ -31,7 +31,7 @@ def page_data(report: Report, target: Path) -> dict[str, Any]:
         "leads": report.results.leads,
         "sections": any(section.title for section in report.results.sections),
         "heads": [[head.title, head.number] for head in report.results.heads],
-        "columns": [[column.title, column.format] for column in report.columns],
+        "columns": [[column.title, column.format, column.digits] for column in report.columns],
         "keys": short_keys(report),
         "signs": SPECIAL,
         "quantiles": quantiles_of(report),

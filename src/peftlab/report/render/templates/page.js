@@ -129,7 +129,7 @@ function group() {
     return;
   }
   groups = groupsBy(key, shownBodies().map(shownRow));
-  const columns = [[known[1], false], ...data.columns.map(([title], column) => [title, !isText(column)]), ["n", true]];
+  const columns = [[known[1], false], ...data.columns.map((_, column) => [headOf(column), !isText(column)]), ["n", true]];
   const heads = columns.map(([title, number], i) => {
     const head = element("th", number ? "number" : i ? "text" : "text lead");
     head.scope = "col";
@@ -164,7 +164,12 @@ function group() {
 
 // -- two rows or more --------------------------------------------------------------------------------------------
 
-const written = (column) => (tells(column) ? (value) => fixed(value, true) : (value) => (value > 0 ? "+" : "") + plainNumber(value));
+function written(column) {
+  const [, form, digits] = data.columns[column];
+  const scale = form === "percent" ? 100 : 1;
+  if (tells(column)) return (value) => fixed(scale * value, true, digits ?? DIGITS[form]);
+  return (value) => (value > 0 ? "+" : "") + plainNumber(value);
+}
 
 function differenceTable(names, rows) {
   const made = element("table", "plain-table");
@@ -175,12 +180,12 @@ function differenceTable(names, rows) {
     head.scope = "col";
     heads.append(head);
   }
-  data.columns.forEach(([title], column) => {
+  data.columns.forEach((_, column) => {
     if (isText(column)) return;
     const test = difference(...rows, column);
     const text = written(column);
     const line = made.tBodies[0]?.insertRow() ?? made.createTBody().insertRow();
-    const head = element("th", "text", title);
+    const head = element("th", "text", headOf(column));
     head.scope = "row";
     line.append(head);
     const cells = [

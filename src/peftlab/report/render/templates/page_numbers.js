@@ -61,7 +61,10 @@ function general(value) {
 
 const plainNumber = (value) => (Math.abs(value) >= 1000 ? whole(value) : general(value));
 
-function numberText(values, form) {
+const DIGITS = { score: 4, percent: 2, difference: 4, seconds: 1 };
+const TELLING = ["score", "percent", "difference"];
+
+function numberText(values, form, digits = null) {
   const lost = values.filter((value) => !Number.isFinite(value)).length;
   if (lost) return lost === values.length ? "not finite" : `not finite in ${lost} of ${values.length}`;
   if (form === "count") {
@@ -70,10 +73,13 @@ function numberText(values, form) {
   }
   if (form === "difference" && values.every((value) => value === 0)) return "0 (exactly)";
   const { mean, std } = summarise(values);
-  if (form === "seconds") return (mean < 0 ? "-" : "") + commas(decimals(mean, 1));
-  if (form === "number") return plainNumber(mean);
-  const text = fixed(mean, form === "difference");
-  return std === null ? text : `${text} ± ${decimals(std, 4)}`;
+  const places = digits ?? DIGITS[form];
+  if (!TELLING.includes(form)) {
+    return places === undefined ? plainNumber(mean) : (mean < 0 ? "-" : "") + commas(decimals(mean, places));
+  }
+  const scale = form === "percent" ? 100 : 1;
+  const text = fixed(scale * mean, form === "difference", places);
+  return std === null ? text : `${text} ± ${decimals(scale * std, places)}`;
 }
 
 // Two-sided p of Student's t for whole degrees of freedom (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).

@@ -2,8 +2,9 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const NOTHING = "–";
 const asNumber = (value) => (typeof value === "string" ? ({ inf: Infinity, "-inf": -Infinity }[value] ?? NaN) : value);
+const headOf = (column) => data.heads[data.leads + column][0];
 const isText = (column) => data.columns[column][1] === "text";
-const tells = (column) => ["score", "difference"].includes(data.columns[column][1]);
+const tells = (column) => TELLING.includes(data.columns[column][1]);
 
 for (const row of data.rows) {
   row.runs = row.runs.map(([seed, value, key, folder, has, log, values, texts, curves]) => ({
@@ -33,7 +34,7 @@ function cellOf(row, column) {
   if (isText(column)) return { text: [...new Set(values)].join(" | ") || NOTHING, value: null };
   const complete = tells(column) ? expected(row) - lost : row.runs.length;
   const lacking = values.length === complete ? "" : ` (${values.length}/${expected(row)} ${unit(row)})`;
-  const text = values.length ? `${numberText(values, data.columns[column][1])}${lacking}` : NOTHING;
+  const text = values.length ? `${numberText(values, ...data.columns[column].slice(1))}${lacking}` : NOTHING;
   const finite = values.filter(Number.isFinite);
   return {
     text: told && tells(column) ? `${text} (${told})` : text,
