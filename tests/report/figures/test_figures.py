@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from peftlab.report.build import Request, build
+from peftlab.report.figures import scatter
 from peftlab.report.figures.labels import fitting
 from peftlab.report.figures.runs import draw_curves
 from peftlab.report.figures.ticks import MOST_TICKS, tick_text, ticks_between
@@ -72,3 +74,17 @@ def test_the_title_of_the_curves_says_which_rows(asking: int, rows: int, said: s
     drawn = draw_curves(build(Request((str(folder),))))
     assert not isinstance(drawn, str)
     assert drawn.title.endswith(said)
+
+
+def test_costs_begin_at_nothing_where_they_are_near_each_other(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(scatter, "finish", lambda figure, *_: seen.append(figure))
+    for most in (512.0, 40_000.0):
+        made = [record(0.8, key=f"a{most}", memory={"peak_mib": 510.0}, method="ia3")]
+        made.append(record(0.7, key=f"b{most}", memory={"peak_mib": most}))
+        scatter.draw_costs(build(Request((str(write(scratch / str(most), made)),))))
+    near, far = (figure.axes[0] for figure in seen)
+    assert near.get_xlim()[0] == 0
+    assert near.get_xlim()[1] > 512
+    assert far.get_xscale() == "log"
+    assert 0 < far.get_xlim()[0] < 510

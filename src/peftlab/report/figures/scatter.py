@@ -130,6 +130,7 @@ def draw_costs(report: Analysis) -> Drawn | str:
         draw_panel(panel, report, points[path], named, log=log)
         if not log:
             panel.xaxis.set_major_locator(MaxNLocator(6))
+            panel.set_xlim(left=0)  # else two MiB of five hundred look like a world
         panel.set_xlabel(title)
     panels[0].set_ylabel(report.metric.title)
     add_legend(figure, report, points["timing.train_seconds"], named)

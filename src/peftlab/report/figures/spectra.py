@@ -96,6 +96,8 @@ def _legend(colours: dict[str, str]) -> list[Any]:
     return [Line2D([], [], color=colour, label=kind, linewidth=2.5) for kind, colour in colours.items()]
 
 
+MOST_NAMES = 80
+"""Names of layers that have room under each other; of more layers every second has one, or every third, …"""
 SHOWN = 1e-4
 """Smallest share of the first singular value that is drawn."""
 
@@ -161,7 +163,8 @@ def _draw_sizes_by_name(axes: Any, layers: Sequence[Spectrum], colours: dict[str
     axes.barh(
         places, [layer.relative_size for layer in layers], color=[colours[layer.kind] for layer in layers], height=thick
     )
-    axes.set_yticks(places, [layer.name for layer in layers], fontsize=8 if len(layers) <= 40 else 6)
+    every = -(-len(layers) // MOST_NAMES)
+    axes.set_yticks(places[::every], [layer.name for layer in layers[::every]], fontsize=8)
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_xlim(0, _with_headroom(layers))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
