@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from peftlab.report.build import Request, build
-from peftlab.report.figures import scatter
+from peftlab.report.figures import scatter, spectra
 from peftlab.report.figures.labels import fitting
 from peftlab.report.figures.runs import draw_curves
+from peftlab.report.figures.style import blank
 from peftlab.report.figures.ticks import MOST_TICKS, tick_text, ticks_between
 from tests.report.made_up import record, sweep_file, write
 
@@ -88,3 +89,13 @@ def test_costs_begin_at_nothing_where_they_are_near_each_other(scratch: Path, mo
     assert near.get_xlim()[1] > 512
     assert far.get_xscale() == "log"
     assert 0 < far.get_xlim()[0] < 510
+
+
+def test_names_of_many_layers_stay_readable() -> None:
+    for layers, named in ((17, 17), (200, 67)):
+        axes = blank(10.0, 14.0)[1][0]
+        many = [spectra.Spectrum(f"part_{number}.query", [1.0, 0.5], 0.1) for number in range(layers)]
+        spectra._draw_sizes_by_name(axes, many, {layer.kind: "#000000" for layer in many})
+        assert len(axes.get_yticklabels()) == named
+        assert {label.get_fontsize() for label in axes.get_yticklabels()} == {8.0}
+        assert len(axes.patches) == layers
