@@ -82,7 +82,7 @@ def test_the_command(peftlab: Peftlab) -> None:
     one = peftlab("explain", "trainer.precision").out
     assert "trainer=gpu: bf16-mixed" in one
     ranks = peftlab("explain", "rank").out
-    assert ranks.count("peft.rank") == 4
+    assert ranks.count("peft.rank") == 5
     assert "part of a run's key" in ranks
     assert "Rank r of the update. Takes a whole number, at least 1." in peftlab("explain", "peft=lora").out
     assert "no part of a run's key" in " ".join(peftlab("explain", "trainer.keep_memory").out.split())

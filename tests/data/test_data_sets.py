@@ -40,7 +40,9 @@ def configured(name: str) -> tuple[type[DataSet], dict[str, Any]]:
 def test_a_yaml_has_every_field_with_its_default(name: str) -> None:
     cls, values = configured(name)
     defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(cls)}
-    assert values == defaults
+    assert values.keys() == defaults.keys()
+    if values.get("hub") is None:  # a preset of a set of the hub says how it differs from its class
+        assert values == defaults
     cls(**values)
     assert f"peftlab train data={name}" in (CONF / f"{name}.yaml").read_text(encoding="utf-8")
 

@@ -128,7 +128,7 @@ def _print_probe(probed: Probe, *, as_json: bool = False, beside: str = "") -> N
         [name, *("–" if of is None or of[key] is None else f"{of[key]:.4f}" for key in shown)]
         for name, of in (("untrained", probed.untrained), ("trained", probed.trained))
     ]
-    names = ("", "loss a token", "perplexity", "token accuracy")
+    names = ("", "loss a token", *(name.replace("_", " ") for name in shown[1:]))
     print_table(out, plain_table([Head(name, number=number > 0) for number, name in enumerate(names)], lines))
     out.print(Text(f"untrained: {probed.untrained_is}"))
     if (lost := probed.forgetting) is not None:
