@@ -117,14 +117,14 @@ class Trial:
 
     def disturbed(self) -> None:
         """Everything that goes wrong on a cluster, while the workers run."""
-        self.until(lambda: len(self.running()) >= 3, "three jobs are at work")
+        held = self.three_held()
         self.status("at work")
-        (run, killed), (_, first), (_, second) = sorted(self.running().items(), key=lambda item: item[1].job)[:3]
+        (run, killed), (_, first), (_, second) = held
         os.kill(int(killed.pid), signal.SIGKILL)
         self.stages.append(f"job {run} killed -9")
+        os.kill(int(first.pid), signal.SIGCONT)
         # On a fast machine all jobs would be over before its time is: its own waits until it is asked to end.
         waiting = int(second.pid)
-        os.kill(waiting, signal.SIGSTOP)
         self.slurm.ask("scontrol", "update", f"JobId={second.job}", "TimeLimit=1")
         time.sleep(2)
         self.slurm.ask("scontrol", "requeue", first.job)
@@ -144,6 +144,21 @@ class Trial:
         )
         with contextlib.suppress(RuntimeError):  # it may have found nothing left to do
             self.slurm.ask("scontrol", "update", f"JobId={second.job}", "TimeLimit=10")
+
+    def three_held(self) -> list[tuple[str, Holder]]:
+        """Three runs at work, of three workers, stopped where they are: on a busy machine they might never meet."""
+        held: dict[str, tuple[str, Holder]] = {}
+
+        def hold() -> bool:
+            for run, holder in self.running().items():
+                if holder.job not in held and len(held) < 3:
+                    with contextlib.suppress(ProcessLookupError):  # it has just ended
+                        os.kill(int(holder.pid), signal.SIGSTOP)
+                        held[holder.job] = (run, holder)
+            return len(held) == 3
+
+        self.until(hold, "three jobs are at work")
+        return [held[job] for job in sorted(held)]
 
     def ended(self) -> None:
         """Until nobody works, and the same command once more."""
