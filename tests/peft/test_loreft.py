@@ -32,9 +32,8 @@ def language_model(kind: str = "llama") -> Any:
 
 
 def places_of(n: int, first: int, last: int) -> tuple[list[int], list[int]]:
-    """The paper's rule, in words of one text: first p and last s places of n, halves where they would meet."""
-    if n < first + last:
-        first, last = min(first, n // 2), min(last, -(-n // 2))
+    """The rule of pyreft 0.1.0 (get_intervention_locations), in words of one text: at most a half of it each."""
+    first, last = min(first, n // 2), min(last, n // 2)
     return list(range(first)), list(range(n - last, n))
 
 

@@ -12,7 +12,8 @@ The prompt is the text, where texts are classified. Of a language model it is wh
 under loss, or all that ``generate`` is given: what is written is computed as the backbone would, from what the prompt's
 changed places have left behind. Where every token is learned there is no prompt, and it is refused; of a conversation
 in one row the first answer ends it. Padding counts nowhere, whichever side it is on; of packed texts each has its own
-places. A prompt of n < first + last tokens has min(first, ⌊n/2⌋) first and min(last, ⌈n/2⌉) last places.
+places. A prompt of n tokens has min(first, ⌊n/2⌋) first and min(last, ⌊n/2⌋) last places, as in the authors' code: one
+of a single token has none.
 
 Departures: R is kept orthonormal by a QR of its parameter (the authors' code: Householder reflections, with a d × d
 matrix beside it). ``dropout`` is, as in their code, on the changed h as a whole.
@@ -321,8 +322,6 @@ def _first_and_last(prompt: Tensor, ranks: Tensor, first: int, last: int) -> tup
     goes_on[:, :-1] = prompt[:, 1:] & (ranks[:, 1:] == ranks[:, :-1] + 1)
     ends = torch.where(prompt & ~goes_on, places, width)
     left = ends.flip(1).cummin(dim=1).values.flip(1) - places  # tokens of the prompt behind this one
-    n = ranks + left + 1
-    short = n < first + last
-    until = torch.where(short, (n // 2).clamp(max=first), first)
-    since = torch.where(short, ((n + 1) // 2).clamp(max=last), last)
+    half = (ranks + left + 1) // 2
+    until, since = half.clamp(max=first), half.clamp(max=last)
     return prompt & (ranks < until), prompt & (left < since)

@@ -156,6 +156,12 @@ TAGS: tuple[Tag, ...] = (
         lambda config: config["data"].get("packing") is True,
         "packed texts are shared out over so many rows that the fewest places are padded, not over the fewest rows",
     ),
+    Tag(
+        "loreft-1",
+        lambda config: any(_trains("peftlab.peft.loreft.LoReFT", "loreft", config)),
+        "LoReFT edits at most half of a prompt's tokens from either side, as its authors' code does: of an odd number "
+        "the middle one is left alone",
+    ),
 )
 """All of them, oldest first.
 
