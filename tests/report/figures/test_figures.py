@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 
 from peftlab.report.build import Request, build
 from peftlab.report.figures import scatter, spectra
+from peftlab.report.figures.direct import Spot, name_directly
 from peftlab.report.figures.labels import fitting
 from peftlab.report.figures.runs import draw_curves
-from peftlab.report.figures.style import blank
+from peftlab.report.figures.style import blank, lay_out
 from peftlab.report.figures.ticks import MOST_TICKS, tick_text, ticks_between
 from tests.report.made_up import record, sweep_file, write
 
@@ -99,3 +101,61 @@ def test_names_of_many_layers_stay_readable() -> None:
         assert len(axes.get_yticklabels()) == named
         assert {label.get_fontsize() for label in axes.get_yticklabels()} == {8.0}
         assert len(axes.patches) == layers
+
+
+def test_names_beside_points_lie_on_nothing(scratch: Path) -> None:
+    """Twenty-four, ten of them crowded: each inside the axes, on no other name and on no point."""
+    drawn = random.Random(0)
+    spots = [
+        Spot(
+            drawn.uniform(4, 6) if n < 10 else drawn.uniform(0, 10), drawn.uniform(0, 1), 0.02, f"a method, number {n}"
+        )
+        for n in range(24)
+    ]
+    figure, (panel,) = blank(9.6, 6.6)
+    panel.plot([spot.x for spot in spots], [spot.y for spot in spots], "o")
+    lay_out(figure, "title")
+    assert name_directly(panel, spots) == 0
+    extents = [text.get_window_extent() for text in panel.texts]
+    assert sorted(text.get_text() for text in panel.texts) == sorted(spot.name for spot in spots)
+    frame = panel.get_window_extent()
+    for n, one in enumerate(extents):
+        assert frame.contains(one.x0, one.y0)
+        assert frame.contains(one.x1, one.y1)
+        assert not any(one.overlaps(other) for other in extents[n + 1 :])
+        assert not any(one.contains(*panel.transData.transform((spot.x, spot.y))) for spot in spots)
+
+
+def test_a_name_without_room_is_counted_and_not_written() -> None:
+    figure, (panel,) = blank(2.0, 2.0)
+    panel.plot([0, 1], [0, 1])
+    lay_out(figure, "title")
+    assert name_directly(panel, [Spot(0.5, 0.5, name="a name that is wider than the whole of the axes")]) == 1
+    assert not panel.texts
+
+
+@pytest.mark.parametrize(("rows", "legend"), [(8, 8), (20, 0), (60, 0)])
+def test_a_long_legend_becomes_names_beside_points(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, rows: int, legend: int
+) -> None:
+    """Of many rows the front and the best have a name, and the others are grey."""
+    found: list[Any] = []
+    monkeypatch.setattr(scatter, "finish", lambda figure, *_: found.append(figure))
+    runs = [
+        record(
+            0.5 + 0.4 * (n * 7 % rows) / rows,
+            key=f"{n:012x}",
+            keys={"optim.lr": n + 1.0},
+            trainable=100 * 2 ** (n % 16) + n,
+        )
+        for n in range(rows)
+    ]
+    report = build(Request((str(write(scratch / "t", runs)),)))
+    scatter.draw_parameters(report)
+    (figure,) = found
+    names = [text.get_text() for text in figure.axes[0].texts]
+    keys = [text.get_text() for of in figure.legends for text in of.get_texts()]
+    assert sum("lr" in key for key in keys) == legend
+    if not legend:
+        assert len(names) == (rows if rows <= scatter.MOST_NAMED_POINTS else 10)
+        assert (f"{rows - 10} other rows" in keys) == (rows > 24)

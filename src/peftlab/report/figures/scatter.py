@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from typing import Any
 
 from peftlab.report.analysis import Analysis
+from peftlab.report.figures.direct import Spot, name_directly
 from peftlab.report.figures.labels import by_id
 from peftlab.report.figures.numbers import Point, by_test_set, fronts_of, points_of
-from peftlab.report.figures.style import GREY, MOST_NAMED, Drawn, blank, finish, style_of
+from peftlab.report.figures.style import GREY, MOST_NAMED, Drawn, blank, finish, lay_out, style_of
 from peftlab.report.figures.ticks import use_round_ticks
 
 MOST_NAMED_POINTS = 24
-"""Up to so many rows the legend names all; colours and markers tell them apart."""
+"""Up to so many rows all have a name, if there is room beside the points; else the best of them."""
+MOST_LEGEND = 8
+"""Names in a legend; of more, each stands beside its point."""
 FRONT_STYLES: tuple[Any, ...] = ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
 """Of the fronts of several test sets; they may cross."""
 MOST_SPREADS = 100
@@ -53,13 +56,14 @@ def draw_panel(panel: Any, report: Analysis, points: Sequence[Point], named: dic
         use_round_ticks(panel)
 
 
-def named_groups(report: Analysis, points: Sequence[Point]) -> dict[str, int]:
-    """Id → number of the groups that the legend names: all if they are few, else those of the front and the best."""
-    if len(points) <= MOST_NAMED_POINTS:
+def named_groups(report: Analysis, points: Sequence[Point], most: int) -> dict[str, int]:
+    """Id → number of the groups that have a name: all of up to ``most``, of more those of the front and the best."""
+    if len(points) <= most:
         return {point.group.id: number for number, point in enumerate(points)}
     fronts = fronts_of(points, report.same, highest=report.highest)
     front = [point.group for of_set in fronts for point in of_set]
-    chosen = {group.id for group in [*front[-MOST_NAMED:], *report.best_first([p.group for p in points])][:MOST_NAMED]}
+    first = dict.fromkeys(group.id for group in [*front[-MOST_NAMED:], *report.best_first([p.group for p in points])])
+    chosen = list(first)[:MOST_NAMED]
     shown = [point for point in points if point.group.id in chosen]
     return {point.group.id: number for number, point in enumerate(shown)}
 
@@ -73,12 +77,26 @@ def add_legend(figure: Any, report: Analysis, points: Sequence[Point], named: di
     for name, number in named.items():
         colour, marker = style_of(number)
         handles.append(Line2D([], [], color=colour, marker=marker, linewidth=0, label=labels[name]))
-    if len(named) < len(points):
-        text = f"{len(points) - len(named)} other rows"
-        handles.append(Line2D([], [], color=GREY, marker="o", markersize=4, linewidth=0, label=text))
-    handles += [Line2D([], [], color="#777777", linestyle=style, linewidth=1, label=label)
-                for label, style in _front_labels(report, points)]  # fmt: skip
+    handles += [*_others_handle(points, named), *_front_handles(report, points)]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8, labelspacing=0.7)
+
+
+def _others_handle(points: Sequence[Point], named: dict[str, int]) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    if len(named) == len(points):
+        return []
+    text = f"{len(points) - len(named)} other rows"
+    return [Line2D([], [], color=GREY, marker="o", markersize=4, linewidth=0, label=text)]
+
+
+def _front_handles(report: Analysis, points: Sequence[Point]) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], color="#777777", linestyle=style, linewidth=1, label=label)
+        for label, style in _front_labels(report, points)
+    ]
 
 
 def _labels(points: Sequence[Point], named: dict[str, int]) -> dict[str, str]:
@@ -100,15 +118,18 @@ def draw_parameters(report: Analysis) -> Drawn | str:
     points = points_of(report, "parameters.trainable")
     if not points:
         return "metric against trainable parameters: no row has both"
-    figure, (panel,) = blank(9.6, _height(report, points, 4.6))
-    named = named_groups(report, points)
-    draw_panel(panel, report, points, named, log=True)
-    panel.set_xlabel("trainable parameters, the head included")
-    panel.set_ylabel(report.metric.title)
-    add_legend(figure, report, points, named)
+    title = f"{report.metric.title} against trainable parameters, mean ± standard deviation over seeds"
+
+    def drawn(named: dict[str, int], width: float, height: float) -> tuple[Any, list[Any]]:
+        figure, (panel,) = blank(width, height)
+        draw_panel(panel, report, points, named, log=True)
+        panel.set_xlabel("trainable parameters, the head included")
+        panel.set_ylabel(report.metric.title)
+        return figure, [panel]
+
+    figure = _with_names(report, [points], drawn, title, widths=(9.6, 9.6), least=4.6)
     front = {p.group.id for of_set in fronts_of(points, report.same, highest=report.highest) for p in of_set}
     rows = [(p.group.id, p.group.label, p.cost, p.value, p.spread, p.group.id in front) for p in points]
-    title = f"{report.metric.title} against trainable parameters, mean ± standard deviation over seeds"
     head = ["group", "label", "trainable_parameters", "mean", "std", "on_the_pareto_front"]
     return finish(figure, "parameters", title, head, rows)
 
@@ -121,26 +142,75 @@ def draw_costs(report: Analysis) -> Drawn | str:
     points = {path: points_of(report, path) for path in costs}
     if not all(points.values()):
         return "metric against memory and time: no row has them"
-    first = points["memory.peak_mib"]
-    figure, panels = blank(11.5, _height(report, first, 4.4), columns=2)
-    named = named_groups(report, points["timing.train_seconds"])
-    for panel, (path, title) in zip(panels, costs.items(), strict=True):
-        values = [point.cost for point in points[path]]
-        log = max(values) > 8 * min(values)
-        draw_panel(panel, report, points[path], named, log=log)
-        if not log:
-            panel.xaxis.set_major_locator(MaxNLocator(6))
-            panel.set_xlim(left=0)  # else two MiB of five hundred look like a world
-        panel.set_xlabel(title)
-    panels[0].set_ylabel(report.metric.title)
-    add_legend(figure, report, points["timing.train_seconds"], named)
-    rows = [(path, p.group.id, p.group.label, p.cost, p.value, p.spread) for path in costs for p in points[path]]
     title = f"{report.metric.title} against peak memory and training time, mean ± standard deviation over seeds"
+
+    def drawn(named: dict[str, int], width: float, height: float) -> tuple[Any, list[Any]]:
+        figure, panels = blank(width, height, columns=2)
+        for panel, (path, cost) in zip(panels, costs.items(), strict=True):
+            values = [point.cost for point in points[path]]
+            log = max(values) > 8 * min(values)
+            draw_panel(panel, report, points[path], named, log=log)
+            if not log:
+                panel.xaxis.set_major_locator(MaxNLocator(6))
+                panel.set_xlim(left=0)  # else two MiB of five hundred look like a world
+            panel.set_xlabel(cost)
+        panels[0].set_ylabel(report.metric.title)
+        return figure, panels
+
+    figure = _with_names(report, list(points.values()), drawn, title, widths=(11.5, 13.0), least=4.4)
+    rows = [(path, p.group.id, p.group.label, p.cost, p.value, p.spread) for path in costs for p in points[path]]
     return finish(figure, "costs", title, ["cost", "group", "label", "value", "mean", "std"], rows)
 
 
-def _height(report: Analysis, points: Sequence[Point], least: float) -> float:
+def _with_names(
+    report: Analysis,
+    points: Sequence[Sequence[Point]],
+    drawn: Callable[[dict[str, int], float, float], tuple[Any, list[Any]]],
+    title: str,
+    *,
+    widths: tuple[float, float],
+    least: float,
+) -> Any:
+    """The figure with names beside the points, of all or else of the best, if all find a place; else with a legend.
+
+    Args:
+        report: what is shown.
+        points: of each panel; who has a name is decided by the last.
+        drawn: makes figure and panels of the groups that have a name, a width and a height.
+        title: of the figure.
+        widths: with a legend, and without.
+        least: height.
+    """
+    for most in (MOST_NAMED_POINTS, MOST_NAMED):
+        named = named_groups(report, points[-1], most)
+        for height in (least + 2.0, least + 4.0) if len(named) > MOST_LEGEND else ():
+            figure, panels = drawn(named, widths[1], height)
+            if keys := [*_front_handles(report, points[-1]), *_others_handle(points[-1], named)]:
+                figure.legend(handles=keys, loc="outside lower right", ncols=2, frameon=False, fontsize=8)
+            lay_out(figure, title)
+            pairs = zip(panels, points, strict=True)
+            if not any(name_directly(panel, _spots(of, named), _steps(report, of)) for panel, of in pairs):
+                return figure
+    figure, _ = drawn(named, widths[0], _height(report, points[-1], named, least))
+    add_legend(figure, report, points[-1], named)
+    return figure
+
+
+def _steps(report: Analysis, points: Sequence[Point]) -> Iterator[list[tuple[float, float]]]:
+    """The corners of each front, as :func:`draw_panel` draws it."""
+    for front in fronts_of(points, report.same, highest=report.highest):
+        corners = [(front[0].cost, front[0].value)]
+        for point in front[1:]:
+            corners += [(point.cost, corners[-1][1]), (point.cost, point.value)]
+        yield corners
+
+
+def _spots(points: Sequence[Point], named: dict[str, int]) -> list[Spot]:
+    labels = by_id(((p.group.id, p.group.label) for p in points if p.group.id in named), 26, lines=2)
+    return [Spot(p.cost, p.value, p.spread or 0.0, labels.get(p.group.id, "")) for p in points]
+
+
+def _height(report: Analysis, points: Sequence[Point], named: dict[str, int], least: float) -> float:
     """Tall enough for the legend."""
-    named = named_groups(report, points)
     lines = sum(1 + label.count("\n") for label in _labels(points, named).values())
     return max(least, 0.9 + 0.135 * lines + 0.1 * (len(named) + 2 + len(_front_labels(report, points))))

@@ -56,12 +56,18 @@ def blank(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]
     return figure, panels
 
 
-def finish(figure: Any, name: str, title: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Drawn:
-    """The figure as PNG and PDF, and its numbers as CSV."""
+def lay_out(figure: Any, title: str) -> None:
+    """Give ``figure`` its title, and everything in it its final place."""
     figure.suptitle(wrapped(title, 100, lines=2), fontsize=10, x=0.01, horizontalalignment="left")
-    png, pdf = io.BytesIO(), io.BytesIO()
     figure.draw_without_rendering()
     figure.set_layout_engine(None)  # laid out now: with an engine, each file would be laid out and drawn twice
+
+
+def finish(figure: Any, name: str, title: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Drawn:
+    """The figure as PNG and PDF, and its numbers as CSV."""
+    if figure.get_layout_engine() is not None:
+        lay_out(figure, title)
+    png, pdf = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=130, metadata={"Software": None})
     figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
     return Drawn(name, title, png.getvalue(), pdf.getvalue(), csv_text(head, rows))
