@@ -245,7 +245,7 @@ def test_the_table_of_a_sweep_has_two_rows_and_says_why(monkeypatch: pytest.Monk
     assert f"- {SAID} Rows: LoRA, computed before lora-dropout-1." in table
     assert "- LoRA: a paper gives 0.9; measured 0.9000 (1/3 seeds), 0.0000: within ± 0.01." in table
     about = "- LoRA, computed before lora-dropout-1: a paper gives 0.9; measured 0.7000 ± 0.1414 (2/3 seeds), "
-    assert f"{about}-0.2000: outside ± 0.01." in table
+    assert f"{about}−0.2000: outside ± 0.01." in table
     assert "- LoRA: another gives 0.9 (from memory); measured 0.9000 (1/3 seeds)." in table
     lines = csv.DictReader(io.StringIO(render_csv(sweep, mixed)))
     assert {line["key"]: line["computed"] for line in lines if line["cell"] == "lora"} == {

@@ -84,6 +84,10 @@ def _title_and_format(path: str) -> tuple[str, Form]:
         return titles.get(last, words), "count"
     if last.endswith("seconds"):
         return words, "seconds"
+    if first == "probe":
+        if rest == "forgetting":
+            return "forgetting of general text, nats a token", "difference"
+        return f"{rest.replace('.', ' ').replace('_', ' ')} on general text", "count" if last == "tokens" else "score"
     if first == "forgetting":
         return words, "score" if last in ("before", "after") else "difference"
     if path == "memory.peak_mib":
@@ -174,15 +178,15 @@ def _number_text(values: Sequence[float], form: Form, digits: int | None = None)
     if lost:
         return "not finite" if lost == len(values) else f"not finite in {lost} of {len(values)}"
     if form == "count":
-        low, high = round(min(values)), round(max(values))
-        return f"{low:,}" if low == high else f"{low:,} … {high:,}"
+        low, high = (with_minus(f"{round(value):,}") for value in (min(values), max(values)))
+        return low if low == high else f"{low} … {high}"
     if form == "difference" and not any(values):
         return "0 (exactly)"
     found = summarise(values)
     assert found.mean is not None
     places = DIGITS.get(form) if digits is None else digits
     if form not in TELLING:
-        return plain_number(found.mean) if places is None else f"{found.mean:,.{places}f}"
+        return plain_number(found.mean) if places is None else with_minus(f"{found.mean:,.{places}f}")
     assert places is not None
     scale = 100 if form == "percent" else 1
     text = fixed(scale * found.mean, sign=form == "difference", digits=places)
@@ -192,11 +196,16 @@ def _number_text(values: Sequence[float], form: Form, digits: int | None = None)
 def fixed(value: float, *, sign: bool = False, digits: int = 4) -> str:
     """So many decimals, with + or - if wanted; what rounds to zero has neither."""
     text = format(value, f"{'+' if sign else ''}.{digits}f")
-    return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
+    return with_minus(text) if any(digit in text for digit in "123456789") else text.lstrip("+-")
+
+
+def with_minus(number: str) -> str:
+    """``number`` with a minus sign in the place of a hyphen in front."""
+    return f"\N{MINUS SIGN}{number[1:]}" if number.startswith("-") else number
 
 
 def plain_number(value: float) -> str:
     """Four significant digits, thousands with commas, no exponent for everyday sizes."""
     if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
+        return with_minus(f"{value:,.0f}")
+    return with_minus(f"{value:.4g}")

@@ -79,7 +79,7 @@ def test_nothing_is_cut(width: int) -> None:
 
 
 def test_what_rounds_to_zero_has_no_sign(scratch: Path) -> None:
-    assert (fixed(-4e-19), fixed(4e-19, sign=True), fixed(-0.1, sign=True)) == ("0.0000", "0.0000", "-0.1000")
+    assert (fixed(-4e-19), fixed(4e-19, sign=True), fixed(-0.1, sign=True)) == ("0.0000", "0.0000", "−0.1000")
     assert interval_text((-4e-19, 0.25)) == "[0.0000, +0.2500]"
     assert cell_of((-1e-9, 0.0), "difference", complete=2, expected=2).text == "0.0000 ± 0.0000"
     runs = [
@@ -89,4 +89,5 @@ def test_what_rounds_to_zero_has_no_sign(scratch: Path) -> None:
     ]
     text = render_markdown(build(Request((str(write(scratch / "t", runs)),), baseline="peft=head")))
     assert "-0.0000" not in text
+    assert "−0.0000" not in text
     assert "| 3 | 0.0000 |" in text

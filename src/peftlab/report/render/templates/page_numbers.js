@@ -24,6 +24,8 @@ function summarise(values) {
   return { n, mean, std: n > 1 ? Math.sqrt(total(squares) / (n - 1)) : null };
 }
 
+const MINUS = "\u2212";
+
 // Of a number that lies exactly between two, Python writes the even one, toFixed and toExponential the larger one.
 const even = (digits) => "02468".includes(digits.at(-1));
 const between = (rest) => /^50*$/.test(rest);
@@ -40,11 +42,11 @@ function decimals(value, digits) {
 function fixed(value, sign = false, digits = 4) {
   const text = decimals(value, digits);
   if (!/[1-9]/.test(text)) return text;
-  return (value < 0 ? "-" : sign ? "+" : "") + text;
+  return (value < 0 ? MINUS : sign ? "+" : "") + text;
 }
 
 const commas = (text) => text.replace(/\B(?=(\d{3})+(?!\d))(?<!\..*)/g, ",");
-const whole = (value) => (value < 0 ? "-" : "") + commas(decimals(value, 0));
+const whole = (value) => (value < 0 ? MINUS : "") + commas(decimals(value, 0));
 
 function general(value) {
   if (value === 0) return "0";
@@ -54,7 +56,7 @@ function general(value) {
   const text = between(exact.slice(5)) && even(cut) ? `${cut}e${power}` : size.toExponential(3);
   const [mantissa, exponent] = text.split("e");
   const stripped = (number) => (number.includes(".") ? number.replace(/\.?0+$/, "") : number);
-  const sign = value < 0 ? "-" : "";
+  const sign = value < 0 ? MINUS : "";
   if (exponent >= -4 && exponent < 4) return sign + stripped(Number(text).toFixed(3 - exponent));
   return `${sign}${stripped(mantissa)}e${exponent < 0 ? "-" : "+"}${String(Math.abs(exponent)).padStart(2, "0")}`;
 }
@@ -75,7 +77,7 @@ function numberText(values, form, digits = null) {
   const { mean, std } = summarise(values);
   const places = digits ?? DIGITS[form];
   if (!TELLING.includes(form)) {
-    return places === undefined ? plainNumber(mean) : (mean < 0 ? "-" : "") + commas(decimals(mean, places));
+    return places === undefined ? plainNumber(mean) : (mean < 0 ? MINUS : "") + commas(decimals(mean, places));
   }
   const scale = form === "percent" ? 100 : 1;
   const text = fixed(scale * mean, form === "difference", places);
