@@ -170,6 +170,7 @@ def local_folder(arguments: list[str], scratch: Path) -> list[str]:
         for split in ("train", "test"):
             rows = (f"{split} text {i},second {i},{i % labels}\n" for i in range(400))
             (folder / f"{split}.csv").write_text("text,hypothesis,label\n" + "".join(rows))
+        (folder / "general.jsonl").write_text('{"text": "what no run is tuned on"}\n')
     return [a.replace("FOLDER", os.fspath(folder)) for a in arguments]
 
 

@@ -22,8 +22,9 @@ from pydantic import Field
 from peftlab.backbones.config import BackboneConfig
 from peftlab.class_names import stable_name
 from peftlab.data.base import DataSet
+from peftlab.data.probe_texts import ProbeTexts
 from peftlab.errors import ConfigError, first_line, nearest
-from peftlab.fields import NAME_PATTERN, NonNegativeInt, bookkeeping, run_folder
+from peftlab.fields import NAME_PATTERN, NonNegativeInt, added, bookkeeping, run_folder
 from peftlab.objectives.base import Learned, Objective
 from peftlab.peft.base import PEFTStrategy
 from peftlab.reading import read_yaml
@@ -67,6 +68,9 @@ class RunConfig:
     continue_from: str | None = run_folder()
     """Folder of a finished run of the same config to go on with, for more epochs: from its last weights, optimizer
     states and step, by the schedule of the new length. That run must have ``trainer.keep_checkpoints=true``."""
+    probe: dict[str, Any] | None = added(None)
+    """General texts that a language model foretells after the test, with what was trained and without: {file: FILE,
+    column: text, max_length: 512}; the difference is what it has forgotten of them. null: none."""
     data: DataSet
     backbone: BackboneConfig
     peft: PEFTStrategy
@@ -102,6 +106,12 @@ class _TopLevel:
     force: bool = False
     measure_forgetting: bool = False
     continue_from: str | None = None
+    probe: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a probe that is said wrongly."""
+        if self.probe is not None:
+            ProbeTexts.of(self.probe)
 
 
 def from_plain(values: dict[str, Any]) -> RunConfig:
@@ -118,6 +128,12 @@ def from_plain(values: dict[str, Any]) -> RunConfig:
     method.fit_tasks(max(len(parts["data"].task_names()), 1))
     if method.acts_on_prompts() and not parts["data"].tells_prompts():
         _refuse_without_prompts(method)
+    if parts["probe"] is not None and method.acts_on_prompts():
+        said = (
+            f"probe: peft={method.name} edits prompts and leaves what a model says alone; a plain text has no prompt, "
+            "so that nothing would differ. Set probe=null."
+        )
+        raise BadValue([("probe", said)])
     if parts["trainer"].strategy == "fsdp":
         _require_shardable(parts, method)
     return RunConfig(peft=method, **parts)
@@ -149,6 +165,12 @@ def without_method(values: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             "measure_forgetting=true needs backbone.from_run=<run folder>, the run whose task may be forgotten."
         )
+    if parts["probe"] is not None and learned.head != "own":
+        said = (
+            f"probe needs a language model, and this run learns {learned.about}. Set probe=null, or use "
+            "data=instructions, multiple_choice or text."
+        )
+        raise BadValue([("probe", said)])
     return parts
 
 
@@ -251,6 +273,9 @@ def _require_shardable(parts: Mapping[str, Any], method: PEFTStrategy) -> None:
     if parts["measure_forgetting"]:
         said = "measure_forgetting=true tests in one process, which has a part of the model only"
         wrong.append(("measure_forgetting", f"trainer.strategy=fsdp: {said}. {ways}, or measure_forgetting=false."))
+    if parts["probe"] is not None:
+        said = "probe measures in one process, which has a part of the model only"
+        wrong.append(("probe", f"trainer.strategy=fsdp: {said}. {ways}, or probe=null."))
     if parts["data"].generation() is not None:
         said = "data.generate writes answers in one process, which has a part of the model only"
         wrong.append(("data.generate", f"trainer.strategy=fsdp: {said}. {ways}, or data.generate=null."))

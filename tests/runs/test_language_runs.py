@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from peftlab.cli import main
+from peftlab.data.probe_texts import ProbeTexts
 from peftlab.language.answers import plain
 from peftlab.library.run import load_run
 from peftlab.records.folder import finished_run
@@ -27,6 +28,15 @@ from tests.runs.small_runs import record_of
 
 COLOURS = ["red", "blue", "green", "grey"]
 ASKED = [f"{word} it is {number}" for number, word in enumerate(COLOURS * 15)]
+
+RUN = [
+    "data=instructions", "data.path=rows", "backbone=hf", "backbone.name_or_path=model", "data.max_length=64",
+    "data.too_long=leave_out", "data.generate={judge: [exact_match, rouge_l], max_new_tokens: 8}", "peft=lora",
+    "peft.targets=[query,key,value,attention_output,ffn_up,ffn_down,ffn_gate]", "peft.rank=8", "optim.lr=0.03",
+    "trainer.max_epochs=5", "trainer.progress_bar=false", "trainer.threads=1", "logger=none",
+    "trainer.measure_before=true",
+]  # fmt: skip
+"""What ``_trained_once`` has trained, where it has trained it."""
 
 
 def write_model(folder: Path) -> None:
@@ -60,14 +70,7 @@ def _trained_once() -> tempfile.TemporaryDirectory[str]:
     try:
         write_model(Path("model"))
         write_rows(Path("rows"))
-        status = main(
-            ["train", "data=instructions", "data.path=rows", "backbone=hf",
-             f"backbone.name_or_path={folder.name}/model", "data.max_length=64", "data.too_long=leave_out",
-             "data.generate={judge: [exact_match, rouge_l], max_new_tokens: 8}", "peft=lora",
-             "peft.targets=[query,key,value,attention_output,ffn_up,ffn_down,ffn_gate]", "peft.rank=8", "optim.lr=0.03",
-             "trainer.max_epochs=5", "trainer.progress_bar=false", "trainer.threads=1", "logger=none",
-             "trainer.measure_before=true"]
-        )  # fmt: skip
+        status = main(["train", *RUN])
         assert status == 0
     finally:
         os.chdir(here)
@@ -147,8 +150,58 @@ def test_general_text_is_probed_with_what_was_trained_and_without(run: Path, tmp
     folder, config, _ = finished_run(str(run))
     began, _ = as_it_began(folder, config)
     with began.adapter.disabled():
-        alone = probe(folder, config, began, file, length=64)
+        alone = probe(folder, config, began, ProbeTexts(str(file), max_length=64))
     assert alone.trained == figures["untrained"]
+
+
+def test_a_probe_is_a_part_of_a_run(run: Path, tmp_path: Path, peftlab: Peftlab) -> None:
+    """The record has what ``inspect --probe`` finds of it; the key knows the texts by their content."""
+    texts = "".join(json.dumps({"said": text}) + "\n" for text in ("the sky was grey", "one, two, and the water"))
+    general, moved = tmp_path / "general.jsonl", tmp_path / "moved.jsonl"
+    for file in (general, moved):
+        file.write_text(texts, encoding="utf-8")
+
+    def asked(file: Path) -> list[str]:
+        return [*RUN, f"probe={{file: {file}, column: said, max_length: 64}}", f"output_dir={tmp_path / 'outputs'}"]
+
+    result = peftlab("train", *asked(general))
+    assert result.status == 0, result.err
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    record = record_of(folder)
+    assert record["metrics"] == record_of(run)["metrics"], "measuring changes nothing"
+    probing = ["--json", "--probe", general, "--probe-column", "said", "--probe-length", "64"]
+    inspected = json.loads(peftlab("inspect", folder, *probing).out)["probe"]
+    assert record["probe"] == inspected
+    assert record["probe"]["forgetting"] > 0
+    assert str(folder) in peftlab("train", *asked(moved)).out, "found again by what the file holds"
+    assert list(folder.parent.iterdir()) == [folder]
+    verified = peftlab("verify", folder)
+    assert verified.status == 0, verified.err
+    moved.write_text(texts.upper(), encoding="utf-8")
+    assert folder.name not in peftlab("check", *asked(moved)).out
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("{file: absent.jsonl}", "probe.file=absent.jsonl: there is no such file."),
+        ("{files: a.jsonl}", "probe has no key 'files'. Did you mean 'file'? It has: file, column, max_length."),
+        ("{column: a}", "probe.file=None must be the file of the texts"),
+        ("{file: a.jsonl, max_length: 1}", "probe.max_length=1 must be a whole number of tokens from 2 on."),
+        ("{file: FILE, max_length: 900}", "probe.max_length=900 is more than this llama has positions for: set "),
+        ("{file: FILE, max_length: 64}", "probe.file: "),
+    ],
+)
+def test_a_probe_that_cannot_be_measured_is_refused_before_training(
+    run: Path, tmp_path: Path, peftlab: Peftlab, said: str, expected: str
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one"}\n{"text": ""}\n', encoding="utf-8")
+    outputs = tmp_path / "outputs"
+    refused = peftlab("train", *RUN, f"probe={said.replace('FILE', str(file))}", f"output_dir={outputs}")
+    assert refused.status == 2
+    assert expected in refused.err
+    assert not outputs.exists()
 
 
 def test_a_run_of_instructions_chooses_between_options(run: Path, tmp_path: Path, peftlab: Peftlab) -> None:

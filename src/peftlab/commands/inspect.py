@@ -103,13 +103,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _probed(given: argparse.Namespace) -> Probe:
+    from peftlab.data.probe_texts import ProbeTexts
     from peftlab.runs.assemble import reassemble
     from peftlab.runs.probe import probe
 
     folder, config, _ = finished_run(given.run)
     assembled, _ = reassemble(folder, config)
-    file = Path(given.probe).expanduser()
-    return probe(folder, config, assembled, file, column=given.probe_column, length=given.probe_length)
+    texts = ProbeTexts(given.probe, given.probe_column, given.probe_length)
+    return probe(folder, config, assembled, texts, key="--probe")
 
 
 def _print_probe(probed: Probe, *, as_json: bool = False, beside: str = "") -> None:

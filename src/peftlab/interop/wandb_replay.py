@@ -163,6 +163,7 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         "timing": record["timing"],
         "memory": record["memory"],
         "forgetting": record.get("forgetting") or {},
+        "probe": record.get("probe") or {},
     }
     found: dict[str, Any] = {}
     for prefix, values in parts.items():

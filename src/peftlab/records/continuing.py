@@ -26,7 +26,7 @@ from peftlab.training.selection import monitored, training_is_over
 
 FIELD = "continued_from"
 """Where a record says what it goes on from."""
-FREE = ("trainer.max_epochs", "trainer.max_steps", "trainer.early_stopping_patience", "measure_forgetting")
+FREE = ("trainer.max_epochs", "trainer.max_steps", "trainer.early_stopping_patience", "measure_forgetting", "probe")
 """What may be other than in the earlier run, beside bookkeeping: how long, and what is measured behind training."""
 
 

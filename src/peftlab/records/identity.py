@@ -22,6 +22,7 @@ from peftlab.backbones.config import BackboneConfig
 from peftlab.class_names import stable_name
 from peftlab.config import GROUPS, RunConfig
 from peftlab.data.base import DataSet
+from peftlab.data.probe_texts import ProbeTexts
 from peftlab.errors import RunError
 from peftlab.fields import enters_identity
 from peftlab.files import cache_folder, open_regular
@@ -87,7 +88,7 @@ def recorded(config: RunConfig) -> dict[str, Any]:
         "added": added,
         "run_folders": run_folders,
         "values": values,
-        "content": content(config.data, config.backbone, peft_files, config.continue_from),
+        "content": content(config.data, config.backbone, peft_files, config.continue_from, config.probe),
         "peft_files": [str(file) for file in peft_files],
     }
 
@@ -98,7 +99,11 @@ def rules(said: Mapping[str, Any]) -> Rules:
 
 
 def content(
-    data: DataSet, backbone: BackboneConfig, peft_files: Sequence[Path], continues: str | None = None
+    data: DataSet,
+    backbone: BackboneConfig,
+    peft_files: Sequence[Path],
+    continues: str | None = None,
+    probe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What files enter a key with: hashes of their content, and of an earlier run its key and backbone.
 
@@ -107,6 +112,7 @@ def content(
         backbone: the run's.
         peft_files: of its method.
         continues: the folder of the run that it goes on with.
+        probe: the general texts that it foretells.
 
     Raises:
         PeftlabError: if one of them is not here.
@@ -123,6 +129,9 @@ def content(
         found["from_run"] = _earlier_run(Path(backbone.from_run).expanduser(), "backbone.from_run")
     if continues is not None:
         found[CONTINUES] = _continued_run(continues)
+    if probe is not None:
+        texts = ProbeTexts.of(probe)
+        found["probe"] = texts.identity(content_sha256([texts.path()]))
     return found
 
 

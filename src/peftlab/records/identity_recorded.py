@@ -128,7 +128,7 @@ def content_now(
         files = [_beside(Path(file), moved) for file in said["peft_files"]]
     else:
         files = list(_earlier_peft_files(config["peft"]))
-    return content(data, backbone, files, config.get("continue_from"))
+    return content(data, backbone, files, config.get("continue_from"), config.get("probe"))
 
 
 def _beside(file: Path, moved: Mapping[str, str]) -> Path:

@@ -25,7 +25,7 @@ from peftlab.report.report import Report
 from peftlab.report.results import comparison_table, details_of, filter_example, results_table
 
 FIGURE_VALUES = ("parameters.trainable", "timing.train_seconds", "memory.peak_mib")
-RESULTS = ("metrics", "before", "parameters", "timing", "memory", "forgetting")
+RESULTS = ("metrics", "before", "parameters", "timing", "memory", "forgetting", "probe")
 """Parts of a record that are proposed where a place is not there."""
 
 

@@ -25,7 +25,7 @@ from peftlab.training.places import ends_epoch
 MANY = 1_000
 """From so many runs on, starting processes to read them takes less time than it saves."""
 HASH_LETTERS = 12
-_PARTS = ("parameters", "timing", "memory", "forgetting", "selection")
+_PARTS = ("parameters", "timing", "memory", "forgetting", "probe", "selection")
 """What is kept of a record beside config and metrics."""
 
 

@@ -21,6 +21,7 @@ from peftlab.allocator import keeping_memory
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import TextDataModule
+from peftlab.data.probe_texts import ProbeTexts
 from peftlab.data.too_long import within_length
 from peftlab.errors import Diverged, PeftlabError, RunError
 from peftlab.files import write_atomically
@@ -47,6 +48,7 @@ from peftlab.runs.forgetting import measure_forgetting
 from peftlab.runs.generating import generated
 from peftlab.runs.memory import memory_told
 from peftlab.runs.predictions import predictions_table
+from peftlab.runs.probe import probe, require_probing
 from peftlab.runs.summary import print_before, say_where_it_was_begun
 from peftlab.runs.trunk import frozen_trunk
 from peftlab.seeding import derive_seed
@@ -197,6 +199,8 @@ def _train(
     splits = config.data.load()
     assembled = assemble(config, splits, resumes=bool(begin.checkpoint))
     splits = within_length(config.data, splits, assembled.backbone.tokenizer)
+    if config.probe is not None:
+        require_probing(ProbeTexts.of(config.probe), config, assembled)
     run = _Run(config, folder, splits, assembled, ranks)
     if ranks.rank == 0:
         tokens = run.data.token_facts()
@@ -353,6 +357,7 @@ class _Run:
         table = predictions_table(self.module.objective, splits, splits.test, self.module.test_outputs, judged)
         write_atomically(folder.predictions, as_bytes(table))
         forgetting = measure_forgetting(config, assembled, folder) if config.measure_forgetting else None
+        general = None if config.probe is None else probe(folder, config, assembled, ProbeTexts.of(config.probe))
         beside = (
             folder.config.name,
             folder.metrics.name,
@@ -372,6 +377,7 @@ class _Run:
             **({} if judged is None else {"generation": judged.conventions}),
             **({} if self._before is None else {"before": self._before}),
             "forgetting": forgetting,
+            **({} if general is None else {"probe": general.plain()}),
             "history": history,
             "timing": record.timing(
                 self.module,

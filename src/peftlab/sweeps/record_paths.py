@@ -6,12 +6,24 @@ from peftlab.errors import ConfigError, nearest
 from peftlab.metric_names import RECORD_PART, SPLITS, record_part
 from peftlab.objectives.base import TASK_MEANS, objectives
 
-PARTS = (RECORD_PART, "before", "parameters", "timing", "memory", "forgetting", "selection", "data", "backbone")
+PARTS = (
+    RECORD_PART,
+    "before",
+    "parameters",
+    "timing",
+    "memory",
+    "forgetting",
+    "probe",
+    "selection",
+    "data",
+    "backbone",
+)
 """The parts of a record that hold numbers."""
 _MEANS = tuple(figure.name for figure in TASK_MEANS.values())
 _OF_EVERY_SPLIT = (*dict.fromkeys(n for one in objectives().values() for n in one.every_epoch()), *_MEANS, "tasks")
 _DETAILS = tuple(name for one in objectives().values() for name in one.details)
 _OF_THE_TEST = tuple(f.name for one in objectives().values() for f in one.figures if not f.each_epoch)
+_PROBED = ("loss", "perplexity", "token_accuracy", "tokens")
 LEAVES: dict[str, tuple[str, ...]] = {
     record_part("train"): _OF_EVERY_SPLIT,
     record_part("validation"): (*_OF_EVERY_SPLIT, *_DETAILS),
@@ -29,6 +41,9 @@ LEAVES: dict[str, tuple[str, ...]] = {
         "rows", "before_recorded", "before", "after", "forgetting", "after_with_adapter_off",
         "forgetting_with_adapter_off",
     ),
+    "probe": ("forgetting", "trained", "untrained", "texts", "max_length"),
+    "probe.trained": _PROBED,
+    "probe.untrained": _PROBED,
 }  # fmt: skip
 """What stands directly below some places. The names below ``tasks`` and ``per_class``, and what ``data``, ``backbone``
 and ``selection`` hold, depend on the run."""
@@ -44,6 +59,8 @@ def check_record_path(path: str) -> None:
     part, _, rest = path.partition(".")
     _require(part, PARTS, path, "")
     place = part
+    if part == "probe" and (which := rest.partition("."))[0] in ("trained", "untrained"):
+        place, rest = f"{part}.{which[0]}", which[2]
     if part == "before":  # trainer.measure_before: of the test alone
         split, _, rest = rest.partition(".")
         _require(split, ("test",), path, " under before")
