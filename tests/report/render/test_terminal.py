@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -91,3 +99,19 @@ def test_what_rounds_to_zero_has_no_sign(scratch: Path) -> None:
     assert "-0.0000" not in text
     assert "−0.0000" not in text
     assert "| 3 | 0.0000 |" in text
+
+
+@pytest.mark.parametrize(("through_a_pipe", "expected"), [(True, 72), (False, 110)])
+def test_a_pipe_is_as_wide_as_the_terminal_behind_it(tmp_path: Path, through_a_pipe: bool, expected: int) -> None:
+    """What goes into a file is not."""
+    reader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 72, 0, 0))
+    code = "from peftlab.report.render.terminal import console; print(console().width)"
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    with (tmp_path / "log").open("w+") as log:
+        out: Any = subprocess.PIPE if through_a_pipe else log
+        done = subprocess.run([sys.executable, "-c", code], stdout=out, stderr=terminal, env=environment, check=True)
+        log.seek(0)
+        assert int(done.stdout if through_a_pipe else log.read()) == expected
+    os.close(reader)
+    os.close(terminal)

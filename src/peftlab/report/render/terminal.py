@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +46,17 @@ class PlainConsole(Console):
 
 
 def console() -> Console:
-    """A console as wide as the terminal, or 110 columns where there is none (a log file)."""
+    """A console as wide as the terminal, also of one behind a pipe (``| head``); else of 110 columns (a log file)."""
     wide = PlainConsole()
-    return wide if wide.is_terminal else PlainConsole(width=110)
+    return wide if wide.is_terminal else PlainConsole(width=_width_behind_a_pipe() or 110)
+
+
+def _width_behind_a_pipe() -> int | None:
+    """Columns of the terminal on which the reader of a pipe most likely shows what it reads; None if there is none."""
+    with suppress(OSError, ValueError):  # no stdout, or none with a descriptor
+        if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+            return os.get_terminal_size(sys.stderr.fileno()).columns or None
+    return None
 
 
 def print_lines(out: Console, lines: Iterable[str], style: str = "") -> None:
