@@ -12,6 +12,7 @@ import torch
 
 from peftlab.data.base import Splits
 from peftlab.data.text_files import TextFiles
+from peftlab.errors import DataError
 
 
 @dataclass(kw_only=True)
@@ -46,6 +47,8 @@ class OddData(TextFiles):
         match self.act:
             case "crash":
                 raise RuntimeError("the disk has melted")
+            case "refuse":
+                raise DataError("these rows are not for you")
             case "no_memory":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
             case "die":

@@ -55,13 +55,12 @@ def records(name: str = "odd") -> list[dict[str, Any]]:
 
 
 def test_a_sweep_runs_each_job_in_a_process_of_its_own(peftlab: Peftlab, reviews: Path) -> None:
-    Path("unlabelled.jsonl").write_text('{"text": "a film"}\n')
-    arguments = (*TINY, "name=sweep", "trainer.max_epochs=1", "data.path=reviews.jsonl,unlabelled.jsonl", "seed=0,1")
+    arguments = ("--config-dir", config_dir(), *COMMON, "name=sweep", "data.act=none,refuse", "seed=0,1")
     result = peftlab("train", "-m", *arguments)
     assert result.status == 1
     assert "2 of 4 jobs failed" in result.err
-    assert re.search(r"unlabelled.jsonl seed=1 \(exit status 2, outputs/sweep/.logs/\w+.txt\)", result.err)
-    assert "'label'" in result.err, "the last lines of the log"
+    assert re.search(r"data.act=refuse seed=1 \(exit status 2, outputs/sweep/.logs/\w+.txt\)", result.err)
+    assert "these rows are not for you" in result.err, "the last lines of the log"
     assert "The same command again skips what is finished and runs the rest." in result.err
     assert "Traceback" not in result.err
     assert "[4/4]" in result.out

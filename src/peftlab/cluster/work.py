@@ -23,6 +23,7 @@ from peftlab.sweeps.finished import finished
 from peftlab.sweeps.jobs import Job
 from peftlab.sweeps.plan import Variant
 from peftlab.sweeps.preflight import check_all, lines, require_sound
+from peftlab.sweeps.readable import require_readable
 from peftlab.sweeps.soundness import Soundness
 
 _LAUNCHER = {"n_parallel": "null", "retries": "1"}
@@ -156,6 +157,7 @@ def _configs(given: argparse.Namespace) -> dict[str, RunConfig]:
             config = cache.config(listed[0])
             RunFolder.of(config)
             _require_fits(config, alone=True)
+            require_readable([(config.name, config)], "job")
             return {config.name: config}
         configs = checked_jobs(cache, listed, lambda _, config: _require_fits(config))
     named = [(job_name(job), config) for job, config in zip(listed, configs, strict=True)]

@@ -11,12 +11,14 @@ import yaml
 
 from peftlab.composition import composed, jobs_of, parse
 from peftlab.config import RunConfig, check
+from peftlab.data.in_words import found_in_words
 from peftlab.errors import ConfigError, counted, listed
 from peftlab.records.continuing import parent_of
 from peftlab.records.find import known_folder
 from peftlab.records.folder import RunFolder
 from peftlab.records.identity import run_tags
 from peftlab.sweeps.faults import Faults, titles
+from peftlab.sweeps.readable import read_here, require_readable
 from peftlab.sweeps.soundness import Soundness
 from peftlab.training.ranks import Ranks
 
@@ -54,8 +56,11 @@ def main(arguments: Sequence[str]) -> int:
     config = check(composed(given.overrides, config_dir=given.config_dir, config_name=given.config_name))
     config.trainer = Ranks.here().settle(config.trainer)
     folder = known_folder(config)
+    data = found_in_words(config.data, read_here(config))  # as training: what cannot be used is said in its words
     print(yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True), end="")
     parent = None if (state := _state(folder)) == "finished" else parent_of(config, folder)
+    for number, line in enumerate(data):
+        print(f"# {'      ' if number else 'data: '}{line}")
     print(f"# key {folder.key}, folder {folder.path}: {state}")
     if parent is not None:
         print(f"# goes on with {parent.given} after its {counted(parent.epochs, 'epoch')}")
@@ -93,11 +98,10 @@ def _check_sweep(given: argparse.Namespace) -> int:
             named.append((name, config))
             print(f"{number:4d}  {folder.key}  {_state(folder):12s}  {title}")
     faults.require_none()
-    if not given.no_counts:
-        Soundness().require(named, "job")
+    data = require_readable(named, "job") if given.no_counts else Soundness().require(named, "job")
     different = len({folder.path for folder in folders.values()})
     alike = f", {len(jobs) - different} duplicates" if different < len(jobs) else ""
-    print(f"{counted(len(jobs), 'job')}, {counted(different, 'different run')}{alike}")
+    print("\n".join([*data, f"{counted(len(jobs), 'job')}, {counted(different, 'different run')}{alike}"]))
     return 0
 
 

@@ -22,7 +22,7 @@ from peftlab.sweeps.call import Call
 from peftlab.sweeps.jobs import Outcome
 from peftlab.sweeps.manifest import write_manifest
 from peftlab.sweeps.plan import DeclaredPlan
-from peftlab.sweeps.preflight import check_all, check_records, lines, require_sound
+from peftlab.sweeps.preflight import check_all, check_records, lines, require_data, require_sound
 from peftlab.sweeps.slots import Machine, PoolOptions
 
 if TYPE_CHECKING:
@@ -70,11 +70,10 @@ def _sweep(arguments: Sequence[str]) -> int:
     publish = None if given.publish is None else Path(given.publish)
     if publish is not None:
         require_markers(publish, call.sweep.name)
+    if given.dry_run:
+        return _dry_run(call)
     beforehand = call.plan(reading=True)
     checked = check_all(beforehand)
-    if given.dry_run:
-        _list(call)
-        return 0
     if not given.report_only:
         require_sound(beforehand, checked)
     plan = call.plan(reading=given.report_only, slots=len(Machine.divided(options).slots))
@@ -181,14 +180,21 @@ def _submit(given: argparse.Namespace, call: Call) -> int:
         raise ConfigError("--publish and --report-only work on what is finished: call them without --on slurm then.")
     cluster = read_cluster(None if given.cluster is None else Path(given.cluster), given.set)
     if given.dry_run:
-        _list(call)
-        return 0
+        return _dry_run(call)
     again = f"peftlab sweep {given.file} {shlex.join(given.overrides)}".strip()
     return submit_and_tell(sweep_work(call, pool_options(given)), cluster, table=f"{again} --report-only")
 
 
-def _list(call: Call) -> None:
+def _dry_run(call: Call) -> int:
+    """Check every job, and list them."""
     plan = call.plan(reading=True)
+    for line in require_data(plan, check_all(plan)):
+        print(line)
+    _list(plan, call)
+    return 0
+
+
+def _list(plan: DeclaredPlan, call: Call) -> None:
     outcome = pool.finished(plan, to_run=True)
     listed_jobs = lines(plan, outcome)
     for number, line in enumerate(listed_jobs, start=1):

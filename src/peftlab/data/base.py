@@ -206,6 +206,19 @@ class DataSet(ABC):
         """
         return {}
 
+    def is_here(self) -> bool:
+        """Whether loading reads files of this machine and fetches nothing. What a class of another package does when it
+        loads is not known: where it only reads files, it says so here."""
+        return bool(self.files()) and type(self).load.__module__.startswith("peftlab.")
+
+    def load_here(self) -> Splits | None:
+        """As :meth:`load`, if :meth:`is_here`; else None.
+
+        Raises:
+            DataError: as :meth:`load`, for what is here.
+        """
+        return self.load() if self.is_here() else None
+
     def unavailable(self) -> str:
         """Why no other process can read these rows again, in a sentence; empty: it can."""
         return ""
@@ -229,6 +242,13 @@ class DataSet(ABC):
     def identity_values(self) -> dict[str, Any]:
         """Fields that enter the run's identity in another form than their value: name to plain containers."""
         return {}
+
+
+NOT_LOADED_BY = (
+    "max_length", "truncation", "batch_size", "global_batch_size", "eval_batch_size", "order_seed", "group_by_length",
+    "pad_to_multiple_of", "num_workers",
+)  # fmt: skip
+"""Fields that say what is done with the texts once they are loaded."""
 
 
 class ByColumns(DataSet):

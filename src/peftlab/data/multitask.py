@@ -208,6 +208,16 @@ class Multitask(DataSet):
             tasks=tuple(tasks),
         )
 
+    def load_here(self) -> Splits | None:
+        """See :meth:`DataSet.load_here`; tasks whose texts are here are read also where another's are not."""
+        parts = [(name, key, part) for name, (key, part) in zip(self.task_names(), self.parts(), strict=True)]
+        if all(part.is_here() for _, _, part in parts):
+            return self.load()
+        for name, key, part in parts:
+            with _task_in_errors(self, part, key, name):
+                part.load_here()
+        return None
+
     def _entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for index, entry in enumerate(self.tasks):
             assert isinstance(entry, dict), "__post_init__ made mappings of them"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain, repeat
 from typing import Any
 
 from peftlab.backbones.base import Backbone
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
+from peftlab.data.in_words import rows_in_words
 from peftlab.data.too_long import FIELD as TOO_LONG
 from peftlab.records.find import begun_on_other_devices
 from peftlab.records.folder import RunFolder
@@ -62,15 +64,8 @@ def say_where_it_was_begun(config: RunConfig) -> None:
 def _facts(
     config: RunConfig, folder: RunFolder, splits: Splits, backbone: Backbone, parameters: dict[str, int]
 ) -> Iterator[tuple[str, str]]:
-    rows = len(splits.train), len(splits.validation), len(splits.test)
-    labels = config.data.what_is_learned().labels_in_words(splits.train.labels, splits.label_names)
     yield ("run", str(folder.path))
-    yield ("data", f"{splits.train_kind}: {rows[0]:,} rows ({labels})")
-    if splits.tasks:
-        shares = ", ".join(f"{task} {count:,}" for task, count in splits.provenance["rows_an_epoch"].items())
-        yield ("", f"rows an epoch: {shares}")
-    yield ("", f"validation: {rows[1]:,} rows")
-    yield ("", f"test, {splits.test_kind}: {rows[2]:,} rows")
+    yield from zip(chain(["data"], repeat("")), rows_in_words(config.data, splits), strict=False)
     if any(longer := splits.provenance.get(TOO_LONG, {}).values()):
         train, validation, test = longer
         said = f"{train:,} training and {validation:,} validation rows, left out; {test:,} of the test, cut"

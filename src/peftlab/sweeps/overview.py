@@ -13,7 +13,7 @@ from peftlab.sweeps import pool
 from peftlab.sweeps.call import Call
 from peftlab.sweeps.estimate import finished_records, in_words, seconds
 from peftlab.sweeps.plan import DeclaredPlan
-from peftlab.sweeps.preflight import Checked, check_all, check_records, duplicates, lines
+from peftlab.sweeps.preflight import Checked, check_all, check_records, duplicates, lines, require_data
 
 if TYPE_CHECKING:
     from peftlab.sweeps.counting import Count
@@ -61,11 +61,12 @@ def overview(call: Call, *, counts: bool) -> Overview:
         counts: also count trainable parameters, which imports torch in another process.
 
     Raises:
-        PeftlabError: naming the file, the cell and the key of what does not compose.
+        PeftlabError: naming the file, the cell and the key of what does not compose, and data that cannot be used.
     """
     plan = call.plan(reading=True)
     try:
         found = check_all(plan)
+        data = require_data(plan, found)
         first = {one.variant.arm.id: one for one in reversed(found)}  # the first candidate stands for its cell
         trainable = _counted([first[arm.id] for arm in plan.sweep.cells]) if counts else {}
         rows = _rows(plan, first, trainable)
@@ -77,6 +78,7 @@ def overview(call: Call, *, counts: bool) -> Overview:
         f"{counted(len(rows), 'cell')}, {counted(plan.total(), 'job')}{' at most' if plan.sweep.chooses() else ''}: "
         f"{plan.total() - to_run} finished, {to_run} to run.",
         *(f"the same run: {' = '.join(variant.id for variant in alike)}" for alike in duplicates(found)),
+        *data,
         _cost(plan, rows),
     ]
     mistakes = [f"cell '{arm}': {count.reason}" for arm, count in trainable.items() if count.mistake]

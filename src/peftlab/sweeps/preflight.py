@@ -15,6 +15,7 @@ from peftlab.sweeps.faults import Faults
 from peftlab.sweeps.finished import take
 from peftlab.sweeps.jobs import Job, Outcome
 from peftlab.sweeps.plan import DeclaredPlan, Variant
+from peftlab.sweeps.readable import require_readable
 from peftlab.sweeps.record_paths import check_record_path
 from peftlab.sweeps.soundness import Soundness
 
@@ -61,11 +62,24 @@ def check_all(plan: DeclaredPlan) -> list[Checked]:
 
 
 def require_sound(plan: DeclaredPlan, found: Sequence[Checked]) -> None:
-    """Try each cell that has no run yet on the shapes of its model.
+    """Read the data of each cell that has no run yet, and try the cell on the shapes of its model.
 
     Raises:
-        PeftlabError: naming every cell that cannot be built, and why.
+        PeftlabError: naming every cell that cannot be built, or whose data cannot be used, and why.
     """
+    Soundness().require(_without_run(plan, found), "cell")
+
+
+def require_data(plan: DeclaredPlan, found: Sequence[Checked]) -> list[str]:
+    """Read the data of each cell that has no run yet: a line for each different data.
+
+    Raises:
+        PeftlabError: naming every cell whose data cannot be used, and why.
+    """
+    return require_readable(_without_run(plan, found), "cell")
+
+
+def _without_run(plan: DeclaredPlan, found: Sequence[Checked]) -> list[tuple[str, RunConfig]]:
     outcome = Outcome()
     for one in found:  # what starts from another run has a folder once that run is there
         job = Job(one.variant.id, one.variant.title, (), arm=one.variant.arm.id)
@@ -75,8 +89,7 @@ def require_sound(plan: DeclaredPlan, found: Sequence[Checked]) -> None:
                 folder = RunFolder(plan.folder / key)
             if folder is not None:
                 take(outcome, job, folder, folder.read_record(), before=True)
-    waiting = [one for one in found if one.variant.id not in outcome.skipped]
-    Soundness().require([(f"'{one.variant.arm.id}'", one.config) for one in waiting], "cell")
+    return [(f"'{one.variant.arm.id}'", one.config) for one in found if one.variant.id not in outcome.skipped]
 
 
 def check_records(plan: DeclaredPlan, outcome: Outcome) -> None:

@@ -15,12 +15,10 @@ from typing import Any
 from peftlab.config import RunConfig, from_plain
 from peftlab.errors import PeftlabError
 from peftlab.records.continuing import parent_of
-from peftlab.records.divergence import ENDED
-from peftlab.records.find import known_folder
-from peftlab.records.folder import RunFolder
 from peftlab.sweeps import processes
 from peftlab.sweeps.counting import shape
 from peftlab.sweeps.faults import Faults
+from peftlab.sweeps.readable import note_unreadable, waiting
 
 
 class Soundness:
@@ -29,21 +27,24 @@ class Soundness:
     def __init__(self) -> None:
         self._sound: set[str] = set()
 
-    def require(self, named: Sequence[tuple[str, RunConfig]], what: str) -> None:
-        """Refuse jobs that cannot be built; those that have begun or ended, which could, are not looked at.
+    def require(self, named: Sequence[tuple[str, RunConfig]], what: str) -> list[str]:
+        """Refuse jobs whose data cannot be read, or that cannot be built; those that have begun or ended, which could,
+        are not looked at.
 
         Args:
             named: name and config of each job.
             what: what they are, ``job`` or ``cell``.
 
+        Returns:
+            what :func:`~peftlab.sweeps.readable.require_readable` returns.
+
         Raises:
             PeftlabError: naming every fault, and who has it.
         """
         open_jobs: dict[str, list[tuple[str, RunConfig]]] = {}
-        faults = Faults(what, len(named))
-        for name, config in named:
-            if _begun(config):
-                continue
+        faults, new = Faults(what, len(named)), waiting(named)
+        lines = note_unreadable(faults, new)
+        for name, config in new:
             with faults.noting(name):
                 parent_of(config)
             if (form := _form(config)) not in self._sound:
@@ -57,22 +58,13 @@ class Soundness:
             for name, _ in alike:
                 faults.note(name, *fault)
         faults.require_none()
+        return lines
 
 
 def _form(config: RunConfig) -> str:
     """Equal for configs of which one can be built if the other can."""
     generation = config.data.generation()
     return json.dumps([shape(config), config.data.max_length, generation and generation.max_new_tokens])
-
-
-def _begun(config: RunConfig) -> bool:
-    try:
-        folder = RunFolder.of(config) if config.force else known_folder(config)
-        record = folder.read_record()
-    except PeftlabError:  # what it starts from is not there yet
-        return False
-    ended = record is not None and record["status"] in ENDED and not config.force
-    return ended or folder.checkpoints.exists()
 
 
 def _faults_of(plain: Sequence[dict[str, Any]]) -> list[tuple[str, type[PeftlabError]] | None]:
