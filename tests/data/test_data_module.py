@@ -10,10 +10,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from peftlab.backbones.tokenizers import ByteTokenizer
 from peftlab.data.base import DataSet, Splits, Texts
 from peftlab.data.module import TextDataModule, content_hash, peek, predict_batches, split_hashes
 from peftlab.errors import DataError
 from peftlab.objectives.parts.task import Task
+from peftlab.runs.summary import _token_lines
 
 
 class Words(DataSet):
@@ -93,6 +95,21 @@ def test_lightning_tells_the_sampler_the_epoch(tokenizer: Any) -> None:
     trainer(1).test(model, data, verbose=False)
     assert model.evaluated == 3 * 11 + 13
     assert tokenizer.calls == 3  # once a split, however many loaders
+
+
+def test_texts_that_are_cut_are_recorded_and_said() -> None:
+    dataset = Words(max_length=16)
+    splits = dataset.load()
+    facts = TextDataModule(dataset, splits, ByteTokenizer(), 3).token_facts()
+    longer = {split: sum(len(text) + 2 > 16 for text in getattr(splits, split).texts) for split in facts}
+    assert {split: of["cut"] for split, of in facts.items()} == longer
+    assert facts["test"]["tokens"] == sum(min(16, len(text) + 2) for text in splits.test.texts)
+    assert 0 < longer["train"] < 50
+    lines = [*_token_lines({**facts, "validation": {"tokens": 9, "cut": 0}}, splits, 16)]
+    assert lines == [
+        f"train: {longer['train']} of 50 texts are longer than 16 tokens, and cut",
+        f"test: {longer['test']} of 13 texts are longer than 16 tokens, and cut",
+    ]
 
 
 def seen(data: TextDataModule, epochs: int = 2) -> list[list[dict[str, list[Any]]]]:

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from peftlab.backbones.tokenizers import ByteTokenizer, WordTokenizer
 from peftlab.data import tokens
 from peftlab.data.base import Texts
-from peftlab.data.tokens import TokenizedTexts, cache_folder, tokenize
+from peftlab.data.tokens import TokenizedTexts, cache_folder, cut_rows, tokenize
+from peftlab.data.truncation import HeadAndTail
 from peftlab.errors import DataError
+from peftlab.pairs import paired
 
 TEXTS = Texts(["a bb ccc", "dddd", "ee a"], [0, 1, 1])
 
@@ -124,3 +127,21 @@ def test_processes_may_race(tokenizer: Any) -> None:
     for process in processes:
         process.join()
     assert len(list(cache_folder().iterdir())) == 1
+
+
+@pytest.mark.parametrize("wrapped", [lambda one: one, HeadAndTail])
+def test_texts_that_are_cut_are_counted(wrapped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of exactly the limit is whole; of pairs the two count together."""
+    words = wrapped(WordTokenizer([f"w{number}" for number in range(40)]))
+    texts = Texts([" ".join(f"w{number}" for number in range(count)) for count in (3, 8, 9, 7, 30, 8)], [0] * 6)
+    tokenized = tokenize(texts, words, 8)
+    assert cut_rows(texts, words, 8, lengths=tokenized.lengths).tolist() == [2, 4]
+    monkeypatch.setattr(type(words), "encode", None)  # now the cache has it
+    assert cut_rows(texts, words, 8, lengths=tokenized.lengths).tolist() == [2, 4]
+
+
+def test_pairs_that_are_cut_are_counted() -> None:
+    texts = Texts([paired("abc", "de"), paired("abc", "def"), paired("abcdefgh", "i")], [0] * 3)
+    tokenized = tokenize(texts, ByteTokenizer(), 8)  # [CLS] and two [SEP] beside five bytes
+    assert tokenized.lengths.tolist() == [8, 8, 8]
+    assert cut_rows(texts, ByteTokenizer(), 8, lengths=tokenized.lengths).tolist() == [1, 2]

@@ -26,7 +26,7 @@ from peftlab.data.batching import (
     stand_in,
 )
 from peftlab.data.target_tokens import TokenizedTargets, tokenize_targets
-from peftlab.data.tokens import TokenizedTexts, tokenize
+from peftlab.data.tokens import TokenizedTexts, cut_rows, tokenize
 from peftlab.data.truncation import truncating
 from peftlab.errors import DataError
 from peftlab.objectives.base import Label, Objective
@@ -94,7 +94,7 @@ class TextDataModule(LightningDataModule):
         return self._tokenized[split]
 
     def token_facts(self) -> dict[str, dict[str, int]]:
-        """What a record says of token rows with targets, by split: tokens, targets, rows that were cut."""
+        """What a record says of tokens, by split: how many there are, of texts that were cut, and of targets."""
         learned = self.dataset.what_is_learned()
         found = self._token_facts
         for split in SPLITS if not found else ():
@@ -102,6 +102,10 @@ class TextDataModule(LightningDataModule):
             if isinstance(rows, TokenizedTargets) and isinstance(learned, Objective):
                 targets = [learned.weight(rows[row]) for row in range(len(rows))]
                 found[split] = rows.facts() | {"targets": sum(targets), "rows_without_targets": targets.count(0)}
+            elif not isinstance(rows, TokenizedTargets):
+                texts: Texts = getattr(self.splits, split)
+                cut = cut_rows(texts, self.tokenizer, self.dataset.max_length, lengths=rows.lengths, split=split)
+                found[split] = {"tokens": int(rows.lengths.sum()), "cut": len(cut)}
         return found
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -127,6 +127,34 @@ def _encode(
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32), offsets
 
 
+def cut_rows(
+    texts: Texts, tokenizer: Tokenizer, max_length: int, *, lengths: npt.NDArray[np.int64], split: str = "texts"
+) -> npt.NDArray[np.int64]:
+    """Numbers of the texts that have more tokens than ``max_length``, ascending, from the cache or counted now.
+
+    Args:
+        texts: the split.
+        tokenizer: cuts at the length that it is asked for.
+        max_length: tokens kept of each text.
+        lengths: tokens of each text as it was cut, (N,).
+        split: what the texts are called in messages.
+    """
+    full: npt.NDArray[np.int64] = np.flatnonzero(lengths >= max_length)  # what is shorter was not cut
+    if not len(full):
+        return full
+    asked = [texts.texts[row] for row in full]
+    folder = cache_folder() / cache_key(asked, f"{tokenizer.fingerprint}/cut", max_length)
+    if not is_whole(folder, len(asked), ["cut"], _fits_cut):
+        _, offsets = _encode(asked, tokenizer, max_length + 1, f"{split} (longest)")
+        store(folder, {"cut": np.diff(offsets) > max_length}, len(asked), _fits_cut)
+    found: npt.NDArray[np.int64] = full[np.load(folder / "cut.npy")]
+    return found
+
+
+def _fits_cut(arrays: Arrays, rows: int) -> bool:
+    return arrays["cut"].dtype == np.bool_ and arrays["cut"].shape == (rows,)
+
+
 Fits = Callable[[Arrays, int], bool]
 """Whether arrays are those of so many texts."""
 

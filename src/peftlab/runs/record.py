@@ -62,7 +62,7 @@ def data_facts(
 ) -> dict[str, Any]:
     """Where the texts came from, how many there are, and hashes: of all of them, and of the rows of each split.
 
-    ``tokens``: of token rows with targets, what is counted of them, by split.
+    ``tokens``: what is counted of them, by split.
 
     The hash of the test rows says whether two runs may be compared: an ablation of the training rows keeps them.
     """

@@ -28,16 +28,21 @@ def print_before(
 ) -> None:
     """The summary before training: data, model, what trains, and what will be saved.
 
-    ``tokens``: what is known of token rows with targets, by split.
+    ``tokens``: what is known of them, by split.
     """
     facts = _facts(config, folder, splits, backbone, parameters)
-    lines = enumerate(_token_lines(tokens or {}))
+    lines = enumerate(_token_lines(tokens or {}, splits, config.data.max_length))
     print_facts(console(), [*facts, *(("" if number else "tokens", line) for number, line in lines)])
 
 
-def _token_lines(tokens: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
-    """``train: 12,345 tokens, 2,345 of them targets``, and what was cut."""
+def _token_lines(tokens: Mapping[str, Mapping[str, int]], splits: Splits, max_length: int) -> Iterator[str]:
+    """``train: 12,345 tokens, 2,345 of them targets``, and what was cut; of texts without targets only that."""
     for split, of in tokens.items():
+        if "targets" not in of:
+            if of["cut"]:
+                texts = len(getattr(splits, split))
+                yield f"{split}: {of['cut']:,} of {texts:,} texts are longer than {max_length} tokens, and cut"
+            continue
         said = f"{split}: {of['tokens']:,} tokens, {of['targets']:,} of them targets"
         if "token_rows" in of:
             said += f", in {of['token_rows']:,} rows of tokens"
