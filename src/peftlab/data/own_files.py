@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.data.base import DataSet
+from peftlab.data.delimited import separators
 from peftlab.data.hub_source import HubSource
 from peftlab.data.published import split_file
 from peftlab.data.readers import SUFFIXES
@@ -99,7 +100,8 @@ class FilesOrHub(OwnFiles):
         """
         if self.hub is None:
             found = self._split_files()
-            return found, {"files": {split: file.name for split, file in found.items()}}
+            names = {split: file.name for split, file in found.items()}
+            return found, {"files": names, **separators(found, needed)}
         return HubSource.of(self.hub).found(needed, optional)
 
     def _key(self, split: str) -> str:

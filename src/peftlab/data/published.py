@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peftlab.data.base import DataSet, Splits, Texts, require_objective
+from peftlab.data.delimited import separators
 from peftlab.data.hub import PLAIN, Layout, read_hub
 from peftlab.data.labels import left_out_facts, read_tables, said_of
 from peftlab.data.readers import SUFFIXES, read_pairs, read_review_tree, read_table, review_files
@@ -102,7 +103,13 @@ class PublishedDataSet(DataSet, ABC):
         if places := self._local_splits():
             names = {"train": places[0].name, "test": ", ".join(place.name for place in places[1:])}
             paired = official.layout.second_column is not None
-            return [_read(place, paired=paired) for place in places], {"source": "local files", "files": names}
+            named = {"train": places[0], **{place.name: place for place in places[1:]}}
+            columns = ["text", *([LOCAL_SECOND_COLUMN] if paired else []), "label"]
+            return [_read(place, paired=paired) for place in places], {
+                "source": "local files",
+                "files": names,
+                **separators(named, columns),
+            }
         return read_hub(
             self.hub_id,
             self.hub_revision,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftlab.data.base import ByColumns, Splits
+from peftlab.data.delimited import separators
 from peftlab.data.labels import to_texts
 from peftlab.data.own_files import OwnFiles
 from peftlab.data.readers import read_pairs, read_table
@@ -45,7 +46,7 @@ class TextFiles(OwnFiles, ByColumns):
 
     def load(self) -> Splits:
         """Read the files, name the classes, and hold out the splits that are not given."""
-        files = self._split_files()
+        files, columns = self._split_files(), (self.text_column, self.second_column, self.label_column)
         tables = {split: self._read(split, file) for split, file in files.items()}
         objective = self.objective_of()
         reader = objective.reader([tables["train"]], self.labels)
@@ -63,6 +64,7 @@ class TextFiles(OwnFiles, ByColumns):
             provenance={
                 "source": "text files",
                 "files": {split: file.name for split, file in files.items()},
+                **separators(files, [name for name in columns if name is not None]),
             },
         )
 
