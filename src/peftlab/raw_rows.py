@@ -26,8 +26,14 @@ class RawRows:
     """Rows that could not be taken apart, and why, place included; their cells are None."""
     editable: bool = True
     """Whether who reads the rows can mend them; nobody can those of the hub."""
+    index: Sequence[object] | None = None
+    """What the holder of the rows calls each, where no file has them: a frame's own index, or positions from 0."""
+    index_name: str = ""
+    """What that is: ``its index``."""
 
     def place(self, row: int) -> str:
-        """``reviews.csv, row 3 (line 4)`` for the zero-based ``row``."""
+        """``reviews.csv, row 3 (line 4)`` for the zero-based ``row``; ``data=DataFrame, row 2 (its index)``."""
+        if self.index is not None:
+            return f"{self.name}, row {self.index[row]!r} ({self.index_name})"
         where = f"{self.name}, row {row + 1}"
         return where if self.lines is None else f"{where} (line {self.lines[row]})"

@@ -169,7 +169,19 @@ def _table(data: Any, name: str, wanted: tuple[str, str, str | None]) -> RawRows
     rows = len(cells[text])
     if not rows:
         raise DataError(f"{name} has no rows. Give at least one labelled text.")
-    return RawRows(name, cells[text], cells[label], None, text, label, cells[second] if second else None, second or "")
+    index, index_name = _index(data, rows)
+    return RawRows(
+        name, cells[text], cells[label], None, text, label, cells[second] if second else None, second or "",
+        index=index, index_name=index_name,
+    )  # fmt: skip
+
+
+def _index(data: Any, rows: int) -> tuple[Sequence[object], str]:
+    """What ``data`` calls its rows, as Python counts them: a pandas frame by its index, anything else from 0."""
+    own: Any = getattr(data, "index", None)
+    if not hasattr(own, "is_unique"):
+        return range(rows), "counted from 0"
+    return (own.tolist(), "its index") if own.is_unique else (range(rows), "counted from 0; its index repeats itself")
 
 
 def _cells(column: Any, name: str) -> list[object]:

@@ -81,10 +81,21 @@ def drop_duplicates(texts: Texts) -> tuple[Texts, int]:
 def require_all_learned(objective: Objective, train: Texts, names: Sequence[str], place: object) -> None:
     """Raise DataError, naming ``place``, if no row of ``train`` has one of the labels ``names``."""
     if absent := objective.not_learned(train.labels, names):
+        otherwise = "Add such rows, or leave the label out of data.labels."
         raise DataError(
             f"{place}: no row left for training has the label {listed(absent)}. "
-            "Add such rows, or leave the label out of data.labels."
+            f"{_what_to_do(objective, absent, names, otherwise)}"
         )
+
+
+def _what_to_do(objective: Objective, lost: Sequence[str], names: Sequence[str], otherwise: str) -> str:
+    """About labels without training rows: more rows help none that is another one's misspelling."""
+    alike = objective.same_but_for_case(lost, names)
+    said = listed(f"{name} for {other}" for name, other in alike.items())
+    mend = (
+        f"Labels that differ in upper and lower case alone are different ones, and there is {said}: write them alike."
+    )
+    return " ".join([*([mend] if alike else []), *([otherwise] if len(alike) < len(lost) else [])])
 
 
 def hold_out(texts: Texts, fraction: float, seed: int, *, key: str, objective: Objective) -> tuple[Texts, Texts]:
@@ -151,8 +162,9 @@ def assemble(
     splits = {"train": train, "validation": validation, "test": test}
     if lost := objective.not_learned(train.labels, label_names):
         logger.warning(
-            "No training row is left with the label %s: the model cannot learn it. Give more rows, or hold fewer out.",
+            "No training row is left with the label %s: the model cannot learn it. %s",
             listed(lost),
+            _what_to_do(objective, lost, label_names, "Give more rows, or hold fewer out."),
         )
         provenance = provenance | {"labels_without_training_rows": lost}
     for name, texts in splits.items():

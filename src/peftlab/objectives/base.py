@@ -210,6 +210,10 @@ class Objective(Learned):
         """Of the ``names`` those that nothing can be learned of from the ``labels`` of the training rows."""
         return []
 
+    def same_but_for_case(self, lost: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+        """Of the ``lost`` names those that are another of the ``names`` but for upper and lower case, and that one."""
+        return {}
+
     def strata(self, labels: Sequence[Label]) -> Sequence[int]:
         """What each row is drawn by where rows are held out or left out: every stratum keeps its share; here one."""
         return [0] * len(labels)

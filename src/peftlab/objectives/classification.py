@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from peftlab.errors import DataError, listed
 from peftlab.objectives.base import Contradiction, Figure, Objective
 from peftlab.objectives.parts.class_checks import contradictions
-from peftlab.objectives.parts.class_labels import LabelSet, canonical, discover_labels, require_visible_differences
+from peftlab.objectives.parts.class_labels import (
+    LabelSet,
+    canonical,
+    differing_in_case,
+    discover_labels,
+    require_visible_differences,
+    tell_differing_in_case,
+)
 from peftlab.objectives.parts.confusion import from_confusion
 
 if TYPE_CHECKING:
@@ -49,6 +56,8 @@ class Classification(Objective, name="classification"):
             raise DataError(f"data.labels={list(found)}: names must be distinct and not empty.")
         source = "data.labels" if names is not None else f"{train[0].name}, column {train[0].label_column}"
         require_visible_differences(found, source)
+        if names is None:
+            tell_differing_in_case(train, found)
         # A row without a label, which whoever reads the rows names, may be why there are so few.
         lacking = names is None and any(canonical(label) is None for table in train for label in table.labels)
         if len(found) < 2 and not (found and lacking and train[0].editable):
@@ -59,6 +68,12 @@ class Classification(Objective, name="classification"):
         """Classes that no row has."""
         there = set(labels)
         return [name for index, name in enumerate(names) if index not in there]
+
+    def same_but_for_case(self, lost: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+        """See :meth:`Objective.same_but_for_case`."""
+        alike = {name: found for found in differing_in_case(names) for name in found}
+        kept = {name: [other for other in alike.get(name, []) if other not in lost] for name in lost}
+        return {name: others[0] for name, others in kept.items() if others}
 
     def strata(self, labels: Sequence[int]) -> Sequence[int]:
         """Each class keeps its share."""

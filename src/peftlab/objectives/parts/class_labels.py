@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from peftlab.errors import DataError, nearest
+from peftlab.errors import DataError, counted, nearest
 
 if TYPE_CHECKING:
     from peftlab.raw_rows import RawRows
+
+logger = logging.getLogger(__name__)
 
 # "1.0" is what a spreadsheet or pandas writes for 1 once a column has had a gap.
 _INTEGER_LIKE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
@@ -89,6 +93,9 @@ def _label_error(table: RawRows, row: int, value: object, labels: LabelSet) -> D
     looks = next((name for name in labels.names if visible(name) == visible(text)), None)
     if looks is not None:
         return DataError(f"{said} It looks like {looks!a}, but is {text!a}: they differ in what cannot be seen.")
+    cased = next((name for name in labels.names if visible(name).casefold() == visible(text).casefold()), None)
+    if cased is not None:
+        return DataError(f"{said} It differs from '{cased}' in upper and lower case alone: write it so.")
     if not labels.declared and (_INTEGER_LIKE.fullmatch(text) or text in ("true", "false")):
         return DataError(
             f"{said} The training labels are names, and which number is which nobody has said: give "
@@ -142,6 +149,30 @@ def require_visible_differences(names: Sequence[str], place: str) -> None:
                 f"{place}: the labels {other!a} and {name!a} look alike: they differ in what cannot be seen (spaces, "
                 "how an accent is written, hidden characters), and would be two classes. Write them alike."
             )
+
+
+def differing_in_case(names: Sequence[str]) -> list[list[str]]:
+    """Those of ``names`` that differ in upper and lower case alone, together."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(visible(name).casefold(), []).append(name)
+    return [found for found in alike.values() if len(found) > 1]
+
+
+def tell_differing_in_case(tables: Sequence[RawRows], names: Sequence[str]) -> None:
+    """Say aloud which labels of a file are classes of their own by upper and lower case alone, and how many rows each
+    has."""
+    if not (alike := differing_in_case(names)):
+        return
+    rows = Counter(canonical(label) for table in tables for label in table.labels)
+    said = "; ".join(" and ".join(f"'{name}' ({counted(rows[name], 'row')})" for name in found) for found in alike)
+    logger.warning(
+        "%s, column %s: labels that differ in upper and lower case alone are classes of their own: %s. If they are the "
+        "same, write them alike in the file.",
+        tables[0].name,
+        tables[0].label_column,
+        said,
+    )
 
 
 def discover_labels(tables: Iterable[RawRows]) -> tuple[str, ...]:
