@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def _errors_in_words(arguments: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except OverrideParseException as error:
-        raise ConfigError(_about_syntax(error)) from error
+        raise ConfigError(_about_key(error, arguments) or _about_syntax(error)) from error
     except MissingConfigException as error:
         raise ConfigError(_about_missing(error, arguments)) from error
     except yaml.MarkedYAMLError as error:
@@ -136,6 +136,34 @@ def _errors_in_words(arguments: Sequence[str]) -> Iterator[None]:
 
 _NEEDS_QUOTES = re.compile(r"^~|[^\w\s./:+@%?|*=-]|[^\x00-\x7f]", re.ASCII)
 """What Hydra's grammar does not take in a plain value; backslashes, quotes, brackets, commas mean something there."""
+
+
+_PLAIN_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*", re.ASCII)
+_SEPARATOR = ("sep", "separator", "delimiter", "delim")
+"""What people call the sign between columns of a csv."""
+
+
+def _about_key(error: OverrideParseException, arguments: Sequence[str]) -> str:
+    """That there is no such key, whatever is wrong with its value; empty if there is one."""
+    key, equals, _ = str(error.override).partition("=")
+    if not equals or not _PLAIN_KEY.fullmatch(key):
+        return ""
+    others = [*filter(_readable, arguments)]
+    with suppress(ConfigError):  # what is wrong with the others comes second
+        composed(others)
+        try:
+            composed([*others, f"{key}=null"])
+        except ConfigError as about_key:
+            return str(about_key)
+    return ""
+
+
+def _readable(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_overrides([override])
+    except HydraException:
+        return False
+    return True
 
 
 def _about_syntax(error: OverrideParseException) -> str:
@@ -188,7 +216,8 @@ def _about_composition(error: HydraException) -> str:
         allowed = [str(child) for child in parent if child not in ("_target_", "hydra")]
         allowed += [] if group else SELECTORS
         where = f"keys of '{group}'" if group else "top-level keys and groups"
-        return f"unknown key '{full_key}'.{nearest(name, allowed)} The {where} are: {listed(set(allowed))}."
+        found = " The separator of a csv is found by its header line." if name in _SEPARATOR else ""
+        return f"unknown key '{full_key}'.{nearest(name, allowed)}{found} The {where} are: {listed(set(allowed))}."
     if cause is not None and key not in GROUPS:
         return f"{key}: {first_line(cause)}"
     top = [*RunConfig.__dataclass_fields__, *SELECTORS]

@@ -175,6 +175,10 @@ def test_files_that_cannot_be_read_by_column(peftlab: Peftlab, reviews: Path) ->
     Path("lines.txt").write_text("text,label\n")
     for typed, said in (
         (["--file", "other.csv"], "no column 'text'"),
+        (
+            ["--file", "other.csv", "--text-column", "Body"],
+            "Did you mean 'body'? The run was trained on the column 'text'",
+        ),
         (["--file", "gaps.csv"], "gaps.csv, row 2 (line 3): the text (column 'text') is empty"),
         (["--file", "other.csv", "--text-column", "body", "--id-column", "m"], "--id-column m"),
         (["--file", "other.csv", "--second-column", "n"], "trained on single texts"),

@@ -80,7 +80,11 @@ def _rows(given: argparse.Namespace, run: Run) -> Rows:
                 f"--second-column {given.second_column}: the run was trained on single texts. Leave it out."
             )
         return read_rows(
-            given.file, given.text_column or text, second and (given.second_column or second), given.id_column
+            given.file,
+            given.text_column or text,
+            second and (given.second_column or second),
+            given.id_column,
+            own=(text, second),
         )
     for option, value in (("text", given.text_column), ("second", given.second_column), ("id", given.id_column)):
         if value is not None:

@@ -41,7 +41,14 @@ def is_table(file: str | None) -> bool:
     return file is not None and Path(file).suffix.lower() in SUFFIXES
 
 
-def read_rows(file: str, text_column: str, second_column: str | None, id_column: str | None = None) -> Rows:
+def read_rows(
+    file: str,
+    text_column: str,
+    second_column: str | None,
+    id_column: str | None = None,
+    *,
+    own: tuple[str, str | None] | None = None,
+) -> Rows:
     """The texts of a csv, tsv, jsonl or parquet file, and its ids.
 
     Args:
@@ -49,6 +56,7 @@ def read_rows(file: str, text_column: str, second_column: str | None, id_column:
         text_column: of the texts.
         second_column: of second texts, for a run on pairs.
         id_column: kept beside each prediction; None: ``id`` or ``idx``, where there is one.
+        own: what the run's own columns are called, where these are others.
 
     Raises:
         DataError: naming the column that is not there, or every row without a text.
@@ -63,9 +71,10 @@ def read_rows(file: str, text_column: str, second_column: str | None, id_column:
                 faults=second.faults | table.faults,
             )  # fmt: skip
     except MissingColumn as error:
+        trained_on = " and ".join(f"'{name}'" for name in own or (text_column, second_column) if name)
         raise DataError(
-            f"{error} The run was trained on the column '{text_column}'"
-            f"{'' if second_column is None else f' and {second_column!r}'}; name this file's: --text-column NAME"
+            f"{error} The run was trained on the column {trained_on}; "
+            "name this file's: --text-column NAME"
             f"{'' if second_column is None else ' --second-column NAME'}."
         ) from None
     if id_column in _TAKEN:
