@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+FROM_0 = "counted from 0"
+"""What rows are called that nobody names but Python, which holds them."""
+
 
 @dataclass(frozen=True)
 class RawRows:

@@ -126,10 +126,10 @@ def test_bad_rows_of_a_folder_are_named_together(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         HubSet(id=saved(tmp_path / "s", data)).load()
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("s, train split, row 2: the text (column 'text') is empty")
+    assert lines[0].startswith("s, train split, row 1 (counted from 0): the text (column 'text') is empty")
     assert lines[1] == "18 of 30 rows cannot be used; the others:"
-    assert lines[2].startswith("  row 3, row 8, row 13,")
-    assert lines[3] == f"  {', '.join(f'row {i}' for i in range(1, 31) if i % 5 in (2, 4) and i > 2)}: the same"
+    assert lines[2].startswith("  row 2, row 7, row 12,")
+    assert lines[3] == f"  {', '.join(f'row {i}' for i in range(30) if i % 5 in (1, 3) and i > 1)}: the same"
 
 
 # -- the hub -------------------------------------------------------------------------------------------

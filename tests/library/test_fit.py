@@ -297,8 +297,8 @@ def test_what_cannot_be_is_one_line(call: Callable[[], Any], says: str) -> None:
 
 def test_what_cannot_be_predicted(reviews: Path) -> None:
     run = fit(*ON_FILE, name="t")
-    assert "text 2: the text is empty" in refused(lambda: run.predict(["a", " "]))
-    assert "text 1 is no text but int (3)" in refused(lambda: run.predict([3]))  # type: ignore[list-item]
+    assert "text 1 (counted from 0): the text is empty" in refused(lambda: run.predict(["a", " "]))
+    assert "text 0 (counted from 0) is no text but int (3)" in refused(lambda: run.predict([3]))  # type: ignore[list-item]
     assert "this run has one task" in refused(lambda: run.predict(["a"], task="x"))
 
 

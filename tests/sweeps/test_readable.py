@@ -13,9 +13,9 @@ from peftlab.composition import checked
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.text_files import TextFiles
-from peftlab.errors import DataError, PeftlabError
+from peftlab.errors import ConfigError, DataError, PeftlabError
 from peftlab.records.folder import RunFolder
-from peftlab.sweeps import readable
+from peftlab.sweeps import readable, soundness
 from peftlab.sweeps.readable import require_readable
 from tests.conftest import TINY, write_reviews
 
@@ -198,3 +198,22 @@ def test_what_is_submitted(words: list[str], messy: Path) -> None:
 def test_the_jobs_of_check(messy: Path) -> None:
     typed = ("-m", "--no-counts", *TINY, f"data.path={messy}", "peft.rank=1,2")
     assert refused(check.main, *typed).count("is empty") == 1
+
+
+def test_faults_of_data_and_of_shapes_are_said_together(messy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the jobs of ``train -m``, of a sweep, and of workers."""
+    asked: list[int] = []
+
+    def answered(_: object, configs: list[object]) -> list[object]:
+        asked.append(len(configs))
+        return [None, ("the rank is too high", ConfigError)]
+
+    monkeypatch.setattr(soundness.processes, "asked", answered)
+    named = [(f"{rank}", config_of(f"data.path={messy}", f"peft.rank={rank}")) for rank in (2, 99)]
+    with pytest.raises(PeftlabError) as error:
+        soundness.Soundness().require(named, "job")
+    told = str(error.value).splitlines()
+    assert told[0] == "2 of 2 jobs cannot run, so none is started:"
+    assert told[1].startswith("  jobs 2, 99: ")
+    assert told[-1] == "  job 99: the rank is too high"
+    assert asked == [2]

@@ -18,7 +18,7 @@ from peftlab.data.labels import by_name
 from peftlab.data.text_files import TextFiles
 from peftlab.errors import DataError, listed, nearest
 from peftlab.fields import bookkeeping
-from peftlab.raw_rows import RawRows
+from peftlab.raw_rows import FROM_0, RawRows
 
 SPLITS = ("train", "validation", "test")
 
@@ -180,8 +180,8 @@ def _index(data: Any, rows: int) -> tuple[Sequence[object], str]:
     """What ``data`` calls its rows, as Python counts them: a pandas frame by its index, anything else from 0."""
     own: Any = getattr(data, "index", None)
     if not hasattr(own, "is_unique"):
-        return range(rows), "counted from 0"
-    return (own.tolist(), "its index") if own.is_unique else (range(rows), "counted from 0; its index repeats itself")
+        return range(rows), FROM_0
+    return (own.tolist(), "its index") if own.is_unique else (range(rows), f"{FROM_0}; its index repeats itself")
 
 
 def _cells(column: Any, name: str) -> list[object]:

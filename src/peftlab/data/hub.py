@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.errors import DataError, first_line, listed, nearest
-from peftlab.raw_rows import RawRows
+from peftlab.raw_rows import FROM_0, RawRows
 
 logger = logging.getLogger(__name__)
 
@@ -307,4 +307,6 @@ def _table(split: Any, name: str, label_names: tuple[str, ...], layout: Layout) 
         seconds=None if second is None else list(split[second]),
         second_column=second or "",
         editable=False,
+        index=range(len(split)),
+        index_name=FROM_0,
     )

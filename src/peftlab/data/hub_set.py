@@ -14,7 +14,7 @@ from peftlab.data.saved import read_saved, saved_files
 from peftlab.data.splits import assemble, test_or_hold_out
 from peftlab.errors import DataError, listed, nearest
 from peftlab.fields import Fraction
-from peftlab.raw_rows import RawRows
+from peftlab.raw_rows import FROM_0, RawRows
 
 VALIDATION = ("validation", "valid", "val", "dev")
 """What a split for validation is called."""
@@ -146,6 +146,8 @@ class HubSet(ByColumns):
             seconds=None if self.second_column is None else list(split[self.second_column]),
             second_column=self.second_column or "",
             editable=self._folder() is not None,
+            index=range(len(split)),
+            index_name=FROM_0,
         )
 
 

@@ -108,7 +108,8 @@ def refusal(table: RawRows, faults: Mapping[int, str]) -> DataError:
     alike: dict[str, list[str]] = {}
     for row, fault in others[: SHOWN - 1]:
         place = table.place(row)
-        alike.setdefault(fault.removeprefix(place), []).append(place.removeprefix(f"{table.name}, "))
+        short = place.removeprefix(f"{table.name}, ").removesuffix(f" ({table.index_name})")
+        alike.setdefault(fault.removeprefix(place), []).append(short)
     lines = [first, f"{len(faults):,} of {len(table.texts):,} rows cannot be used; the others:"]
     for fault, places in alike.items():
         lines.append(f"  {', '.join(places)}{': the same' if first.endswith(fault) else fault}")

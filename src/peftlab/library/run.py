@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.config import RunConfig
 from peftlab.errors import DataError, PeftlabError, listed
 from peftlab.pairs import paired
+from peftlab.raw_rows import FROM_0
 from peftlab.records.folder import RunFolder, finished_run
 from peftlab.terminal import half_character
 
@@ -69,9 +70,7 @@ class Run:
         self._require_task(task)
         given = [texts] if isinstance(texts, str) else list(texts)
         pairs = self.config.data.has_pairs(task)
-        return list(
-            self.predictions([_checked(text, number, pairs) for number, text in enumerate(given, 1)], task=task)
-        )
+        return list(self.predictions([_checked(text, number, pairs) for number, text in enumerate(given)], task=task))
 
     def predictions(self, texts: Sequence[str], *, task: str | None = None) -> Iterator[dict[str, Any]]:
         """The same one by one, of texts that are checked, and pairs that are put together (:mod:`peftlab.pairs`)."""
@@ -127,14 +126,15 @@ def load_run(folder: str | PathLike[str]) -> Run:
 
 
 def _checked(text: Any, number: int, pairs: bool) -> str:
+    place = f"text {number} ({FROM_0})"
     both = text if pairs else (text,)
     if pairs and (not isinstance(text, tuple | list) or len(text) != 2):
-        raise DataError(f"text {number}: the run was trained on pairs of texts; give (first, second), not {text!r}.")
+        raise DataError(f"{place}: the run was trained on pairs of texts; give (first, second), not {text!r}.")
     for part in both:
         if not isinstance(part, str):
-            raise DataError(f"text {number} is no text but {type(part).__name__} ({part!r}).")
+            raise DataError(f"{place} is no text but {type(part).__name__} ({part!r}).")
         if not part.strip():
-            raise DataError(f"text {number}: the text is empty.")
+            raise DataError(f"{place}: the text is empty.")
         if (half := half_character(part)) is not None:
-            raise DataError(f"text {number} holds {half}, one half of a character. Give whole ones.")
+            raise DataError(f"{place} holds {half}, one half of a character. Give whole ones.")
     return paired(*text) if pairs else str(text)

@@ -168,7 +168,7 @@ def tell_differing_in_case(tables: Sequence[RawRows], names: Sequence[str]) -> N
     said = "; ".join(" and ".join(f"'{name}' ({counted(rows[name], 'row')})" for name in found) for found in alike)
     logger.warning(
         "%s, column %s: labels that differ in upper and lower case alone are classes of their own: %s. If they are the "
-        "same, write them alike in the file.",
+        "same, write them alike in the file; data.labels=[…] with those that are meant names the rows of the others.",
         tables[0].name,
         tables[0].label_column,
         said,
