@@ -147,6 +147,21 @@ def test_data_that_is_loaded_alike_is_read_once(scratch: Path, loaded: list[str]
         require_readable([("0", counting(path))], "job")
 
 
+def test_what_is_said_of_a_file_is_said_once(
+    scratch: Path, loaded: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (scratch / "a.csv").write_text("text;label\n" + "".join(f"{n};{'abBA'[n % 4]}\n" for n in range(80)))
+    named = [(f"{limit}", counting(scratch / "a.csv", f"data.limit_train={limit}")) for limit in (20, 30)]
+    require_readable(named, "job")
+    assert len(loaded) == 2
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == len(set(said))
+    assert any("separated by the semicolon" in line for line in said)
+    assert any("'A' (20 rows) and 'a' (20 rows); 'B' (20 rows) and 'b' (20 rows)" in line for line in said)
+    TextFiles(path=str(scratch / "a.csv")).load()
+    assert len(caplog.records) > len(said), "afterwards everything is said again"
+
+
 def test_each_fault_once_with_the_jobs_that_have_it(scratch: Path, messy: Path, loaded: list[str]) -> None:
     path = write_reviews(scratch, rows=60)
     named = [("good", counting(path)), *((f"bad {rank}", counting(messy, f"peft.rank={rank}")) for rank in (1, 2))]

@@ -1,4 +1,4 @@
-"""``peftlab check``: compose and check one config, every job of ``-m``, or a declared sweep; run nothing."""
+"""``peftlab check``: compose and check one config, every job of ``-m``, or a declared sweep; read data, run nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         "peftlab check",
         description="Compose and check a config (key=value …), the jobs of -m, or a declared sweep (FILE.yaml and what "
-        "follows it in peftlab sweep). Nothing runs.",
+        "follows it in peftlab sweep). Data that is in files here is read; nothing runs.",
     )
     parser.add_argument("overrides", nargs="*", help="as for peftlab train, or FILE.yaml … as for peftlab sweep")
     parser.add_argument("-m", "--multirun", action="store_true", help="values separated by commas make jobs")

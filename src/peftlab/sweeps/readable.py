@@ -8,7 +8,9 @@ is not read again in this process. Nothing is fetched from a hub.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from peftlab.config import RunConfig
 from peftlab.data.base import NOT_LOADED_BY, Splits
@@ -60,18 +62,39 @@ def note_unreadable(faults: Faults, named: Sequence[tuple[str, RunConfig]]) -> l
     """Note the faults of the data of all ``named``; see :func:`require_readable`."""
     bad: dict[str, PeftlabError] = {}
     said: dict[str, str | None] = {}
-    for name, config in named:
-        with faults.noting(name):
-            form = _form(config)
-            if form in bad:
-                raise bad[form]
-            try:
-                said[form] = _read(config, form)
-            except PeftlabError as error:
-                bad[form] = error
-                raise
+    with _warning_once():
+        for name, config in named:
+            with faults.noting(name):
+                form = _form(config)
+                if form in bad:
+                    raise bad[form]
+                try:
+                    said[form] = _read(config, form)
+                except PeftlabError as error:
+                    bad[form] = error
+                    raise
     read = [f"data: {line}" for line in dict.fromkeys(said.values()) if line]
     return [*read, *([f"data: {NOT_READ}"] if None in said.values() else [])]
+
+
+@contextmanager
+def _warning_once() -> Iterator[None]:
+    """Inside, what is said of data is said once, however many splits of the same file are tried."""
+    heard: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        before = len(heard)
+        heard.add(record.getMessage())
+        return len(heard) > before
+
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("peftlab.")]
+    for logger in loggers:
+        logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_new)
 
 
 def waiting(named: Sequence[tuple[str, RunConfig]]) -> list[tuple[str, RunConfig]]:
