@@ -45,7 +45,10 @@ def test_of_a_sweep(peftlab: Peftlab, reviews: Path) -> None:
     declared = {
         "name": "small", "title": "t", "source": "s", "command": "c", "cost": "c", "selection": "s", "expected": [],
         "seeds": [0], "metric": "metrics.test.accuracy", "overrides": [*CLASSIFIER, "data.path=reviews.jsonl"],
-        "cells": [{"id": "good"}, {"id": "bad", "overrides": ["data.label_column=nowhere"]}],
+        "cells": [
+            {"id": "good"},
+            {"id": "bad", "overrides": ["data._target_=tests.sweeps.odd_data.OddData", "+data.act=refuse"]},
+        ],
         "columns": [{"title": "accuracy", "value": "metrics.test.accuracy"}],
     }  # fmt: skip
     Path("small.yaml").write_text(yaml.safe_dump(declared))

@@ -102,24 +102,27 @@ def test_it_runs_skips_and_tabulates(peftlab: Peftlab, reviews: Path) -> None:
     assert Path("outputs/small/table.md").read_text() == table
 
 
+REFUSED = ["data._target_=tests.sweeps.odd_data.OddData", "+data.act=refuse"]
+"""Of a class of another package nothing is known before its job runs."""
+
+
 def test_a_failed_job_leaves_the_others_alone(peftlab: Peftlab, reviews: Path) -> None:
     cells = [
-        {"id": "broken", "overrides": ["peft=head", "data.path=missing_label.jsonl"]},
+        {"id": "broken", "overrides": ["peft=head", *REFUSED]},
         {"id": "after", "from": "broken", "overrides": ["peft=head"]},
         {"id": "good", "overrides": ["peft=head"]},
     ]
-    Path("missing_label.jsonl").write_text('{"text": "a film"}\n')
     declare(cells=cells, expected=[], columns=DECLARED["columns"][:2], seeds=[0])
     result = peftlab("sweep", "small.yaml", "--jobs", "1")
     assert result.status == 1
     assert "2 of 3 jobs failed" in result.out
-    assert "missing_label.jsonl" in result.out
+    assert "these rows are not for you" in result.out
     assert "after, seed 0: not run: 'broken' has failed" in result.out
     assert "Traceback" not in result.out + result.err
     assert "| broken | no result | no result |" in result.out
     contents = {cell["id"]: cell for cell in json.loads(Path("outputs/small/sweep.json").read_text())["cells"]}
     assert contents["broken"]["failed"]["0"].startswith("exit status 2: ")
-    assert "missing_label.jsonl" in contents["broken"]["failed"]["0"]
+    assert "these rows are not for you" in contents["broken"]["failed"]["0"]
     assert Path("outputs/small", contents["broken"]["logs"]["0"]).is_file()
     assert contents["after"]["logs"] == {}
     assert len(list(Path("outputs/small").glob("*/record.json"))) >= 1
@@ -306,7 +309,7 @@ def test_a_table_is_shown_though_it_cannot_be_written(
     """On a full disk, say: no job is ended because of sweep.json, and the failures are told."""
     cells = [
         {"id": "good", "overrides": ["peft=head"]},
-        {"id": "bad", "overrides": ["peft=head", "data.label_column=nowhere"]},
+        {"id": "bad", "overrides": ["peft=head", *REFUSED]},
     ]
     declare(cells=cells, expected=[], columns=DECLARED["columns"][:2], seeds=[0])
 
