@@ -31,6 +31,7 @@ from tests.report.made_up import record, sweep_file, three_methods, write
 from tests.report.render.browsing import returned
 
 RATES = (0.001, 0.01)
+MINUS = "\N{MINUS SIGN}"
 SHOWN = """[...document.querySelectorAll("#results, #grouped")].filter((table) => !table.hidden).flatMap((table) =>
   [...table.tBodies].filter((body) => !body.hidden).map((body) =>
     [...body.rows[0].cells].filter((cell) => !cell.matches(".expand")).map((cell) => cell.textContent)))"""
@@ -174,13 +175,13 @@ def test_the_difference_of_two_rows_is_paired_over_seeds(folder: Path, scratch: 
     assert line[0] == "test accuracy"
     assert line[3] == "10"
     first, second = ([group.by_seed(report.metric.value) or {} for group in report.rows][i] for i in (0, 2))
-    assert float(line[4]) == pytest.approx(fmean(first[seed] - second[seed] for seed in first), abs=5e-5)
+    assert float(line[4].replace(MINUS, "-")) == pytest.approx(fmean(first[seed] - second[seed] for seed in first), abs=5e-5)
     assert found.p is not None
     assert float(line[6]) == pytest.approx(found.p, abs=6e-4)  # before correction
     from scipy.stats import ttest_rel
 
     interval = ttest_rel(list(first.values()), list(second.values())).confidence_interval(0.95)
-    assert json.loads(line[5].replace("+", "")) == pytest.approx([interval.low, interval.high], abs=5e-5)
+    assert json.loads(line[5].replace("+", "").replace(MINUS, "-")) == pytest.approx([interval.low, interval.high], abs=5e-5)
     assert returned(page, scratch, difference, "rows=0,1,2") == []
 
 
