@@ -96,11 +96,11 @@ def test_a_table_says_what_its_test_rows_alone_make(scratch: Path) -> None:
         scratch / "t",
         {"lora": [0.830, 0.831, 0.829, 0.830], "head": [0.800, 0.801, 0.799, 0.800], "full": [0.6, 0.601, 0.6, 0.6]},
     )
-    said = legend(report)
+    said = " ".join(legend(report))
     assert report.marks == {next(g.id for g in report.rows if g.label == "peft=lora"): "best"}
     low, high = ((p * (1 - p) / 400) ** 0.5 for p in (0.83, 0.60025))
     assert f"a standard error of {low:.4f} to {high:.4f} (binomial)" in said
-    assert "might explain the distance from the best of: peft=head." in said
+    assert "might explain how far these are from the best: peft=head." in said
 
 
 @pytest.mark.parametrize("sections", [1, 2])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Annotated, Any, Literal, get_args
 
@@ -51,6 +51,34 @@ class Column:
     def head(self) -> str:
         """What stands at the head of the column where its cells are written out."""
         return f"{self.title} (%)" if self.format == "percent" and "%" not in self.title else self.title
+
+    @property
+    def scale(self) -> int:
+        """What a value is multiplied by where it is written out."""
+        return 100 if self.format == "percent" else 1
+
+    @property
+    def places(self) -> int:
+        """Digits behind the point of a result."""
+        return DIGITS.get(self.format, DIGITS["score"]) if self.digits is None else self.digits
+
+    def errors_in_words(self, errors: Sequence[float]) -> str:
+        """Errors or deviations of the column's values, in its own form: the lowest, and the highest if it is another.
+
+        A digit more than the column has, where it would show zeros alone.
+        """
+        places = self.places
+        while places < 6 and min(errors) and not float(f"{self.scale * min(errors):.{places}f}"):
+            places += 1
+        low, high = (f"{self.scale * one:.{places}f}" for one in (min(errors), max(errors)))
+        unit = " percentage points" if self.format == "percent" else ""
+        return f"{low if low == high else f'{low} to {high}'}{unit}"
+
+    def with_digits_of(self, cells: Iterable[Sequence[float]]) -> Column:
+        """The column as ``cells``, the values of each, want it: with one number of digits for all of them."""
+        if self.format != "number" or self.digits is not None:
+            return self
+        return replace(self, digits=common_digits(cells))
 
     def plain(self) -> dict[str, Any]:
         """As files of data hold it."""
@@ -162,6 +190,33 @@ def cell_of_texts(texts: Sequence[Any]) -> Cell:
     return Cell(" | ".join(shown) or NOTHING)
 
 
+def common_digits(cells: Iterable[Sequence[float]]) -> int | None:
+    """How many digits behind the point all means of a column of numbers have; None if each had better have its own.
+
+    The largest shows four digits that count, and the smallest two; zeros that end all of them are left out. Where that
+    would give the largest more than two digits beyond its four, numbers are too far apart for one form, and where all
+    are below 0.0001, an exponent says more.
+
+    Args:
+        cells: the values of each cell; those without one, or with one that is not finite, have no say.
+    """
+    means = [summarise(values).finite_mean for values in cells]
+    sizes = [abs(mean) for mean in means if mean]
+    if not sizes:
+        return 0 if 0.0 in means else None
+    of_largest = max(0, _digits_for(max(sizes), 4))
+    digits = max(of_largest, _digits_for(min(sizes), 2))
+    if max(sizes) < 1e-4 or digits > of_largest + 2:
+        return None
+    ends = (format(size, f".{digits}f").partition(".")[2] for size in sizes)
+    return max(len(end.rstrip("0")) for end in ends)
+
+
+def _digits_for(size: float, counting: int) -> int:
+    """Digits behind the point with which ``size``, above 0, has so many that count; negative before the point."""
+    return counting - 1 - int(format(size, f".{counting - 1}e").partition("e")[2])
+
+
 def single_text(value: float | None, form: Form, digits: int | None = None) -> str:
     """One run's value."""
     if value is None:
@@ -186,7 +241,7 @@ def _number_text(values: Sequence[float], form: Form, digits: int | None = None)
     assert found.mean is not None
     places = DIGITS.get(form) if digits is None else digits
     if form not in TELLING:
-        return plain_number(found.mean) if places is None else with_minus(f"{found.mean:,.{places}f}")
+        return plain_number(found.mean) if places is None else _with_commas(found.mean, places)
     assert places is not None
     scale = 100 if form == "percent" else 1
     text = fixed(scale * found.mean, sign=form == "difference", digits=places)
@@ -197,6 +252,11 @@ def fixed(value: float, *, sign: bool = False, digits: int = 4) -> str:
     """So many decimals, with + or - if wanted; what rounds to zero has neither."""
     text = format(value, f"{'+' if sign else ''}.{digits}f")
     return with_minus(text) if any(digit in text for digit in "123456789") else text.lstrip("+-")
+
+
+def _with_commas(value: float, digits: int) -> str:
+    text = f"{value:,.{digits}f}"
+    return with_minus(text) if any(digit in text for digit in "123456789") else text.lstrip("-")
 
 
 def with_minus(number: str) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from peftlab.report.analysis import Analysis
 from peftlab.report.groups import Group
 from peftlab.report.statistics import LEVEL, RESAMPLES
-from peftlab.report.words import counted, names
+from peftlab.report.words import counted, names, runs_of_each
 
 
 class MarkWords(NamedTuple):
@@ -22,19 +22,39 @@ PLAIN = MarkWords("*", "=")
 """For output that has neither bold nor underlined letters."""
 
 
-def legend(analysis: Analysis, words: MarkWords = TYPESET) -> str:
-    """What ± and the marks mean, and which rows could not be tested, in one line."""
+def caption(analysis: Analysis) -> str:
+    """What the cells of the results are, in a sentence."""
+    several = runs_of_each(analysis.rows)
+    if several is None:
+        units = {group.unit for group in analysis.rows}
+        return f"Mean ± standard deviation (n − 1) over the n {units.pop() if len(units) == 1 else 'runs'} of a row."
+    count, unit = several
+    if count == 1:
+        return f"Values of one {unit.removesuffix('s')} each."
+    return f"Mean ± standard deviation (n − 1) over {count} {unit}."
+
+
+def without_deviation(analysis: Analysis) -> str:
+    """Which columns are means alone, in a sentence; empty if none is, or nothing has a deviation."""
+    titles = [column.title for column in analysis.columns if column.format in ("seconds", "number")]
+    if not titles or all(len(group.runs) < 2 for group in analysis.rows):
+        return ""
+    return f"Means without a deviation: {'; '.join(titles)}."
+
+
+def legend(analysis: Analysis, words: MarkWords = TYPESET) -> list[str]:
+    """What the marks mean, which rows could not be tested, and what the number of test rows leaves open."""
     best = "highest" if analysis.highest else "lowest"
-    parts = ["Mean ± standard deviation (n - 1) over seeds."]
+    marks: list[str] = []
     if analysis.marks:
         places = {(group.section, analysis.same.of(group)) for group in analysis.rows if group.runs}
         where = " of the rows" if len(places) == 1 else " of each section and of each test set"
-        parts.append(f"{words.best}: the best mean{where} ({best} {analysis.metric.title}).")
-        parts += _about_tests(analysis, words)
+        marks.append(f"{words.best}: the best mean{where} ({best} {analysis.metric.title}).")
+        marks += _about_tests(analysis, words)
     elif len(analysis.rows) > 1:
-        parts.append("No row is marked as the best: no two that may be compared have a finite mean.")
-    parts += [*_about_untested(analysis), *_about_sampling(analysis)]
-    return " ".join(parts)
+        marks.append("No row is marked as the best: no two that may be compared have a finite mean.")
+    said = [without_deviation(analysis), " ".join([*marks, *_about_untested(analysis)]), *_about_sampling(analysis)]
+    return list(filter(None, said))
 
 
 def _about_tests(analysis: Analysis, words: MarkWords) -> list[str]:
@@ -42,22 +62,20 @@ def _about_tests(analysis: Analysis, words: MarkWords) -> list[str]:
     if not tested:
         return []
     over = f"the {tested[0]} rows" if len(tested) == 1 else (
-        f"the rows of each ({', '.join(map(str, tested))}), which share the level"
+        f"the rows of each ({', '.join(map(str, tested))}), which share the error rate"
     )  # fmt: skip
     test = (
-        f"Dunnett's procedure C over all pairs of {over} (unequal variances, seeds not paired), which calls a row of "
-        f"the table worse that is not with a chance of at most {LEVEL:g}"
+        f"Dunnett's procedure C over all pairs of {over}: unequal variances, seeds not paired, family-wise error rate "
+        f"{LEVEL:g}"
     )
     if "tied" in analysis.marks.values():
         return [
-            f"{words.tied}: not significantly different from the best by {test}; with few seeds, that alone is no "
-            "proof that they are equal."
+            f"{words.tied}: not significantly different from the best ({test}); with few seeds, that is no proof "
+            "that they are equal."
         ]
     worse = sum(tested) - len(tested)
-    passes = f"Of {worse} rows tested against the best none passes"
-    if worse == 1:
-        passes = "The one row that was tested against the best does not pass"
-    return [f"{passes} as equal: {words.tied.lower()} would be what {test} cannot tell from the best."]
+    which = "The other row that was tested is" if worse == 1 else f"All {worse} other rows that were tested are"
+    return [f"{which} significantly worse ({test})."]
 
 
 def _about_sampling(analysis: Analysis) -> list[str]:
@@ -66,13 +84,13 @@ def _about_sampling(analysis: Analysis) -> list[str]:
     errors = [error for group in several if (error := analysis.sampling_error(group))]
     if not errors:
         return []
-    low, high = f"{min(errors):.4f}", f"{max(errors):.4f}"
     said = (
-        f"± and tests speak of training again, not of other {analysis.same.split} rows: from their number alone each "
-        f"mean has a standard error of {low if low == high else f'{low} to {high}'} (binomial), however many seeds."
+        f"± and tests are about training again, with the same {analysis.same.split} rows. The number of these rows "
+        f"alone gives each mean a standard error of {analysis.metric.errors_in_words(errors)} (binomial), however many "
+        "seeds there are."
     )
     if within := [group for group in several if analysis.within_sampling(group)]:
-        said += f" That alone might explain the distance from the best of: {names(within)}."
+        said += f" That alone might explain how far these are from the best: {names(within)}."
     return [said]
 
 
@@ -88,18 +106,31 @@ def _about_untested(analysis: Analysis) -> list[str]:
     return [f"Not tested against the best: {said}."]
 
 
-def comparison_legend(analysis: Analysis) -> str:
-    """What the columns of the comparison are, in one line."""
+def comparison_caption(analysis: Analysis) -> str:
+    """What the differences of the comparison are, in a sentence."""
+    unit = " (percentage points)" if analysis.metric.format == "percent" else ""
+    shared = shared_seeds(analysis)
+    seeds = "shared seeds" if shared is None else counted(shared, "shared seed")
+    return f"Mean difference in {analysis.metric.title}{unit} over {seeds}."
+
+
+def shared_seeds(analysis: Analysis) -> int | None:
+    """How many seeds each row shares with the baseline; None if that differs, or is none."""
+    found = {test.n for test in analysis.comparisons.values()}
+    return (found.pop() or None) if len(found) == 1 else None
+
+
+def comparison_legend(analysis: Analysis) -> list[str]:
+    """What p and intervals of the comparison are."""
     tested = sum(test.p is not None for test in analysis.comparisons.values())
     over = f"corrected by Bonferroni over the {counted(tested, 'comparison')} that could be tested"
     if tested < len(analysis.comparisons):
         over += f", of {len(analysis.comparisons)}"
     if not tested:
         over = "which no row could have"
-    return (
-        f"Difference: mean over shared seeds of (row - {analysis.baseline.label if analysis.baseline else ''}) in "
-        f"{analysis.metric.title}. p: two-sided paired t-test, {over}. "
-        f"Intervals are corrected like p, so that all of a table cover with 95 %: that of the t distribution, and the "
-        f"percentile bootstrap of the mean difference ({RESAMPLES:,} resamples, seed 0), which is too narrow with few "
-        "seeds."
-    )
+    baseline = analysis.baseline.label if analysis.baseline else ""
+    return [
+        f"Difference: row − {baseline}. p: two-sided paired t-test, {over}. Intervals are corrected like p, so that "
+        "all of a table cover with 95 %: that of the t distribution, and the percentile bootstrap of the mean "
+        f"difference ({RESAMPLES:,} resamples, seed 0), which is too narrow with few seeds."
+    ]

@@ -157,10 +157,9 @@ def _about_single_seeds(analysis: Analysis) -> list[str]:
     text = f"One seed only, hence no ±: {names(single)}."
     errors = [error for group in single if (error := analysis.sampling_error(group)) is not None]
     if errors:
-        low, high = f"{min(errors):.4f}", f"{max(errors):.4f}"
         text += (
             f" The binomial standard error of one test, from the number of its rows alone, is "
-            f"{low if low == high else f'{low} to {high}'}."
+            f"{analysis.metric.errors_in_words(errors)}."
         )
     return [text]
 

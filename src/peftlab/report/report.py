@@ -20,8 +20,10 @@ class Report(Analysis):
     results: Table
     comparison: Table | None
     """With the baseline, if there is one."""
-    legend_in_signs: str
-    """The legend of ``results`` for outputs that have neither bold nor underlined letters."""
+    name: str
+    """Of the sweep, or of the runs: what outputs that need a short name call it."""
+    legend_in_signs: tuple[str, ...]
+    """The notes of ``results`` for outputs that have neither bold nor underlined letters."""
     details: Mapping[str, Details]
     """Id of a row → what is said of it beside its cells."""
     filter_names: tuple[str, ...]

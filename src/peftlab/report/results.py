@@ -9,10 +9,12 @@ from typing import Any
 from peftlab.report.analysis import Analysis
 from peftlab.report.columns import NOTHING, TELLING, Column, cell_of, cell_of_texts, fixed, single_text
 from peftlab.report.groups import Group
+from peftlab.report.legends import shared_seeds
 from peftlab.report.notes import settings
 from peftlab.report.records import Run
 from peftlab.report.statistics import Comparison
 from peftlab.report.table import Cell, Head, Mark, Row, Section, Table
+from peftlab.report.words import runs_of_each
 
 MOST_KEYS = 6
 """Config keys that get columns of their own; with more of them, a label says all."""
@@ -47,28 +49,30 @@ def lead_keys(analysis: Analysis) -> Sequence[str]:
     return telling if len(telling) <= MOST_KEYS else ()
 
 
-def results_table(analysis: Analysis, title: str, legend: str) -> Table:
+def results_table(analysis: Analysis, title: str, caption: str, legend: Sequence[str]) -> Table:
     """A row a group, in sections by the order of their first rows."""
+    columns = [
+        column.with_digits_of(group.values(column.value) for group in analysis.rows) for column in analysis.columns
+    ]
     keys = lead_keys(analysis)
     leads = [Head(analysis.grouped.key_names[key]) for key in keys] or [Head("")]
     heads = [
-        Head(column.head, column.format != "text", optional=column.value != analysis.metric.value)
-        for column in analysis.columns
+        Head(column.head, column.format != "text", optional=column.value != analysis.metric.value) for column in columns
     ]
     sections: dict[str, list[Row]] = {}
     for group in analysis.rows:
-        sections.setdefault(group.section, []).append(_row(analysis, group, keys))
+        sections.setdefault(group.section, []).append(_row(analysis, group, keys, columns))
     return Table(
-        (*leads, *heads, Head("n", number=True)),
+        (*leads, *heads, Head("n", number=True, implied=runs_of_each(analysis.rows) is not None)),
         tuple(Section(name, tuple(rows)) for name, rows in sections.items()),
-        title, leads=len(leads), notes=(legend,),
+        title, leads=len(leads), notes=tuple(legend), caption=caption,
     )  # fmt: skip
 
 
-def _row(analysis: Analysis, group: Group, keys: Sequence[str]) -> Row:
+def _row(analysis: Analysis, group: Group, keys: Sequence[str], columns: Sequence[Column]) -> Row:
     lead = [Cell(group.keys.get(key, "")) for key in keys] or [Cell(group.label)]
     mark = analysis.marks.get(group.id, "")
-    cells = [_cell(group, column, mark if column.value == analysis.metric.value else "") for column in analysis.columns]
+    cells = [_cell(group, column, mark if column.value == analysis.metric.value else "") for column in columns]
     return Row((*lead, *cells, _count_of_runs(group)), group.id)
 
 
@@ -100,35 +104,43 @@ def _count_of_runs(group: Group) -> Cell:
     return Cell("1 seed" if n == 1 and not of else f"{n}{of} {unit}", float(n))
 
 
-COMPARISON_HEADS = (
-    Head("shared seeds", number=True), Head("difference", number=True), Head("95 % interval (t)", number=True),
-    Head("95 % interval (bootstrap)", number=True, optional=True), Head("p", number=True),
-    Head("p (corrected)", number=True),
-)  # fmt: skip
-
-
-def comparison_table(analysis: Analysis, legend: str) -> Table | None:
+def comparison_table(analysis: Analysis, caption: str, legend: Sequence[str]) -> Table | None:
     """A row each that is compared to the baseline; None without one."""
     if analysis.baseline is None or not analysis.comparisons:
         return None
     labels = {group.id: group.label for group in analysis.rows}
-    rows = [Row((Cell(labels[name]), *_comparison_cells(test)), name) for name, test in analysis.comparisons.items()]
+    metric = analysis.metric
+    rows = [
+        Row((Cell(labels[name]), *_comparison_cells(test, metric)), name) for name, test in analysis.comparisons.items()
+    ]
+    alike = shared_seeds(analysis) is not None
+    heads = (
+        Head(""), Head("shared seeds", number=True, implied=alike), Head("difference", number=True),
+        Head("95 % interval (t)", number=True), Head("95 % interval (bootstrap)", number=True, optional=True),
+        Head("p", number=True), Head("p (corrected)", number=True),
+    )  # fmt: skip
     title = f"Against {analysis.baseline.label}"
-    return Table((Head(""), *COMPARISON_HEADS), (Section("", tuple(rows)),), title, notes=(legend,))
+    return Table(heads, (Section("", tuple(rows)),), title, notes=tuple(legend), caption=caption)
 
 
-def _comparison_cells(test: Comparison) -> list[Cell]:
-    difference = NOTHING if test.difference is None else fixed(test.difference, sign=True)
+def _comparison_cells(test: Comparison, metric: Column) -> list[Cell]:
+    difference = NOTHING if test.difference is None else _difference_text(test.difference, metric)
     first = [Cell(str(test.n), float(test.n)), Cell(difference, test.difference)]
     if test.p is None or test.p_adjusted is None:
         return [*first, Cell(test.why_not), *[Cell(NOTHING)] * 3]
-    intervals = [Cell(interval_text(ends), ends and ends[0]) for ends in (test.interval, test.bootstrap)]
+    intervals = [Cell(interval_text(ends, metric), ends and ends[0]) for ends in (test.interval, test.bootstrap)]
     return [*first, *intervals, *(Cell(p_text(p), p) for p in (test.p, test.p_adjusted))]
 
 
-def interval_text(interval: tuple[float, float] | None) -> str:
-    """``[low, high]``."""
-    return NOTHING if interval is None else f"[{', '.join(fixed(end, sign=True) for end in interval)}]"
+def interval_text(interval: tuple[float, float] | None, metric: Column) -> str:
+    """``[low, high]``, of differences of ``metric``."""
+    return NOTHING if interval is None else f"[{', '.join(_difference_text(end, metric) for end in interval)}]"
+
+
+def _difference_text(value: float, metric: Column) -> str:
+    """A difference of ``metric``, in the form of its column."""
+    usual = metric.digits is None and metric.format not in TELLING
+    return fixed(metric.scale * value, sign=True, digits=4 if usual else metric.places)
 
 
 def p_text(p: float) -> str:

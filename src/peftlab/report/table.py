@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Mark = Literal["", "best", "tied"]
@@ -35,6 +35,8 @@ class Head:
     """Whether the cells are numbers, which stand on the right."""
     optional: bool = False
     """Whether it may be left out where there is not room for all."""
+    implied: bool = False
+    """Whether all rows say the same there and the caption says it: it is left out of tables for papers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,25 @@ class Table:
     """How many of the first columns say which row it is."""
     notes: tuple[str, ...] = ()
     """Below the table, a paragraph each."""
+    caption: str = ""
+    """What the cells are, in a sentence."""
+
+    @property
+    def paragraphs(self) -> tuple[str, ...]:
+        """Caption and notes, where both stand below the table."""
+        return (self.caption, *self.notes) if self.caption else self.notes
+
+    @property
+    def brief(self) -> Table:
+        """Without the columns that say nothing which the caption does not."""
+        kept = [number for number, head in enumerate(self.heads) if not head.implied]
+        if len(kept) == len(self.heads):
+            return self
+        sections = tuple(
+            replace(of, rows=tuple(replace(row, cells=tuple(row.cells[i] for i in kept)) for row in of.rows))
+            for of in self.sections
+        )
+        return replace(self, heads=tuple(self.heads[i] for i in kept), sections=sections)
 
     @property
     def rows(self) -> Iterator[Row]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from peftlab.report.groups import Group
 
 SHOWN_NAMES = 5
+
+
+def runs_of_each(groups: Sequence[Group]) -> tuple[int, str] | None:
+    """How many runs all ``groups`` have, and what they are counted as; None if they differ, or one lacks some."""
+    found = {(len(group.runs), group.unit) for group in groups}
+    (count, unit) = found.pop() if len(found) == 1 else (0, "")
+    return (count, unit) if count and not any(group.missing for group in groups) else None
 
 
 def counted(count: int, what: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from statistics import fmean
@@ -84,22 +84,35 @@ def table_of(sweep: Sweep, records: Records, choices: Choices | None = None, sto
     choices = choices or {}
     heads = [Head(""), *([Head("chosen")] if sweep.chooses() else [])]
     heads += [Head(column.head, number=True) for column in sweep.columns]
+    columns = [_with_digits(sweep, column, records) for column in sweep.columns]
     sections: list[Section] = []
     for group, of_group in groupby(rows_of(sweep), key=lambda one: one.group):
-        rows = [row for one in of_group for row in _rows(sweep, one, records, choices.get(one.id), stopped or {})]
+        rows = [
+            row for one in of_group for row in _rows(sweep, one, columns, records, choices.get(one.id), stopped or {})
+        ]
         title = group or ("others" if sections else "")
         sections.append(Section(title, tuple(rows)))
     return Table(tuple(heads), tuple(sections), sweep.title)
 
 
-def _rows(sweep: Sweep, arm: Arm, records: Records, choice: Choice | None, stopped: Stopped) -> Iterator[Row]:
+def _with_digits(sweep: Sweep, column: Column, records: Records) -> Column:
+    """``column`` with the digits that the means of all rows together want."""
+    if column.format != "number":
+        return column
+    kinds_of_all = ((arm, of_kind) for arm in rows_of(sweep) for of_kind in kinds(sweep, arm, records).values())
+    return column.with_digits_of(values_of(sweep, arm, column, of_kind) for arm, of_kind in kinds_of_all)
+
+
+def _rows(
+    sweep: Sweep, arm: Arm, columns: Sequence[Column], records: Records, choice: Choice | None, stopped: Stopped
+) -> Iterator[Row]:
     chosen = [Cell(NOTHING if choice is None or choice.chosen is None else choice.chosen.name)]
     by_kind = kinds(sweep, arm, records)
     for words, of_kind in by_kind.items():
         title = Cell(_titled(arm.title, words, several=len(by_kind) > 1))
         # a run that stopped was computed as today: it stands in the row of those
         lost = stopped if words == next(iter(by_kind)) else {}
-        cells = [cell(sweep, arm, column, of_kind, lost) for column in sweep.columns]
+        cells = [cell(sweep, arm, column, of_kind, lost) for column in columns]
         if not of_kind and not seeds_that_diverged(sweep, arm, of_kind, lost):
             cells = [Cell(_absent(choice)) for _ in cells]
         yield Row((title, *(chosen if sweep.chooses() else []), *cells), arm.id)
@@ -193,7 +206,7 @@ def _given_elsewhere(sweep: Sweep, records: Records) -> list[str]:
 def _measured(sweep: Sweep, name: str, path: str, records: Records) -> Iterator[tuple[list[float], str, str]]:
     """Values, their cell and the label of an arm, for each kind of its records."""
     arm = sweep.arm(name)
-    column = next(column for column in sweep.columns if column.value == path)
+    column = _with_digits(sweep, next(column for column in sweep.columns if column.value == path), records)
     if column.format == "percent":  # what others gave stands in the file as a share
         column = replace(column, format="score", digits=None)
     by_kind = kinds(sweep, arm, records)
@@ -228,10 +241,10 @@ def _about_sampling(sweep: Sweep, records: Records) -> list[str]:
     errors = [error for arm in rows_of(sweep) for one in shares if (error := _sampling_error(sweep, arm, one, records))]
     if not errors:
         return []
-    low, high = f"{min(errors):.4f}", f"{max(errors):.4f}"
+    of_all = next((column for column in shares if column.format == "percent"), shares[0])
     return [
         f"The number of test rows alone gives each share of them a standard error of "
-        f"{low if low == high else f'{low} to {high}'} (binomial), however many seeds there are."
+        f"{of_all.errors_in_words(errors)} (binomial), however many seeds there are."
     ]
 
 

@@ -18,7 +18,7 @@ import pytest
 from peftlab.errors import ConfigError
 from peftlab.report import run_numbers
 from peftlab.report.build import Request, build
-from peftlab.report.columns import Form, _number_text, plain_number
+from peftlab.report.columns import Form, _number_text, common_digits, plain_number
 from peftlab.report.figures.style import Gallery
 from peftlab.report.render.environment import FOLDER
 from peftlab.report.render.latex import render_latex
@@ -81,9 +81,21 @@ def test_figures_are_written_as_those_of_the_report(scratch: Path) -> None:
     page = scratch / "numbers.html"
     script = (FOLDER / "page_numbers.js").read_text(encoding="utf-8")
     page.write_text(f"<body><script>{script}</script></body>", encoding="utf-8")
+    columns = [
+        [
+            [drawn.choice((-1, 1)) * drawn.uniform(1, 10) * 10 ** drawn.randrange(low, high) for _ in range(n)]
+            for n in (1, 3, 9)
+        ]
+        for low, high in ((2, 3), (2, 4), (-2, 2), (-6, -4), (-1, 4), (-4, 7))
+        for _ in range(8)
+    ]
+    columns += [[[0.0]], [[]], [[], [3.0], [float(2**70)]], [[9999.5], [0.5]], [[820.9], [819.0]], [[999.96], [1.0]]]
     ties = [number / 8 for number in range(-40, 40)] + [10.0**power * 1.2345 for power in range(-9, 5)] + [0.00012345]
     texts = f"{json.dumps(given)}.map((one) => numberText(...one))"
-    made, plain = returned(page, scratch, f"return [{texts}, {json.dumps(ties)}.map(plainNumber)]")
+    digits = f"{json.dumps(columns)}.map(commonDigits)"
+    made, plain, common = returned(page, scratch, f"return [{texts}, {json.dumps(ties)}.map(plainNumber), {digits}]")
+    assert common == list(map(common_digits, columns))
+    assert len(set(common)) > 4
     assert made == [_number_text(*one) for one in given]
     assert plain == [plain_number(number) for number in ties]
 
@@ -175,13 +187,14 @@ def test_the_difference_of_two_rows_is_paired_over_seeds(folder: Path, scratch: 
     assert line[0] == "test accuracy"
     assert line[3] == "10"
     first, second = ([group.by_seed(report.metric.value) or {} for group in report.rows][i] for i in (0, 2))
-    assert float(line[4].replace(MINUS, "-")) == pytest.approx(fmean(first[seed] - second[seed] for seed in first), abs=5e-5)
+    said = [cell.replace(MINUS, "-") for cell in line]
+    assert float(said[4]) == pytest.approx(fmean(first[seed] - second[seed] for seed in first), abs=5e-5)
     assert found.p is not None
     assert float(line[6]) == pytest.approx(found.p, abs=6e-4)  # before correction
     from scipy.stats import ttest_rel
 
     interval = ttest_rel(list(first.values()), list(second.values())).confidence_interval(0.95)
-    assert json.loads(line[5].replace("+", "").replace(MINUS, "-")) == pytest.approx([interval.low, interval.high], abs=5e-5)
+    assert json.loads(said[5].replace("+", "")) == pytest.approx([interval.low, interval.high], abs=5e-5)
     assert returned(page, scratch, difference, "rows=0,1,2") == []
 
 
@@ -250,7 +263,7 @@ def test_what_is_shown_is_copied_in_its_order(scratch: Path) -> None:
         r"| one_1",
         "| two",
     ]
-    assert r"\begin{tabular}{llrrr}" in latex
+    assert r"\begin{tabular}{llrr}" in latex
     assert [line.split(",")[0] for line in values.splitlines()] == ["section", "two", "one_1", "two"]
 
 

@@ -51,7 +51,7 @@ def render_json(report: Report, absent: Sequence[str] = ()) -> str:
         "groups": [_group(report, group) for group in report.rows],
         "measured_on": report.measured_on,
         "selection": report.selection,
-        "notes": [*report.results.notes, *report.notes],
+        "notes": [*report.results.paragraphs, *report.notes],
         "figures_left_out": list(absent),
         "failures": [asdict(failure) for failure in report.failures],
         "left_out": [asdict(one) for one in report.left_out],

@@ -1,4 +1,5 @@
-"""report.tex: the tables as LaTeX, ready for \\input{report.tex} in a paper that loads booktabs."""
+"""report.tex: the tables as LaTeX, ready for \\input{report.tex} in a paper that loads booktabs: a short caption, and
+below the table, in small letters, what a reader must know of its figures."""
 
 from __future__ import annotations
 
@@ -46,28 +47,28 @@ _SIGNS = _Signs({ord(sign): shown for sign, shown in SPECIAL.items()})
 
 def render_latex(report: Report) -> str:
     """Table environments: the results, and the comparison with the baseline if there is one."""
-    caption = f"{report.title}. {' '.join(report.results.notes)} {about_the_runs(report)}"
-    tables = [(report.results, caption, "results")]
+    label = label_of(report)
+    notes = [" ".join(report.results.notes), about_the_runs(report)]
+    tables = [(report.results.brief, f"{sentence(report.title)} {report.results.caption}", label, notes)]
     if (compared := report.comparison) is not None:
-        against = compared.title.replace("Against", "against", 1)
-        caption = f"{report.title}: {against}. {' '.join(compared.notes)}"
-        tables.append((compared, caption, "comparison"))
+        caption = f"{report.title}, {compared.title.replace('Against', 'against', 1)}. {compared.caption}"
+        tables.append((compared.brief, caption, f"{label}-comparison", [*compared.notes]))
     filled = environment(
         block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
         comment_start_string="<#", comment_end_string="#>",
     )  # fmt: skip
     filled.filters |= {"tex": latex_escaped, "cell": _cell}
-    return filled.get_template("report.tex").render(tables=tables, name=label_of(report))
+    return filled.get_template("report.tex").render(tables=tables)
 
 
 def about_the_runs(report: Report) -> str:
-    """What a caption says of the data and of how weights were chosen."""
-    return " ".join(map(_sentence, [*report.measured_on, *report.selection]))
+    """What the notes say of the data and of how weights were chosen."""
+    return " ".join(map(sentence, [*report.measured_on, *report.selection]))
 
 
 def label_of(report: Report) -> str:
-    """What the labels of the report's tables begin with."""
-    return re.sub(r"[^a-z0-9]+", "-", report.title.lower()).strip("-")[:40] or "peftlab"
+    """What the labels of the report's tables begin with: the name of its sweep, or of its runs."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", report.name).strip("-")[:40] or "peftlab"
 
 
 def _cell(cell: Cell) -> str:
@@ -77,5 +78,6 @@ def _cell(cell: Cell) -> str:
 _MARKED: dict[Mark, str] = {"": "{}", "best": r"\textbf{{{}}}", "tied": r"\underline{{{}}}"}
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """``text`` with a point at its end, if nothing else is there."""
     return text if text.endswith((".", "!", "?")) else f"{text}."

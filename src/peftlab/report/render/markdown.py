@@ -31,11 +31,12 @@ def _at_the_start(found: re.Match[str]) -> str:
 
 
 def markdown_table(table: Table) -> str:
-    """The table, without title and notes.
+    """The table, without title and notes, and without columns that its caption stands for.
 
     Its columns are not padded to one width, as tabulate would: in a README's history, a longer label then changes its
     own line and not all.
     """
+    table = table.brief
     lines = [
         _line(escaped(head.title) for head in table.heads),
         _line("---:" if head.number else "---" for head in table.heads),
@@ -83,7 +84,7 @@ def render_markdown(
 
 
 def _table(table: Table) -> list[str]:
-    return [markdown_table(table), *map(escaped, table.notes)]
+    return [markdown_table(table), *map(escaped, table.paragraphs)]
 
 
 def _log(failure: Failure, target: Path | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 
 from peftlab.report.figures.style import Gallery
@@ -48,7 +49,7 @@ def with_sections_as_a_column(table: Table) -> Table:
     if not any(section.title for section in table.sections):
         return table
     rows = tuple(Row((Cell(section.title), *row.cells), row.id) for section in table.sections for row in section.rows)
-    return Table((Head("section"), *table.heads), (Section("", rows),), table.title, table.leads + 1, table.notes)
+    return replace(table, heads=(Head("section"), *table.heads), sections=(Section("", rows),), leads=table.leads + 1)
 
 
 def _kinds_of(table: Table, label: int) -> list[str]:

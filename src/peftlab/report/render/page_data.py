@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from peftlab.report.groups import Group
-from peftlab.report.render.latex import SPECIAL, about_the_runs, label_of
+from peftlab.report.render.latex import SPECIAL, about_the_runs, label_of, sentence
 from peftlab.report.render.links import relative
 from peftlab.report.report import Report
 from peftlab.report.results import RunLine
@@ -24,7 +24,8 @@ def page_data(report: Report, target: Path) -> dict[str, Any]:
     numbers = RunNumbers(report)
     rows = [_row(report, group, numbers, target) for group in report.rows]
     return {
-        "title": report.title,
+        "title": sentence(report.title),
+        "caption": report.results.caption,
         "label": label_of(report),
         "notes": " ".join(report.results.notes),
         "about": about_the_runs(report),

@@ -16,8 +16,8 @@ def print_report(report: Report, out: Console | None = None) -> None:
     print_table(out, report.results, most_rows=MOST_ROWS, elsewhere="report.md")
     if report.comparison is not None:
         print_table(out, report.comparison, most_rows=MOST_ROWS, elsewhere="report.md")
-    legends = [report.legend_in_signs] if out.color_system is None else report.results.notes
-    print_lines(out, [*legends, *report.measured_on, *report.selection, *report.notes])
+    legends = report.legend_in_signs if out.color_system is None else report.results.notes
+    print_lines(out, [report.results.caption, *legends, *report.measured_on, *report.selection, *report.notes])
     for failure in report.failures[:MOST_ROWS]:
         log = f" (log: {failure.log})" if failure.log else ""
         print_lines(out, [f"no result: {failure.title}: {failure.reason}{log}"], style="yellow")

@@ -97,10 +97,11 @@ function chooseSeeds() {
   seeds = names.length === seedBoxes.length ? null : new Set(names);
   by("seeds-title").textContent = seeds ? `Seeds: ${names.join(", ") || "none"}` : `Seeds: all ${seedBoxes.length}`;
   by("of-seeds").hidden = !seeds;
+  const digits = digitsFor(bodies.map(shownRow));
   for (const body of bodies) {
     const places = [...body.rows[0].cells].slice(first);
     if (!asMade.has(body)) asMade.set(body, places.map((cell) => [cell.textContent, cell.dataset.v, cell.className]));
-    const made = seeds ? cellsOf(shownRow(body)) : null;
+    const made = seeds ? cellsOf(shownRow(body), digits) : null;
     places.forEach((cell, i) => {
       const [text, value, look] = asMade.get(body)[i];
       cell.textContent = made ? made[i].text : text;
@@ -129,6 +130,7 @@ function group() {
     return;
   }
   groups = groupsBy(key, shownBodies().map(shownRow));
+  const digits = digitsFor(groups);
   const columns = [[known[1], false], ...data.columns.map((_, column) => [headOf(column), !isText(column)]), ["n", true]];
   const heads = columns.map(([title, number], i) => {
     const head = element("th", number ? "number" : i ? "text" : "text lead");
@@ -150,7 +152,7 @@ function group() {
     const head = element("th", "text lead", of.label || NOTHING);
     head.scope = "row";
     line.append(head);
-    cellsOf(of).forEach(({ text, value }, i) => {
+    cellsOf(of, digits).forEach(({ text, value }, i) => {
       const cell = element("td", columns[i + 1][1] ? "number" : "text", text);
       cell.dataset.v = value ?? "";
       line.append(cell);
@@ -180,6 +182,7 @@ function differenceTable(names, rows) {
     head.scope = "col";
     heads.append(head);
   }
+  const digits = digitsFor(rows);
   data.columns.forEach((_, column) => {
     if (isText(column)) return;
     const test = difference(...rows, column);
@@ -189,7 +192,7 @@ function differenceTable(names, rows) {
     head.scope = "row";
     line.append(head);
     const cells = [
-      ...rows.map((row) => cellOf(row, column).text), String(test.n), test.mean === undefined ? NOTHING : text(test.mean),
+      ...rows.map((row) => cellOf(row, column, digits[column]).text), String(test.n), test.mean === undefined ? NOTHING : text(test.mean),
       test.interval ? `[${test.interval.map(text).join(", ")}]` : test.why, test.p === undefined ? NOTHING : pText(test.p),
     ];
     line.append(...cells.map((cell) => element("td", "number", cell)));
@@ -297,9 +300,10 @@ function shownTable() {
   const [leads, figures] = [heads.slice(0, data.leads), heads.slice(data.leads)];
   if (groups) {
     const [, short] = data.keys.find(([key]) => key === by("by").value);
+    const digits = digitsFor(groups);
     const rows = [...grouped.tBodies].map((body) => {
       const of = groups[Number(body.dataset.group)];
-      return Object.assign([{ text: of.label }, ...cellsOf(of)], { row: of });
+      return Object.assign([{ text: of.label }, ...cellsOf(of, digits)], { row: of });
     });
     return { heads: [{ title: short, number: false }, ...figures], sections: [{ title: "", rows }], leads: 1 };
   }
@@ -318,18 +322,20 @@ function shownTable() {
   return { heads: [{ title: "section", number: false }, ...heads], sections: [{ title: "", rows: flat }], leads: data.leads + 1 };
 }
 
-function captionOf() {
+// What the cells of the shown table are, and what stands below it; of the marks only where they are shown.
+function wordsOf({ sections }) {
+  const rows = sections.flatMap((section) => section.rows.map((cells) => cells.row));
   const fewer = shownBodies().length < bodies.length;
-  const over = seeds ? `seeds ${[...seeds].join(", ")}` : groups ? "runs" : "";
-  const own = over ? `Mean ± standard deviation (n - 1) over ${over}.` : data.notes;
-  const marks = over ? "" : " What is said of the best row and of tests is said of all rows.";
-  return `${data.title}. ${own}${fewer ? ` ${shownBodies().length} of ${bodies.length} rows.${marks}` : ""} ${data.about}`;
+  const own = seeds || groups ? [seeds ? `Seeds ${[...seeds].join(", ")}.` : "", meansAlone(rows)] : [data.notes];
+  const marks = seeds || groups ? "" : " What is said of the best row and of tests is said of all rows.";
+  if (fewer) own.push(`${shownBodies().length} of ${bodies.length} rows.${marks}`);
+  return { caption: `${data.title} ${cellsInWords(rows)}`, notes: [own.filter(Boolean).join(" "), data.about] };
 }
 
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", async () => {
-    const shown = { ...shownTable(), caption: captionOf() };
-    const text = { latex: asLatex, markdown: asMarkdown, csv: asCsv }[button.dataset.copy](shown);
+    const shown = shownTable();
+    const text = { latex: asLatex, markdown: asMarkdown, csv: asCsv }[button.dataset.copy](shown, wordsOf(shown));
     const area = by("copied");
     area.textContent = area.value = text;
     area.hidden = false;

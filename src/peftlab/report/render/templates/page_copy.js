@@ -1,4 +1,5 @@
-// The table that is shown, as LaTeX, Markdown and CSV. A table here is {heads, sections, caption, lines}.
+// The table that is shown, as LaTeX, Markdown and CSV. A table here is {heads, sections, leads}; its last column says how
+// many runs a row has. Beside it stand {caption, notes}.
 const oneLine = (text) => text.split(/\s+/).filter(Boolean).join(" ");
 
 function latexEscaped(text) {
@@ -7,7 +8,15 @@ function latexEscaped(text) {
   return [...oneLine(text)].map((sign) => data.signs[sign] ?? (plain(sign) ? sign : `[U+${code(sign)}]`)).join("");
 }
 
-function asLatex({ heads, sections, caption }) {
+// Without the last column, where all rows say the same there.
+function brief({ heads, sections, leads }) {
+  if (runsOfEach(sections.flatMap(({ rows }) => rows.map((cells) => cells.row))) === null) return { heads, sections, leads };
+  const shorter = sections.map(({ title, rows }) => ({ title, rows: rows.map((cells) => cells.slice(0, -1)) }));
+  return { heads: heads.slice(0, -1), sections: shorter, leads };
+}
+
+function asLatex(table, { caption, notes }) {
+  const { heads, sections } = brief(table);
   const marked = { best: (text) => `\\textbf{${text}}`, tied: (text) => `\\underline{${text}}` };
   const cell = ({ text, mark }) => (marked[mark] ?? ((same) => same))(latexEscaped(text));
   const lines = [];
@@ -18,11 +27,12 @@ function asLatex({ heads, sections, caption }) {
   });
   return [
     "% needs \\usepackage{booktabs} and \\usepackage{graphicx}", "\\begin{table}", "  \\centering",
-    `  \\caption{${latexEscaped(caption)}}`, `  \\label{tab:${data.label}-results}`,
+    `  \\caption{${latexEscaped(caption)}}`, `  \\label{tab:${data.label}}`,
     "  \\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%  never wider than the text",
     `  \\begin{tabular}{${heads.map((head) => (head.number ? "r" : "l")).join("")}}`, "    \\toprule",
     `    ${heads.map((head) => latexEscaped(head.title)).join(" & ")} \\\\`, "    \\midrule", ...lines,
-    "    \\bottomrule", "  \\end{tabular}}", "\\end{table}", "",
+    "    \\bottomrule", "  \\end{tabular}}", "  \\par\\smallskip", "  \\begin{minipage}{\\linewidth}\\footnotesize",
+    ...notes.filter(Boolean).map((note) => `    ${latexEscaped(note)}\\par`), "  \\end{minipage}", "\\end{table}", "",
   ].join("\n");
 }
 
@@ -34,7 +44,8 @@ function markdownEscaped(text) {
     .replace(/^(#|>|[-+](?= )|\d+(?=[.)](?: |$))|=+$|-+$)/, (found) => (/^\d/.test(found) ? `${found}\\` : `\\${found}`));
 }
 
-function asMarkdown({ heads, sections }) {
+function asMarkdown(table) {
+  const { heads, sections } = brief(table);
   const marked = { best: (text) => `**${text}**`, tied: (text) => `<ins>${text}</ins>` };
   const cell = ({ text, mark }) => (marked[mark] ?? ((same) => same))(markdownEscaped(text));
   const line = (cells) => `| ${cells.join(" | ")} |`;

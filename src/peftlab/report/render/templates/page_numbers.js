@@ -63,6 +63,27 @@ function general(value) {
 
 const plainNumber = (value) => (Math.abs(value) >= 1000 ? whole(value) : general(value));
 
+const withCommas = (value, digits) => {
+  const text = decimals(value, digits);
+  return (value < 0 && /[1-9]/.test(text) ? MINUS : "") + commas(text);
+};
+
+// Digits behind the point with which `size`, above 0, has so many that count.
+const digitsThatCount = (size, counting) => counting - 1 - Number(size.toExponential(counting - 1).split("e")[1]);
+
+// How many digits behind the point all means of a column of numbers have; null if each had better have its own.
+function commonDigits(cells) {
+  const means = cells.map((values) => summarise(values).mean).filter(Number.isFinite);
+  const sizes = means.filter((mean) => mean !== 0).map(Math.abs);
+  if (!sizes.length) return means.length ? 0 : null;
+  const [largest, smallest] = [sizes.reduce((a, b) => Math.max(a, b)), sizes.reduce((a, b) => Math.min(a, b))];
+  const ofLargest = Math.max(0, digitsThatCount(largest, 4));
+  const digits = Math.max(ofLargest, digitsThatCount(smallest, 2));
+  if (largest < 1e-4 || digits > ofLargest + 2) return null;
+  const ends = sizes.map((size) => (decimals(size, digits).split(".")[1] ?? "").replace(/0+$/, ""));
+  return ends.reduce((most, end) => Math.max(most, end.length), 0);
+}
+
 const DIGITS = { score: 4, percent: 2, difference: 4, seconds: 1 };
 const TELLING = ["score", "percent", "difference"];
 
@@ -77,7 +98,7 @@ function numberText(values, form, digits = null) {
   const { mean, std } = summarise(values);
   const places = digits ?? DIGITS[form];
   if (!TELLING.includes(form)) {
-    return places === undefined ? plainNumber(mean) : (mean < 0 ? MINUS : "") + commas(decimals(mean, places));
+    return places === undefined ? plainNumber(mean) : withCommas(mean, places);
   }
   const scale = form === "percent" ? 100 : 1;
   const text = fixed(scale * mean, form === "difference", places);

@@ -26,7 +26,12 @@ const expected = (row) => row.runs.length + row.missing.length;
 const unit = (row) => (new Set(row.runs.map((run) => run.seed)).size < row.runs.length ? "runs" : "seeds");
 const valuesOf = (row, column) => row.runs.map((run) => run.values[column]).filter((value) => value !== null);
 
-function cellOf(row, column) {
+// Of each column, how many digits its numbers have behind the point in a table of `rows`.
+const digitsFor = (rows) =>
+  data.columns.map(([, form, digits], column) =>
+    form === "number" && digits === null ? commonDigits(rows.map((row) => valuesOf(row, column))) : digits);
+
+function cellOf(row, column, digits) {
   const lost = row.diverged.length;
   const told = lost ? `diverged ${lost} of ${expected(row)}` : "";
   if (!row.runs.length) return { text: told || "not run", value: null };
@@ -34,7 +39,7 @@ function cellOf(row, column) {
   if (isText(column)) return { text: [...new Set(values)].join(" | ") || NOTHING, value: null };
   const complete = tells(column) ? expected(row) - lost : row.runs.length;
   const lacking = values.length === complete ? "" : ` (${values.length}/${expected(row)} ${unit(row)})`;
-  const text = values.length ? `${numberText(values, ...data.columns[column].slice(1))}${lacking}` : NOTHING;
+  const text = values.length ? `${numberText(values, data.columns[column][1], digits)}${lacking}` : NOTHING;
   const finite = values.filter(Number.isFinite);
   return {
     text: told && tells(column) ? `${text} (${told})` : text,
@@ -48,7 +53,26 @@ function countOf(row) {
   return { text: n === 1 && !of ? "1 seed" : `${n}${of} ${unit(row)}`, value: n };
 }
 
-const cellsOf = (row) => [...data.columns.map((_, column) => cellOf(row, column)), countOf(row)];
+const cellsOf = (row, digits) => [...data.columns.map((_, column) => cellOf(row, column, digits[column])), countOf(row)];
+
+// How many runs all rows have, and what they are counted as; null if they differ, or one lacks some.
+function runsOfEach(rows) {
+  const found = new Set(rows.map((row) => `${row.runs.length} ${unit(row)}`));
+  return found.size === 1 && rows[0].runs.length && !rows.some((row) => row.missing.length) ? [...found][0] : null;
+}
+
+function cellsInWords(rows) {
+  const several = runsOfEach(rows);
+  const units = new Set(rows.map(unit));
+  if (several === null) return `Mean ± standard deviation (n − 1) over the n ${units.size === 1 ? [...units][0] : "runs"} of a row.`;
+  return several.startsWith("1 ") ? `Values of one ${unit(rows[0]).slice(0, -1)} each.` : `Mean ± standard deviation (n − 1) over ${several}.`;
+}
+
+function meansAlone(rows) {
+  const titles = data.columns.filter(([, form]) => ["seconds", "number"].includes(form)).map(([title]) => title);
+  const none = !titles.length || rows.every((row) => row.runs.length < 2);
+  return none ? "" : `Means without a deviation: ${titles.join("; ")}.`;
+}
 
 function inOrder(first, second) {
   const place = (value) => {
