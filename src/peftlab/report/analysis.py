@@ -52,6 +52,13 @@ class Analysis:
         """All finished runs of the rows and of the others."""
         return [run for group in [*self.rows, *self.others] for run in group.runs]
 
+    @property
+    def curve_in_percent(self) -> bool:
+        """Whether the curve is written as the metric is, in percent: where the two are of one figure."""
+        metric, curve = MetricName.from_record(self.metric.value), MetricName.from_history(self.curve)
+        alike = metric is not None and curve is not None and metric.figure == curve.figure
+        return alike and self.metric.format == "percent"
+
     def sampling_error(self, group: Group) -> float | None:
         """Binomial standard error of the mean share of right rows on the group's number of test (or validation) rows.
 

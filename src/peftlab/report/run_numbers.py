@@ -27,6 +27,11 @@ def quantities_of(report: Report) -> list[str]:
     return list(dict.fromkeys((TRAIN_LOSS.in_history, report.curve)))
 
 
+def in_percent(report: Report, quantity: str) -> bool:
+    """Whether the page writes this one in percent."""
+    return quantity == report.curve and report.curve_in_percent
+
+
 def seeds_of(report: Report) -> list[int]:
     """All seeds of the rows, those without a result too."""
     missing = (int(seed) for group in report.rows for seed in group.missing if seed.isdigit())
@@ -58,6 +63,7 @@ class RunNumbers:
 
     def __init__(self, report: Report) -> None:
         self._columns, self._quantities = report.columns, quantities_of(report)
+        self._scales = [100 if in_percent(report, name) else 1 for name in self._quantities]
         self._folders = report.same.texts
         self._texts = {name: number for number, name in enumerate(dict.fromkeys(self._folders.values()))}
         runs = [run for group in report.rows for run in group.runs]
@@ -85,7 +91,10 @@ class RunNumbers:
         if (size := sum(map(len, found))) > self._left:
             return None
         self._left -= size
-        return [(self._numbered(curve), [_short(value) for _, value in curve]) for curve in found]
+        return [
+            (self._numbered(curve), [_short(scale * value) for _, value in curve])
+            for curve, scale in zip(found, self._scales, strict=True)
+        ]
 
     def _numbered(self, curve: Sequence[tuple[float, float]]) -> int:
         return self._epochs.setdefault(tuple(float(f"{place:.6g}") for place, _ in curve), len(self._epochs))

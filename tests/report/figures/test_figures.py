@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from peftlab.report.build import Request, build
-from peftlab.report.figures import scatter, spectra
+from peftlab.report.figures import heat, scatter, spectra
+from peftlab.report.figures import runs as runs_module
 from peftlab.report.figures.direct import Spot, name_directly
 from peftlab.report.figures.labels import fitting
 from peftlab.report.figures.runs import draw_curves
-from peftlab.report.figures.style import blank, lay_out
+from peftlab.report.figures.style import blank, lay_out, percent_texts
 from peftlab.report.figures.ticks import MOST_TICKS, tick_text, ticks_between
+from peftlab.report.render.page_data import page_data
+from peftlab.report.report import Report
 from tests.report.made_up import record, sweep_file, write
 
 
@@ -76,7 +79,103 @@ def test_the_title_of_the_curves_says_which_rows(asking: int, rows: int, said: s
     sweep_file(folder, cells=cells, seeds=[0], baseline=None)
     drawn = draw_curves(build(Request((str(folder),))))
     assert not isinstance(drawn, str)
-    assert drawn.title.endswith(said)
+    assert drawn.title == f"Learning curves{said.removeprefix('over seeds')}", "of one run each there is no deviation"
+
+
+def drawn_figures(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[Any]:
+    """The figures that ``module`` draws from now on, which are not written."""
+    found: list[Any] = []
+    monkeypatch.setattr(module, "finish", lambda figure, *_: found.append(figure))
+    return found
+
+
+def grid(folder: Path, spread: float, *, seeds: int = 4, form: str = "percent", epochs: int = 3) -> Report:
+    """Rank by rate: means of 0.80, 0.81, 0.81 and 0.82, and seeds that lie ``spread`` beside them."""
+    cells: dict[str, dict[str, str]] = {}
+    runs = []
+    for n, (rank, rate) in enumerate(((4, 0.1), (4, 0.2), (8, 0.1), (8, 0.2))):
+        for seed in range(seeds):
+            key, value = f"{n}{seed}", 0.80 + 0.01 * (n > 0) + 0.01 * (n == 3) + spread * (-1) ** seed
+            cells.setdefault(f"c{n}", {})[str(seed)] = key
+            history = [
+                {"epoch": e, "train/loss": 1 / (e + 2 + seed), "validation/accuracy": value} for e in range(epochs)
+            ]
+            runs.append(record(value, key=key, seed=seed, keys={"peft.rank": rank, "optim.lr": rate}, history=history,
+                               trainable=100 * rank))  # fmt: skip
+    write(folder, runs)
+    columns = [{"title": "accuracy", "value": "metrics.test.accuracy", "format": form}]
+    arms = [{"id": name, "runs": of} for name, of in cells.items()]
+    sweep_file(folder, cells=arms, seeds=list(range(seeds)), baseline=None, columns=columns)
+    return build(Request((str(folder),)))
+
+
+@pytest.mark.parametrize(("spread", "width"), [(0.02, 4 * 0.02 * (4 / 3) ** 0.5), (0.001, 0.02)])
+def test_colours_of_a_heat_map_say_how_much_is_noise(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, spread: float, width: float
+) -> None:
+    """Four seeds at ± s have the deviation s √(4/3); ± 2 of these, or the range of the means if that is more."""
+    found = drawn_figures(monkeypatch, heat)
+    heat.draw_heat(grid(scratch / "t", spread))
+    panel, bar = found[0].axes
+    low, high = panel.images[0].get_clim()
+    assert high - low == pytest.approx(width)
+    assert (low + high) / 2 == pytest.approx(0.81)
+    assert bar.get_ylabel() == "accuracy (%)\nspans at least ± 2 std over seeds"
+    assert "81.00\n± " in panel.texts[1].get_text()
+
+
+def test_colours_of_single_seeds_say_what_the_test_rows_leave_open(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = drawn_figures(monkeypatch, heat)
+    heat.draw_heat(grid(scratch / "t", 0.0, seeds=1, form="score"))
+    panel, bar = found[0].axes
+    low, high = panel.images[0].get_clim()
+    assert high - low == pytest.approx(4 * (0.8 * 0.2 / 400) ** 0.5)
+    assert bar.get_ylabel() == "accuracy\nspans at least ± 2 binomial errors"
+
+
+def test_figures_have_the_form_of_the_column(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = grid(scratch / "t", 0.02)
+    of_runs, of_points = drawn_figures(monkeypatch, runs_module), drawn_figures(monkeypatch, scatter)
+    for draw in (draw_curves, runs_module.draw_seeds, scatter.draw_parameters, scatter.draw_costs):
+        draw(report)
+    curves, seeds = of_runs
+    axes = [curves.axes[1].yaxis, seeds.axes[0].xaxis, of_points[0].axes[0].yaxis, of_points[1].axes[1].yaxis]
+    for axis in axes:
+        assert all(70 < float(text) < 90 for text in axis.get_major_formatter().format_ticks([0.795, 0.8]))
+    assert [axis.get_label_text() for axis in axes[:3]] == ["validation accuracy (%)", "accuracy (%)", "accuracy (%)"]
+    assert curves.axes[0].yaxis.get_major_formatter().format_ticks([0.5]) != ["50"], "a loss is no share"
+    data = page_data(report, scratch)
+    assert data["quantities"][1] == "validation/accuracy (%)"
+    assert data["rows"][0]["runs"][0][-1][1][1][0] == pytest.approx(82.0)
+
+
+def test_ticks_in_percent_have_the_digits_that_one_needs() -> None:
+    assert percent_texts([0.785, 0.79, 0.795]) == ["78.5", "79.0", "79.5"]
+    assert percent_texts([-0.01, 0.0, 0.07]) == ["−1", "0", "7"]
+
+
+def test_of_one_epoch_there_is_no_curve(scratch: Path) -> None:
+    said = draw_curves(grid(scratch / "t", 0.02, epochs=1))
+    assert isinstance(said, str)
+    assert said.startswith("learning curves: no history has more than one row")
+
+
+def test_a_legend_names_the_fronts_that_are_drawn(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cheaper row is the better one: of trainable parameters there is no line, of memory one."""
+    found = drawn_figures(monkeypatch, scatter)
+    runs = [
+        record(0.9, key="a", trainable=100, memory={"peak_mib": 600.0}),
+        record(0.8, key="b", trainable=200, memory={"peak_mib": 500.0}, method="ia3"),
+    ]
+    report = build(Request((str(write(scratch / "t", runs)),)))
+    scatter.draw_parameters(report)
+    scatter.draw_costs(report)
+    for figure, fronts in zip(found, (0, 1), strict=True):
+        lines = [line for panel in figure.axes for line in panel.lines if line.get_drawstyle() == "steps-post"]
+        named = [text for of in figure.legends for text in of.get_texts() if "Pareto" in text.get_text()]
+        assert (len(lines), len(named)) == (fronts, fronts)
 
 
 def test_costs_begin_at_nothing_where_they_are_near_each_other(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from peftlab.report.figures.style import (
     blank,
     finish,
     one_of_many,
+    over_seeds,
+    use_percent,
 )
 from peftlab.report.groups import Group
 
@@ -40,7 +42,9 @@ def draw_seeds(report: Analysis) -> Drawn | str:
     panel.set_yticks(range(len(groups)), labels, fontsize=8)
     panel.set_ylim(len(groups) - 0.4, -0.6)
     panel.tick_params(axis="y", length=0)
-    panel.set_xlabel(report.metric.title)
+    panel.set_xlabel(report.metric.head)
+    if report.metric.format == "percent":
+        use_percent(panel.xaxis)
     panel.margins(x=0.04)
     panel.grid(visible=False, axis="y")
     which = one_of_many(len(groups), len(report.rows), "the best" if len(usable) > MOST_STRIPS else "")
@@ -57,12 +61,16 @@ def draw_curves(report: Analysis) -> Drawn | str:
     candidates = [group for group in report.rows if any(run.curve.get(TRAIN_LOSS.in_history) for run in group.runs)]
     if not candidates:
         return "learning curves: no record has a history"
+    names = [TRAIN_LOSS.in_history, report.curve]
+    if not any(len(run.curve.get(name, ())) > 1 for group in candidates for run in group.runs for name in names):
+        return (
+            "learning curves: no history has more than one row, and a point is no curve; seeds and table have its value"
+        )
     asked = [group for group in candidates if group.curve] or candidates  # the cells that say curve: true
     kept = asked
     if len(asked) > MOST_NAMED:
         best = {group.id for group in report.best_first(asked)[:MOST_NAMED]}
         kept = [group for group in asked if group.id in best]
-    names = [TRAIN_LOSS.in_history, report.curve]
     labels = fitting([f"{group.label}{_diverged(group)}" for group in kept], 58, lines=2)
     lines = sum(1 + label.count("\n") for label in labels)
     figure, panels = blank(10.0, 3.7 + 0.19 * (lines + 1) / 2, columns=2)
@@ -75,15 +83,20 @@ def draw_curves(report: Analysis) -> Drawn | str:
                 label=label,
             )  # fmt: skip
             low, high = ([c + sign * w for c, w in zip(centre, width, strict=True)] for sign in (-1, 1))
+            if len(epochs) == 1:  # where a band has no width
+                panel.errorbar(epochs, centre, yerr=width, fmt="none", ecolor=COLOURS[number], capsize=3)
             panel.fill_between(epochs, low, high, color=COLOURS[number], alpha=0.15, linewidth=0)
             rows += [(name, group.id, group.label, *point) for point in zip(epochs, centre, width, count, strict=True)]
         panel.set_xlabel("epoch")
-        panel.set_ylabel(_curve_title(name))
+        percent = name == report.curve and report.curve_in_percent
+        panel.set_ylabel(_curve_title(name) + (" (%)" if percent else ""))
+        if percent:
+            use_percent(panel.yaxis)
         panel.xaxis.get_major_locator().set_params(integer=True)
     handles, shown = panels[0].get_legend_handles_labels()
     figure.legend(handles, shown, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     which = _which_curves(len(kept), len(asked), len(candidates), len(report.rows))
-    title = f"Learning curves, mean ± standard deviation over seeds{which}"
+    title = f"Learning curves{over_seeds(report)}{which}"
     return finish(figure, "curves", title, ["quantity", "group", "label", "epoch", "mean", "std", "n"], rows)
 
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle
 from typing import Any
 
 from peftlab.report.analysis import Analysis
 from peftlab.report.figures.direct import Spot, name_directly
 from peftlab.report.figures.labels import by_id
-from peftlab.report.figures.numbers import Point, by_test_set, fronts_of, points_of
-from peftlab.report.figures.style import GREY, MOST_NAMED, Drawn, blank, finish, lay_out, style_of
+from peftlab.report.figures.numbers import Point, fronts_of, points_of
+from peftlab.report.figures.style import (
+    GREY,
+    MOST_NAMED,
+    Drawn,
+    blank,
+    finish,
+    lay_out,
+    over_seeds,
+    style_of,
+    use_percent,
+)
 from peftlab.report.figures.ticks import use_round_ticks
 
 MOST_NAMED_POINTS = 24
@@ -27,8 +36,12 @@ def draw_panel(panel: Any, report: Analysis, points: Sequence[Point], named: dic
     """Draw ``points``: those of ``named`` in their colours, the others grey, and a front for each test set."""
     if log:
         panel.set_xscale("log")
-    for front, style in zip(fronts_of(points, report.same, highest=report.highest), cycle(FRONT_STYLES), strict=False):
-        if len(front) > 1:
+    if report.metric.format == "percent":
+        use_percent(panel.yaxis)
+    numbers = _numbers_of_sets(report)
+    for front in fronts_of(points, report.same, highest=report.highest):
+        if _is_drawn(front):
+            style = FRONT_STYLES[numbers[report.same.of(front[0].group)] % len(FRONT_STYLES)]
             panel.plot(
                 [p.cost for p in front], [p.value for p in front], color="#777777", linestyle=style, linewidth=1,
                 drawstyle="steps-post", zorder=1,
@@ -68,16 +81,17 @@ def named_groups(report: Analysis, points: Sequence[Point], most: int) -> dict[s
     return {point.group.id: number for number, point in enumerate(shown)}
 
 
-def add_legend(figure: Any, report: Analysis, points: Sequence[Point], named: dict[str, int]) -> None:
-    """The named groups beside the panels."""
+def add_legend(figure: Any, report: Analysis, panels: Sequence[Sequence[Point]], named: dict[str, int]) -> None:
+    """The named groups beside the panels, whose points ``panels`` are."""
     from matplotlib.lines import Line2D
 
+    points = panels[-1]
     labels = _labels(points, named)
     handles = []
     for name, number in named.items():
         colour, marker = style_of(number)
         handles.append(Line2D([], [], color=colour, marker=marker, linewidth=0, label=labels[name]))
-    handles += [*_others_handle(points, named), *_front_handles(report, points)]
+    handles += [*_others_handle(points, named), *_front_handles(report, panels)]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8, labelspacing=0.7)
 
 
@@ -90,12 +104,12 @@ def _others_handle(points: Sequence[Point], named: dict[str, int]) -> list[Any]:
     return [Line2D([], [], color=GREY, marker="o", markersize=4, linewidth=0, label=text)]
 
 
-def _front_handles(report: Analysis, points: Sequence[Point]) -> list[Any]:
+def _front_handles(report: Analysis, panels: Sequence[Sequence[Point]]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     return [
         Line2D([], [], color="#777777", linestyle=style, linewidth=1, label=label)
-        for label, style in _front_labels(report, points)
+        for label, style in _front_labels(report, panels)
     ]
 
 
@@ -104,13 +118,31 @@ def _labels(points: Sequence[Point], named: dict[str, int]) -> dict[str, str]:
     return by_id(((p.group.id, p.group.label) for p in points if p.group.id in named), 36, lines=3)
 
 
-def _front_labels(report: Analysis, points: Sequence[Point]) -> list[tuple[str, Any]]:
-    kinds = by_test_set(points, report.same)  # a front of one panel may be a single point in the other
-    styles = [style for members, style in zip(kinds, cycle(FRONT_STYLES), strict=False) if len(members) > 1]
-    if len(kinds) > len(FRONT_STYLES):
-        return [("Pareto fronts, one a test set", styles[0])] if styles else []
-    several = len(kinds) > 1
-    return [(f"Pareto front, test set {n}" if several else "Pareto front", style) for n, style in enumerate(styles, 1)]
+def _is_drawn(front: Sequence[Point]) -> bool:
+    """Whether a front is a line: one point is none."""
+    return len(front) > 1
+
+
+def _numbers_of_sets(report: Analysis) -> dict[tuple[str, ...], int]:
+    """Test set → its number from 0, the same in every panel."""
+    return {of_set: number for number, of_set in enumerate(report.same.sets(report.rows))}
+
+
+def _front_labels(report: Analysis, panels: Sequence[Sequence[Point]]) -> list[tuple[str, Any]]:
+    """Name and style of each front that is drawn in one of ``panels``."""
+    numbers = _numbers_of_sets(report)
+    drawn = sorted(
+        {
+            numbers[report.same.of(front[0].group)]
+            for points in panels
+            for front in fronts_of(points, report.same, highest=report.highest)
+            if _is_drawn(front)
+        }
+    )
+    if len(numbers) > len(FRONT_STYLES):
+        return [("Pareto fronts, one a test set", FRONT_STYLES[drawn[0] % len(FRONT_STYLES)])] if drawn else []
+    several = len(numbers) > 1
+    return [(f"Pareto front, test set {n + 1}" if several else "Pareto front", FRONT_STYLES[n]) for n in drawn]
 
 
 def draw_parameters(report: Analysis) -> Drawn | str:
@@ -118,13 +150,13 @@ def draw_parameters(report: Analysis) -> Drawn | str:
     points = points_of(report, "parameters.trainable")
     if not points:
         return "metric against trainable parameters: no row has both"
-    title = f"{report.metric.title} against trainable parameters, mean ± standard deviation over seeds"
+    title = f"{report.metric.title} against trainable parameters{over_seeds(report)}"
 
     def drawn(named: dict[str, int], width: float, height: float) -> tuple[Any, list[Any]]:
         figure, (panel,) = blank(width, height)
         draw_panel(panel, report, points, named, log=True)
         panel.set_xlabel("trainable parameters, the head included")
-        panel.set_ylabel(report.metric.title)
+        panel.set_ylabel(report.metric.head)
         return figure, [panel]
 
     figure = _with_names(report, [points], drawn, title, widths=(9.6, 9.6), least=4.6)
@@ -142,7 +174,7 @@ def draw_costs(report: Analysis) -> Drawn | str:
     points = {path: points_of(report, path) for path in costs}
     if not all(points.values()):
         return "metric against memory and time: no row has them"
-    title = f"{report.metric.title} against peak memory and training time, mean ± standard deviation over seeds"
+    title = f"{report.metric.title} against peak memory and training time{over_seeds(report)}"
 
     def drawn(named: dict[str, int], width: float, height: float) -> tuple[Any, list[Any]]:
         figure, panels = blank(width, height, columns=2)
@@ -154,7 +186,7 @@ def draw_costs(report: Analysis) -> Drawn | str:
                 panel.xaxis.set_major_locator(MaxNLocator(6))
                 panel.set_xlim(left=0)  # else two MiB of five hundred look like a world
             panel.set_xlabel(cost)
-        panels[0].set_ylabel(report.metric.title)
+        panels[0].set_ylabel(report.metric.head)
         return figure, panels
 
     figure = _with_names(report, list(points.values()), drawn, title, widths=(11.5, 13.0), least=4.4)
@@ -185,14 +217,14 @@ def _with_names(
         named = named_groups(report, points[-1], most)
         for height in (least + 2.0, least + 4.0) if len(named) > MOST_LEGEND else ():
             figure, panels = drawn(named, widths[1], height)
-            if keys := [*_front_handles(report, points[-1]), *_others_handle(points[-1], named)]:
+            if keys := [*_front_handles(report, points), *_others_handle(points[-1], named)]:
                 figure.legend(handles=keys, loc="outside lower right", ncols=2, frameon=False, fontsize=8)
             lay_out(figure, title)
             pairs = zip(panels, points, strict=True)
             if not any(name_directly(panel, _spots(of, named), _steps(report, of)) for panel, of in pairs):
                 return figure
-    figure, _ = drawn(named, widths[0], _height(report, points[-1], named, least))
-    add_legend(figure, report, points[-1], named)
+    figure, _ = drawn(named, widths[0], _height(report, points, named, least))
+    add_legend(figure, report, points, named)
     return figure
 
 
@@ -210,7 +242,7 @@ def _spots(points: Sequence[Point], named: dict[str, int]) -> list[Spot]:
     return [Spot(p.cost, p.value, p.spread or 0.0, labels.get(p.group.id, "")) for p in points]
 
 
-def _height(report: Analysis, points: Sequence[Point], named: dict[str, int], least: float) -> float:
+def _height(report: Analysis, panels: Sequence[Sequence[Point]], named: dict[str, int], least: float) -> float:
     """Tall enough for the legend."""
-    lines = sum(1 + label.count("\n") for label in _labels(points, named).values())
-    return max(least, 0.9 + 0.135 * lines + 0.1 * (len(named) + 2 + len(_front_labels(report, points))))
+    lines = sum(1 + label.count("\n") for label in _labels(panels[-1], named).values())
+    return max(least, 0.9 + 0.135 * lines + 0.1 * (len(named) + 2 + len(_front_labels(report, panels))))

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peftlab.report.analysis import Analysis
+from peftlab.report.columns import fixed
 from peftlab.report.table import csv_text
 
 # Paul Tol's "bright" and "muted": told apart by the colour-blind. The shape of a marker tells them apart as well.
@@ -56,6 +58,28 @@ def blank(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]
     return figure, panels
 
 
+def use_percent(axis: Any) -> None:
+    """Write the shares of ``axis`` as percent, whose sign its title has."""
+    from matplotlib.ticker import Formatter
+
+    class Percent(Formatter):
+        """All ticks with the same digits, no more than they need."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return percent_texts([x])[0]
+
+        def format_ticks(self, values: list[float]) -> list[str]:
+            return percent_texts(values)
+
+    axis.set_major_formatter(Percent())
+
+
+def percent_texts(shares: Sequence[float]) -> list[str]:
+    """Each of ``shares`` in percent, all with as many digits as one of them needs."""
+    digits = next((n for n in range(4) if all(abs(100 * x - round(100 * x, n)) < 1e-9 for x in shares)), 4)
+    return [fixed(100 * x, digits=digits) for x in shares]
+
+
 def lay_out(figure: Any, title: str) -> None:
     """Give ``figure`` its title, and everything in it its final place."""
     figure.suptitle(wrapped(title, 100, lines=2), fontsize=10, x=0.01, horizontalalignment="left")
@@ -82,6 +106,12 @@ def wrapped(text: str, width: int, *, lines: int = 3) -> str:
 def style_of(number: int) -> tuple[str, str]:
     """Colour and marker of the group with this number."""
     return COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
+
+
+def over_seeds(report: Analysis) -> str:
+    """What a title says of points and their bars; nothing where each row has one run."""
+    several = any(len(group.runs) > 1 for group in report.rows)
+    return ", mean ± standard deviation over seeds" if several else ""
 
 
 def one_of_many(shown: int, total: int, which: str) -> str:

@@ -11,7 +11,7 @@ from peftlab.report.render.latex import SPECIAL, about_the_runs, label_of, sente
 from peftlab.report.render.links import relative
 from peftlab.report.report import Report
 from peftlab.report.results import RunLine
-from peftlab.report.run_numbers import RunNumbers, keys_of, quantiles_of, quantities_of, short_keys
+from peftlab.report.run_numbers import RunNumbers, in_percent, keys_of, quantiles_of, quantities_of, short_keys
 
 
 def page_data(report: Report, target: Path) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def page_data(report: Report, target: Path) -> dict[str, Any]:
         "signs": SPECIAL,
         "quantiles": quantiles_of(report),
         "other_texts": report.same.why_not,
-        "quantities": quantities_of(report),
+        "quantities": [f"{name} (%)" if in_percent(report, name) else name for name in quantities_of(report)],
         "epochs": numbers.epochs,
         "rows": rows,
     }
