@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 from scipy import stats  # type: ignore[import-untyped]
 
+from peftlab.commands import diff
 from peftlab.errors import RunError
+from peftlab.library.run import load_run
 from peftlab.records.folder import RunFolder
-from peftlab.records.predictions import as_bytes, to_table
-from peftlab.report.difference import Difference, difference, exact_mcnemar
+from peftlab.records.predictions import as_bytes, read_predictions, to_table
+from peftlab.report.by_text import exact_mcnemar, with_texts
+from peftlab.report.difference import Difference, difference
 from tests.conftest import Peftlab
+from tests.once import two_runs
 from tests.report.made_up import failed, record, write
 
 
@@ -107,6 +111,59 @@ def test_text_by_text(tmp_path: Path) -> None:
     half = stats.sem(each) * stats.norm.ppf(0.975)
     assert (found.low, found.high) == pytest.approx((found.difference - half, found.difference + half))
     assert found.p == pytest.approx(stats.binomtest(each.count(1), each.count(1) + each.count(-1)).pvalue)
+    differing = [row for row in range(300) if answers[0][row] != answers[1][row]]
+    assert [(one.row, one.label, one.first, one.second, one.difference) for one in found.disagreements] == [
+        (row, gold[row], answers[0][row], answers[1][row], each[row]) for row in differing
+    ]
+    told = with_texts(found, {f"{row:016x}": f"text {row}" for row in differing[1:]})
+    assert [one.text for one in told.disagreements] == [None, *(f"text {row}" for row in differing[1:])]
+
+
+def test_rows_of_tasks_with_numbers_are_no_right_labels(tmp_path: Path) -> None:
+    """Of three texts one has a label; the two others, of a task with numbers, are neither right nor wrong."""
+    columns = {"row": [0, 1, 2], "hash": ["a", "b", "c"], "task": ["s", "n", "s"], "gold": [None, "good", None],
+               "gold_value": [1.0, None, 2.0]}  # fmt: skip
+    first, second = (
+        run_with(tmp_path, record(0, key=key), columns | {"predicted": [None, said, None], "value": [0.5, None, 0.7]})
+        for key, said in (("a", "bad"), ("b", "good"))
+    )
+    found = difference(first, second, rows=True).by_text
+    assert found is not None
+    assert (found.rows, found.difference, found.only_second) == (1, 1.0, 1)
+    assert [(one.row, one.task) for one in found.disagreements] == [(1, "n")]
+
+
+def test_the_texts_are_those_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peftlab: Peftlab) -> None:
+    """Two runs of one test split: every text that they disagree about, and no other, as the file of reviews has it."""
+    monkeypatch.chdir(tmp_path)
+    runs = two_runs()
+    tables = [read_predictions(RunFolder(Path(folder))).to_pydict() for folder in runs.values()]
+    rows = [n for n, (a, b) in enumerate(zip(*(of["predicted"] for of in tables), strict=True)) if a != b]
+    done = peftlab("diff", runs["t"], runs["u"], "--rows", "--json")
+    assert done.status == 0, done.err
+    found = json.loads(done.out)["by_text"]["disagreements"]
+    assert [(one["row"], one["first"]) for one in found] == [(row, tables[0]["predicted"][row]) for row in rows]
+    assert rows
+    test = load_run(runs["t"]).config.data.load().test
+    assert [one["text"] for one in found] == [test.texts[row] for row in rows]
+    said = " ".join(peftlab("diff", runs["t"], runs["u"], "--rows").out.split())
+    assert f"They say different things of {len(rows)} texts, in the order of the test" in said
+    assert test.texts[rows[0]].split()[0] in said
+    monkeypatch.setattr(diff, "MOST_TEXTS", 1)
+    few = " ".join(peftlab("diff", runs["t"], runs["u"], "--rows").out.split())
+    assert (f"{len(rows) - 1} more are in --json" in few) == (len(rows) > 1)
+
+
+def test_texts_that_cannot_be_read_again_are_said(tmp_path: Path, peftlab: Peftlab) -> None:
+    """The made-up records name a file that is not there."""
+    columns = {"row": [0], "hash": ["a"], "gold": ["bad"]}
+    for key, answer in (("a", "bad"), ("b", "good")):
+        run_with(tmp_path / "t", record(0.8, key=key), columns | {"predicted": [answer]})
+    done = peftlab("diff", "t/a", "t/b", "--rows")
+    assert done.status == 0, done.err
+    said = " ".join(done.out.split())
+    assert "0 – bad bad good" in said
+    assert "Texts that are not shown could not be read again: " in said
 
 
 def test_numbers_text_by_text(tmp_path: Path) -> None:
@@ -117,6 +174,7 @@ def test_numbers_text_by_text(tmp_path: Path) -> None:
     assert found is not None
     assert (found.judged, found.p) == ("squared error", None)
     assert found.difference == pytest.approx((4.0 - 0.25) / 2)
+    assert [(one.row, one.first, one.second) for one in found.disagreements] == [(1, 2.0, 4.0), (0, 1.5, 1.0)]
     assert math.isfinite(found.high)
 
 

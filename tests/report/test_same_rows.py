@@ -141,7 +141,9 @@ def test_the_legends_say_how_many_comparisons_there_are(scratch: Path) -> None:
     report = build(Request((str(folder),), baseline="peft=head"))
     assert "over all pairs of the 3 rows" in " ".join(legend(report))
     assert "Not tested against the best: one seed (peft=ia3)." in " ".join(legend(report))
-    assert "corrected by Bonferroni over the 2 comparisons that could be tested, of 3." in comparison_legend(report)
+    assert "corrected by Bonferroni over the 2 comparisons that could be tested, of 3." in " ".join(
+        comparison_legend(report)
+    )
 
 
 def test_the_front_is_one_for_all_sections_on_one_test_set(scratch: Path) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 
-from peftlab.errors import RunError
+from peftlab.errors import PeftlabError, RunError
+from peftlab.pairs import parts
 from peftlab.records.divergence import without_bare_words
 from peftlab.records.find import run_folders
-from peftlab.records.folder import RunFolder
-from peftlab.report.difference import ByText, Difference, Line, difference
+from peftlab.records.folder import RunFolder, finished_run
+from peftlab.report.by_text import ByText, Disagreement, with_texts
+from peftlab.report.difference import Difference, Line, difference
 from peftlab.report.render.terminal import console, print_lines, print_table
 from peftlab.report.table import Cell, Head, Row, Section, Table, Tone
 
@@ -29,10 +32,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("peftlab diff", description=DESCRIPTION)
     parser.add_argument("first", metavar="RUN", help="a run folder, <output_dir>/<name>/<key>")
     parser.add_argument("second", metavar="RUN")
-    parser.add_argument("--rows", action="store_true", help="compare their tests text by text too")
+    parser.add_argument(
+        "--rows",
+        action="store_true",
+        help="compare their tests text by text too, and print the texts that they disagree about",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_intermixed_args(list(arguments))
-    found = difference(_one(given.first), _one(given.second), rows=given.rows)
+    folders = _one(given.first), _one(given.second)
+    found = _with_texts(difference(*folders, rows=given.rows), folders)
     if given.json:
         print(json.dumps(without_bare_words(found.plain()), ensure_ascii=False))
     else:
@@ -47,6 +55,34 @@ def _one(given: str) -> RunFolder:
             f"'{given}' holds {len(found)} runs. Give one, such as {found[0].path}; `peftlab runs {given}` lists them."
         )
     return found[0]
+
+
+def _with_texts(found: Difference, folders: Sequence[RunFolder]) -> Difference:
+    """``found`` with the texts that the two say different things of, read again from the data of one of them."""
+    if found.by_text is None or not found.by_text.disagreements:
+        return found
+    why = ""
+    for folder in folders:
+        try:
+            texts = _texts_of(folder)
+        except (PeftlabError, OSError) as error:
+            why = why or str(error)
+            continue
+        told = replace(found, by_text=with_texts(found.by_text, texts))
+        assert told.by_text is not None
+        if not (lost := sum(one.text is None for one in told.by_text.disagreements)):
+            return told
+        why = f"the data has changed since the test: {lost:,} of the texts are not in it"
+        found = told
+    return replace(found, notes=(*found.notes, f"Texts that are not shown could not be read again: {why}"))
+
+
+def _texts_of(folder: RunFolder) -> dict[str, str]:
+    """The texts of a run's test by their hashes, as its data has them now."""
+    from peftlab.data.module import row_hash  # imports torch
+
+    test = finished_run(str(folder.path))[1].data.load().test
+    return {row_hash(text, label): text for text, label in zip(test.texts, test.labels, strict=True)}
 
 
 def tell(found: Difference, out: Console) -> None:
@@ -69,8 +105,48 @@ def tell(found: Difference, out: Console) -> None:
         rows = tuple(Row((Cell(x.name), Cell(x.first), Cell(x.second), Cell(_signed(x)))) for x in found.results)
         print_table(out, Table(heads, (Section("", rows),)))
     if found.by_text is not None:
-        print_lines(out, [in_words(found.by_text)])
+        tell_by_text(found.by_text, out)
     print_lines(out, found.notes)
+
+
+MOST_TEXTS = 20
+"""Texts that are printed; ``--json`` has all."""
+MOST_LETTERS = 100
+"""Of a text or an answer."""
+
+
+def tell_by_text(found: ByText, out: Console) -> None:
+    """Print the comparison, and the texts that the two disagree about."""
+    print_lines(out, [in_words(found)])
+    if not found.disagreements:
+        print_lines(out, ["They say the same of every text."])
+        return
+    shown, several = found.disagreements[:MOST_TEXTS], any(one.task for one in found.disagreements)
+    tasks, number = [Head("task")] if several else [], not isinstance(shown[0].first, str)
+    heads = (
+        Head("row", number=True), Head("text"), *tasks, Head("label", number=isinstance(shown[0].label, float)),
+        Head("A says", number=number), Head("B says", number=number),
+    )  # fmt: skip
+    print_table(out, Table(heads, (Section("", tuple(_row(one, several=several) for one in shown)),)))
+    more = len(found.disagreements) - len(shown)
+    order = "in the order of the test" if found.p is not None else "those first that are furthest apart"
+    rest = f"; {more:,} more are in --json" if more else ""
+    print_lines(out, [f"They say different things of {len(found.disagreements):,} texts, {order}{rest}."])
+
+
+def _row(one: Disagreement, *, several: bool) -> Row:
+    task = [one.task or ""] if several else []
+    text = "–" if one.text is None else _short(" | ".join(parts(one.text)))
+    return Row(tuple(map(Cell, [str(one.row), text, *task, *map(_said, (one.label, one.first, one.second))])))
+
+
+def _said(value: str | float | None) -> str:
+    return "–" if value is None else _short(value) if isinstance(value, str) else f"{value:.4g}".replace("-", "−", 1)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MOST_LETTERS else f"{line[: MOST_LETTERS - 2].rstrip()} …"
 
 
 def _section(title: str, lines: Sequence[Line], *, quiet: bool = False) -> Section:

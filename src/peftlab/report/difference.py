@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from peftlab.errors import RunError
 from peftlab.metric_names import SPLITS, MetricName
 from peftlab.objectives.recorded import objective_facts
 from peftlab.records.folder import RunFolder, read_config_values
 from peftlab.records.identity_recorded import recorded_rules
-from peftlab.records.predictions import read_predictions
+from peftlab.report.by_text import ByText, by_text
 from peftlab.report.key_names import by_importance, shown
 from peftlab.report.records_config import decides, flat
 from peftlab.report.records_facts import facts_of
 
-if TYPE_CHECKING:
-    import pyarrow
-
 NOT_THERE = "–"
-RIGHT, ERROR, NATS = "share of right labels", "squared error", "loss of a text in nats"
-_Z = 1.959963984540054
-"""0.975 quantile of the standard normal distribution."""
 _DATA = ("data", "data hash", "train kind", "test kind", "rows")
 _CIRCUMSTANCES = ("hardware", "revision", "selection")
 _NUMBERS = (
@@ -43,25 +35,6 @@ class Line:
     """Second minus first, of numbers."""
     decides: bool = True
     """Whether it can change a run's numbers."""
-
-
-@dataclass(frozen=True)
-class ByText:
-    """The test of two runs, text by text."""
-
-    rows: int
-    judged: str
-    """What a text is judged by: :data:`RIGHT`, :data:`ERROR` or :data:`NATS`."""
-    difference: float
-    """Mean of second minus first."""
-    low: float
-    high: float
-    """95 % interval of the difference, from the spread over texts (the sampling of the test rows, not of seeds)."""
-    only_first: int | None = None
-    only_second: int | None = None
-    """Texts that only one of the two labels rightly, of classifications."""
-    p: float | None = None
-    """Exact McNemar test (McNemar 1947): whether the two counts could come from equally good runs."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +85,7 @@ def difference(first: RunFolder, second: RunFolder, *, rows: bool = False) -> Di
         circumstances=(*_circumstances(known),) if both else (),
         results=tuple(_results(known)),
         notes=tuple(_notes(known)) if both else (),
-        by_text=_by_text(folders, known) if rows else None,
+        by_text=by_text(folders, known) if rows else None,
     )
 
 
@@ -196,58 +169,3 @@ def _notes(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"They learn different things ({objectives[0]}, {objectives[1]}): their figures do not compare."
     if records[0].get("key") == records[1].get("key"):
         yield "They have the same key: the same config on the same data, made twice."
-
-
-# -- text by text ------------------------------------------------------------------------------------------
-
-
-def _by_text(folders: Sequence[RunFolder], records: Sequence[Mapping[str, Any]]) -> ByText:
-    tables = [read_predictions(folder, record) for folder, record in zip(folders, records, strict=True)]
-    if tables[0]["hash"].to_pylist() != tables[1]["hash"].to_pylist():
-        raise RunError(
-            "the two were tested on different texts, or on the same in another order: nothing can be compared text by "
-            "text. Leave --rows out."
-        )
-    judged, scores = zip(*(_scores(table) for table in tables), strict=True)
-    if judged[0] != judged[1]:
-        raise RunError(f"one is judged by {judged[0]}, the other by {judged[1]}: leave --rows out.")
-    first, second = scores
-    low, mean, high = _interval([b - a for a, b in zip(first, second, strict=True)])
-    if judged[0] != RIGHT:
-        return ByText(len(first), judged[0], mean, low, high)
-    only_first = sum(a > b for a, b in zip(first, second, strict=True))
-    only_second = sum(b > a for a, b in zip(first, second, strict=True))
-    return ByText(
-        len(first), judged[0], mean, low, high, only_first, only_second, p=exact_mcnemar(only_first, only_second)
-    )
-
-
-def _scores(table: pyarrow.Table) -> tuple[str, list[float]]:
-    """What each row is judged by, and its score."""
-    columns = set(table.column_names)
-    gold = table["gold"].to_pylist() if "gold" in columns else []
-    if {"gold", "predicted"} <= columns:
-        return RIGHT, [float(a == b) for a, b in zip(gold, table["predicted"].to_pylist(), strict=True)]
-    if "value" in columns:
-        return ERROR, [(a - b) ** 2 for a, b in zip(gold, table["value"].to_pylist(), strict=True)]
-    if "nats" in columns:
-        return NATS, table["nats"].to_pylist()
-    raise RunError("the predictions say neither a label nor a value of each text: leave --rows out.")
-
-
-def _interval(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Lower end, mean and upper end of the 95 % interval of the mean, by the normal approximation."""
-    count = len(differences)
-    mean = math.fsum(differences) / count
-    if count < 2:
-        return -math.inf, mean, math.inf
-    variance = math.fsum((value - mean) ** 2 for value in differences) / (count - 1)
-    half = _Z * math.sqrt(variance / count)
-    return mean - half, mean, mean + half
-
-
-def exact_mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p of the two counts under a fair coin; in whole numbers up to the last division."""
-    total, least = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(total, k) for k in range(least + 1))
-    return float(min(1.0, 2 * tail / 2**total))
