@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import yaml
 
 from peftlab.cli import COMMANDS, main
 from peftlab.commands import methods as method_table
+from peftlab.objectives.base import objectives
 from peftlab.peft.base import PEFTStrategy, methods
+from peftlab.records.predictions import COLUMNS_OF_ALL
 from peftlab.reference import ABOUT, RECIPES, ROLES, Key, at_the_top, every_key, option, option_names, plain, written
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -55,6 +58,7 @@ def pages() -> dict[str, str]:
         "reference/commands.md": commands_page(),
         "reference/methods.md": methods_page(known),
         **{f"reference/methods/{name}.md": method_page(name, cls) for name, cls in known.items()},
+        "reference/predictions.md": predictions_page(),
         "reference/python.md": python_page(),
     }
 
@@ -157,6 +161,30 @@ def results_of(name: str) -> tuple[list[str], list[str]] | None:
     table = text.partition("<!-- table methods_compared -->")[2].partition("\n\n")[0].strip().splitlines()
     rows = [line for line in table if line.split(" | ")[0].removeprefix("| ") in labels]
     return (table[:2], rows) if rows else None
+
+
+def predictions_page() -> str:
+    """The columns of predictions.parquet, as every objective says its own."""
+    parts = [
+        "# Predictions\n",
+        "Every run leaves `predictions.parquet`, a row a test row in the order of the split (`pandas.read_parquet` "
+        "reads it); `peftlab diff RUN RUN --rows` compares two. `peftlab evaluate RUN --predictions FILE` writes the "
+        "same with the texts.\n",
+        "## Of every run\n",
+        *_columns(COLUMNS_OF_ALL),
+    ]
+    for name, objective in objectives().items():
+        if objective.columns:
+            about = f"{objective.about[:1].upper()}{objective.about[1:]}.\n"
+            parts += [f"\n## {name}\n", about, *_columns(objective.columns)]
+    return "\n".join(parts) + "\n"
+
+
+def _columns(columns: Mapping[str, str]) -> list[str]:
+    return [
+        "| column | what it holds |\n|---|---|",
+        *(f"| `{name}` | {_cell(what)} |" for name, what in columns.items()),
+    ]
 
 
 def python_page() -> str:

@@ -12,13 +12,15 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from peftlab.cli import COMMANDS
+from peftlab.objectives.base import objective, objectives
 from peftlab.peft.base import methods
 from peftlab.reference import every_key
 from peftlab.sweeps.reading import read_sweep
@@ -178,6 +180,23 @@ def test_every_method_and_command_has_its_place(generated: ModuleType) -> None:
     import peftlab
 
     assert {place.rpartition(".")[2] for place in places} | {"PeftlabError"} == set(peftlab.__all__)
+
+
+def test_the_reference_has_the_columns_of_predictions(generated: ModuleType) -> None:
+    """Those that each objective keeps of a row, and those of written answers."""
+    page, option = generated.predictions_page(), SimpleNamespace(answer=0, characters=[3, 5])
+    kept: dict[str, dict[str, Any]] = {
+        "classification": objective("classification").kept(torch.tensor([[0.5, 0.1]]), [1], ["no", "yes"]),
+        "regression": objective("regression").kept(torch.tensor([[0.5]]), [1.5], ["value"]),
+        "causal_lm": objective("causal_lm").kept(torch.tensor([[0.5, 2.0, 1.0]]), [None], [])
+        | dict.fromkeys(("generated", "reference", "exact_match", "number")),
+        "multiple_choice": objective("multiple_choice").kept(torch.tensor([[-1.0, -2.0]]), [option], ["A", "B"]),
+    }
+    assert set(kept) == set(objectives())
+    for name, columns in kept.items():
+        section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        assert set(re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)) == set(columns)
+    assert all(f"| `{name}` |" in page for name in ("row", "hash", "task", "gold_value"))
 
 
 def test_every_page_is_in_the_navigation_and_every_link_leads_somewhere(generated: ModuleType) -> None:

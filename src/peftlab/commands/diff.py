@@ -15,6 +15,7 @@ from peftlab.records.divergence import without_bare_words
 from peftlab.records.find import run_folders
 from peftlab.records.folder import RunFolder, finished_run
 from peftlab.report.by_text import ByText, Disagreement, with_texts
+from peftlab.report.columns import fixed
 from peftlab.report.difference import Difference, Line, difference
 from peftlab.report.render.terminal import console, print_lines, print_table
 from peftlab.report.table import Cell, Head, Row, Section, Table, Tone
@@ -165,10 +166,9 @@ def _signed(line: Line) -> str:
 
 def in_words(found: ByText) -> str:
     """The comparison text by text."""
-    said = (
-        f"Text by text, {found.rows:,} of the test: {found.judged} B − A {found.difference:+.4f}, 95 % interval "
-        f"{found.low:+.4f} to {found.high:+.4f} by the spread over texts."
-    ).replace("-", "−")
+    mean, low, high = (fixed(value, sign=True) for value in (found.difference, found.low, found.high))
+    said = f"Text by text, {found.rows:,} of the test: {found.judged} B − A {mean}"
+    said += f", 95 % interval {low} to {high} by the spread over texts." if found.rows > 1 else "."
     if found.p is not None:
         said += (
             f" A alone is right on {found.only_first:,}, B alone on {found.only_second:,} "

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator
@@ -182,6 +183,10 @@ class Learned(ABC):
 
 class Objective(Learned):
     """What is learned of one task. What is counted lies in the metrics of :meth:`states`."""
+
+    columns: Mapping[str, str] = MappingProxyType({})
+    """What a run keeps of each test row, for the reference: a column of :meth:`kept` (or of what is judged beside it) →
+    what it holds."""
 
     def __init_subclass__(cls, *, name: str = "") -> None:
         super().__init_subclass__()

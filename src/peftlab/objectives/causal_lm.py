@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import DataError
@@ -50,6 +51,18 @@ class CausalLM(Objective, name="causal_lm"):
     head_trains = False
     learns_tokens = True
     weighs = True
+    columns = MappingProxyType(
+        {
+            "gold": "kind of the row, where the data has kinds; else nothing",
+            "nats": "negative log-likelihood of the row's targets, summed",
+            "tokens": "targets of the row",
+            "correct": "targets that the model says rightly, each after the true ones before it",
+            "generated": "the answer, where answers are written (data.generate)",
+            "reference": "the row's own answer, there",
+            "exact_match": "whether the two are the same, where that is judged",
+            "number": "whether the two give the same number (the record has the rule), where that is judged",
+        }
+    )
 
     def reader(
         self, train: Sequence[RawRows], names: Sequence[str] | None = None, aliases: Mapping[str, int] | None = None

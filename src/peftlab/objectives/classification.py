@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import DataError, listed
@@ -45,6 +46,13 @@ class Classification(Objective, name="classification"):
     details = ("per_class",)
     smooths_labels = True
     loss_title = "cross-entropy loss"
+    columns = MappingProxyType(
+        {
+            "gold": "name of the class that the row is labelled with",
+            "predicted": "name of the likeliest class, the first of several",
+            "probabilities": "of each class, float32, in the order of the record's data.label_names",
+        }
+    )
 
     def reader(
         self, train: Sequence[RawRows], names: Sequence[str] | None = None, aliases: Mapping[str, int] | None = None

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peftlab.errors import DataError
@@ -71,6 +72,14 @@ class MultipleChoice(Objective, name="multiple_choice"):
     head_trains = False
     weighs = True
     learns_tokens = True
+    columns = MappingProxyType(
+        {
+            "gold": "name of the right option",
+            "predicted": "name of the option with the highest log-likelihood",
+            "predicted_by_length": "the same, of log-likelihoods divided by the option's characters",
+            "log_likelihoods": "of each option of the row, a list in the order of the options",
+        }
+    )
 
     def reader(
         self, train: Sequence[RawRows], names: Sequence[str] | None = None, aliases: Mapping[str, int] | None = None

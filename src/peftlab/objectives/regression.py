@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from peftlab.errors import DataError
@@ -42,6 +43,7 @@ class Regression(Objective, name="regression"):
     )
     selects = "pearson"
     loss_title = "mean squared error"
+    columns = MappingProxyType({"gold": "the row's number", "value": "the predicted number, float32"})
 
     def reader(
         self, train: Sequence[RawRows], names: Sequence[str] | None = None, aliases: Mapping[str, int] | None = None

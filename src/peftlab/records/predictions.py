@@ -1,16 +1,7 @@
 """What a run predicted of each row of its test: ``predictions.parquet``, beside its record. Imports no torch.
 
-A row a test row, in the order of the split: ``row``, its number from 0; ``hash``, 16 hex digits over text and label,
-alike in every run that tests this row; ``task``, where there are several; then what the objective says:
-
-    classification    ``gold`` and ``predicted``, names of classes; ``probabilities``, float32, in the classes' order
-    regression        ``gold`` and ``value``, numbers
-
-    causal_lm         ``nats``, ``tokens`` and ``correct`` of the answer; where answers were written ``generated``, the
-                      ``reference``, and of some figures what they say of the row
-    multiple_choice   ``gold``, ``predicted`` and ``predicted_by_length``; ``log_likelihoods`` of the row's options
-
-Other objectives have the keys of their own predictions. Where tasks differ in kind, a column that means different
+A row a test row, in the order of the split: :data:`COLUMNS_OF_ALL`, then what the objective says
+(:attr:`peftlab.objectives.base.Objective.columns`). Where tasks differ in kind, a column that means different
 things is ``gold_value`` for numbers. The order of the classes stands in the file too (:func:`class_names`).
 """
 
@@ -30,6 +21,13 @@ from peftlab.records.integrity import PREDICTIONS, WAY_OUT
 if TYPE_CHECKING:
     import pyarrow
 
+COLUMNS_OF_ALL = {
+    "row": "number of the row in the test split, from 0",
+    "hash": "16 hex digits over text and label, alike in every run that tests this row",
+    "task": "name of the row's task, where there are several; the columns of others are empty then",
+    "gold_value": "gold of the tasks with numbers, where tasks differ in kind",
+}
+"""Column of every run, or of every run on several tasks → what it holds."""
 _NAMES = b"peftlab.label_names"
 
 

@@ -120,7 +120,7 @@ def _disagreements(
     said = [table[says].to_pylist() for table in tables]
     columns = {name: tables[0][name].to_pylist() for name in ("row", "hash", "gold", "reference", "task") if
                name in tables[0].column_names}  # fmt: skip
-    labels = columns.get("gold") or columns.get("reference") or [None] * len(said[0])
+    labels = columns.get("reference") or columns.get("gold") or [None] * len(said[0])
     tasks = columns.get("task") or [None] * len(said[0])
     found = [
         Disagreement(
