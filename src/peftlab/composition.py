@@ -26,15 +26,11 @@ from omegaconf.errors import OmegaConfBaseException
 from peftlab import interpolations
 from peftlab.config import GROUPS, RunConfig, check
 from peftlab.errors import ConfigError, first_line, listed, nearest
-from peftlab.hydra_changes import exchange
+from peftlab.hydra_changes import SELECTORS, exchange, one_option
 from peftlab.shipped import config_folder
 from peftlab.training.ranks import Ranks
 
 exchange()
-
-SELECTORS = ("experiment", "debug")
-"""Groups that choose a recipe over the others and are not part of a run themselves."""
-
 
 interpolations.register()
 
@@ -204,6 +200,11 @@ def _about_composition(error: HydraException) -> str:
             f"{kind[1].lower()}(…) has no list of values that -m could run. Write values with commas, choice(…), "
             "range(…) or glob(…); a search draws from ranges: `search:` in the file of a sweep."
         )
+    if (several := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'", text)) is not None:
+        return _about_several(several[1])
+    if (again := re.search(r"Multiple values for (\S+?)\. .*'override \S+: (\S+)'", text)) is not None:
+        key, value = again.groups()
+        return f"+{key}=… adds a second option to the group '{key}', which takes one: write {key}={value}, without +."
     match = re.search(r"Could not override '([^']+)'", text)
     if match is None:
         return " ".join(text.split())
@@ -222,6 +223,19 @@ def _about_composition(error: HydraException) -> str:
         return f"{key}: {first_line(cause)}"
     top = [*RunConfig.__dataclass_fields__, *SELECTORS]
     return f"unknown key or group '{key}'.{nearest(key, top)} There are: {listed(top)}."
+
+
+def _about_several(given: str) -> str:
+    """Values for several runs, where one run was asked for."""
+    key, _, value = given.partition("=")
+    group = key.lstrip("+~")
+    words = value.split(",")
+    if group in (*GROUPS, "trainer", *SELECTORS) and re.fullmatch(r"[\w,]+", value):
+        return f"{given} {one_option(group, words)}"
+    ways = ["For a run of each: train -m, check -m, or `grid` in a sweep's file"]
+    if "(" not in value:
+        ways += [f"for one list: '{key}=[{value}]'", f"for one text with commas: '{key}=\"{value}\"'"]
+    return f"{given} gives several values, and a run takes one. {'; '.join(ways)}."
 
 
 def parse(overrides: Sequence[str]) -> None:

@@ -5,6 +5,7 @@
   ``backbone.architecture={model_type: gpt2, n_embd: 64}``, stands for the whole; else it changes what it names.
 - A YAML file is looked at before it is read: brackets and aliases without end are refused. Text that was parsed before
   in this process is not parsed again; the files are read each time.
+- A group takes one option. Hydra would merge the files of a list, ``peft=[lora,dora]``, so that the last one stays.
 - An application composes once. Hydra's own composes a first time to see whether ``hydra.mode`` says what -m says.
 """
 
@@ -21,16 +22,21 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
+from hydra.core.default_element import GroupDefault
 from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
+from peftlab.config import GROUPS
 from peftlab.errors import ConfigError
 from peftlab.reading import Unreadable, require_harmless
 
 OPEN = "backbone.architecture"
+
+SELECTORS = ("experiment", "debug")
+"""Groups that choose a recipe over the others and are not part of a run themselves."""
 
 
 def exchange() -> None:
@@ -40,6 +46,7 @@ def exchange() -> None:
         ConfigRepository.load_config = _load  # type: ignore[method-assign]
         Hydra.get_mode = _mode  # type: ignore[method-assign]
         ConfigLoaderImpl.load_configuration = _configuration  # type: ignore[method-assign]
+        GroupDefault.get_options = _options  # type: ignore[method-assign]
 
 
 def opened(override: Override, config: DictConfig) -> bool:
@@ -84,6 +91,7 @@ _plainly_load: Callable[[ConfigRepository, str], ConfigResult | None] = ConfigRe
 _plainly_read: Callable[[FileConfigSource, str], ConfigResult] = FileConfigSource.load_config
 _plainly_tell_mode: Callable[..., Any] = Hydra.get_mode
 _plainly_configure: Callable[..., DictConfig] = ConfigLoaderImpl.load_configuration
+_plain_options: Callable[[GroupDefault], list[str]] = GroupDefault.get_options
 
 
 def _apply(overrides: Sequence[Override], cfg: DictConfig) -> None:
@@ -163,3 +171,38 @@ def _configuration(
     config.hydra.mode = RunMode.RUN
     config.hydra.overrides.hydra.append("hydra.mode=RUN")
     return config
+
+
+def _options(self: GroupDefault) -> list[str]:
+    """The files that a list chooses, of a group that Hydra or somebody else has added.
+
+    Raises:
+        ConfigError: for one of peftlab's own groups.
+    """
+    group, chosen = self.get_group_path(), _plain_options(self)
+    if group in GROUPS or group in ("trainer", *SELECTORS):
+        raise ConfigError(f"{group}=[{','.join(chosen)}] {one_option(group, chosen)}")
+    return chosen
+
+
+def one_option(group: str, chosen: Sequence[str]) -> str:
+    """Why several options of a group are refused, and what to do instead; the sentence begins with its verb."""
+    if len(chosen) < 2:
+        name = chosen[0] if chosen else "NAME"
+        return f"is a list, and a run takes one option of '{group}': write {group}={name}."
+    names = ",".join(chosen)
+    instead = [f"choose one, {group}={chosen[0]}"]
+    if group in _SEVERAL_AT_ONCE:
+        instead.append(_SEVERAL_AT_ONCE[group].format(names=names))
+    if group != "logger":  # the runs would be one and the same
+        instead.append(f"for a run of each train -m {group}={names}")
+    said = "; ".join(instead)
+    return f"names {len(chosen)} options, and a run takes one option of '{group}': {said}."
+
+
+_SEVERAL_AT_ONCE = {
+    "peft": "for several on one backbone peft=compose 'peft.methods=[{names}]'",
+    "logger": "for several at once logger=several 'logger.loggers=[{names}]'",
+    "data": "for several sets at once data=multitask",
+    "experiment": "for both at once write a recipe of your own that says what both say (--config-dir)",
+}

@@ -70,6 +70,18 @@ WRONG: list[tuple[list[str], list[str]]] = [
     (["peft.targets=[query,"], ["cannot read", "quote"]),
     (["data=imdb", "data.source=local"], ["data.path"]),
     (["data=imdb", "data.source=local", "data.path=nowhere"], ["data.path", "nowhere"]),
+    (["logger=[csv,wandb]"], ["logger=[csv,wandb] names 2 options", "logger=several 'logger.loggers=[csv,wandb]'"]),
+    (["logger=csv,wandb"], ["logger=csv,wandb names 2 options", "logger=several 'logger.loggers=[csv,wandb]'"]),
+    (["peft=[lora,dora]"], ["peft=compose 'peft.methods=[lora,dora]'", "train -m peft=lora,dora"]),
+    (["+trainer=[cpu,gpu]"], ["trainer=[cpu,gpu] names 2 options", "trainer=cpu;"]),
+    (["debug=[fast]"], ["write debug=fast."]),
+    (["+peft=dora"], ["write peft=dora, without +"]),
+    (["peft.rank=2,4"], ["gives several values", "train -m", "'peft.rank=[2,4]'", "'peft.rank=\"2,4\"'"]),
+    (["peft.rank=range(2,5)"], ["gives several values", "train -m"]),
+    (["-m", "peft=[lora,dora],ia3"], ["peft=[lora,dora] names 2 options"]),
+    (["logger=several", "logger.loggers=[csv,wanb]"], ["logger.loggers[1]=wanb", "Did you mean 'wandb'?"]),
+    (["logger=several", "logger.loggers=[{name: wandb, mod: x}]"], ["logger.loggers[0].mod", "Did you mean 'mode'?"]),
+    (["logger=several", "logger.loggers=[csv,csv]"], ["names csv twice"]),
     (["--config-dir", "nowhere"], ["nowhere"]),
     (["--config-name", "trian"], ["trian"]),
 ]
@@ -105,6 +117,15 @@ def test_a_bad_value_in_an_experiment_file_names_the_file(peftlab: Peftlab, scra
     assert result.status == 2
     assert "peft.rank=-3" in result.err
     assert str(folder / "mine.yaml") in result.err
+
+
+def test_a_list_of_options_in_a_file_is_refused_too(peftlab: Peftlab, scratch: Path) -> None:
+    folder = scratch / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - override /peft: [lora, dora]\n")
+    result = peftlab("train", "-cd", scratch / "mine", "experiment=mine")
+    assert result.status == 2
+    assert "peft=[lora,dora] names 2 options" in result.err
 
 
 def test_invalid_yaml_names_file_and_line(peftlab: Peftlab, scratch: Path) -> None:

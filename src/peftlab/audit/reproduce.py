@@ -20,10 +20,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from peftlab.audit.pinned import moving, pinned, pins
-from peftlab.composition import SELECTORS, composed, override_keys, override_values
+from peftlab.composition import composed, override_keys, override_values
 from peftlab.config import GROUPS, RunConfig, check, from_plain
 from peftlab.errors import ConfigError, PeftlabError, RunError, listed
 from peftlab.files import write_atomically
+from peftlab.hydra_changes import SELECTORS
 from peftlab.records import identity_tags
 from peftlab.records.find import look_beside, set_value
 from peftlab.records.folder import RunFolder, parsed_record

@@ -131,10 +131,10 @@ def config(record: dict[str, Any]) -> dict[str, Any]:
 def tags(record: dict[str, Any]) -> list[str]:
     """The logger's own tags, the method, the data set and the seed."""
     values = record["config"]
+    loggers = [values["logger"], *(values["logger"].get("loggers") or [])]
+    own = [tag for one in loggers if isinstance(one, dict) for tag in one.get("tags") or []]
     data_set = stable_name(str(values["data"]["_target_"])).rpartition(".")[2]
-    return list(
-        dict.fromkeys([*values["logger"].get("tags", []), method_of(values), data_set, f"seed {values['seed']}"])
-    )
+    return list(dict.fromkeys([*own, method_of(values), data_set, f"seed {values['seed']}"]))
 
 
 def history(record: dict[str, Any]) -> Iterator[dict[str, Any]]:

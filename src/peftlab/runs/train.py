@@ -243,7 +243,7 @@ class _Run:
         began = time.perf_counter()
         self.module.trunk = frozen_trunk(config, assembled, self.data, says=ranks.rank == 0)
         self.trunk_seconds = None if self.module.trunk is None else time.perf_counter() - began
-        self.logger: Logger | None = None
+        self.logger: Logger | list[Logger] | None = None
         self._frozen_before = frozen_fingerprint(assembled.adapter)
         self._before: dict[str, Any] | None = None
 

@@ -18,9 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from peftlab.composition import SELECTORS, composed
+from peftlab.composition import composed
 from peftlab.config import GROUPS, NO_PART_OF_A_RUN, RunConfig
-from peftlab.hydra_changes import opened, require_known
+from peftlab.hydra_changes import SELECTORS, opened, require_known
 from peftlab.sweeps.jobs import Job
 
 _CHOICES = "|".join([*GROUPS, *SELECTORS, "trainer", r"hydra/\w+"])

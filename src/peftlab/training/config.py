@@ -140,8 +140,8 @@ class LoggerConfig(ABC):
     """Where per-step values go, beside the run's own metrics.csv."""
 
     @abstractmethod
-    def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger | None:
-        """The Lightning logger that writes under ``folder``; None for no logger."""
+    def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger | list[Logger] | None:
+        """The Lightning logger that writes under ``folder``, or several; None for no logger."""
 
     def finish(self) -> None:  # noqa: B027
         """Called once when the run ends, whichever way it ends."""

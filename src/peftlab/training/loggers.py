@@ -1,4 +1,4 @@
-"""Where per-step values go: CSV, TensorBoard, Weights & Biases or nowhere.
+"""Where per-step values go: CSV, TensorBoard, Weights & Biases, several of them or nowhere.
 
 The run's own record is the truth; these are mirrors of it. Each library is imported only when chosen.
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from peftlab.errors import ConfigError
+from peftlab.class_names import stable_name
+from peftlab.errors import ConfigError, listed, nearest
+from peftlab.schema import import_class, validate
 from peftlab.training.config import LoggerConfig
 from peftlab.training.wandb_runs import chosen_mode, names
 
@@ -46,17 +49,18 @@ class TensorBoard(LoggerConfig):
     """Event files under ``logs/tensorboard``."""
 
     def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger:
-        """Lightning's TensorBoard logger.
+        """Lightning's TensorBoard logger, with the config as what the HPARAMS tab shows of the run.
 
         Raises:
             ConfigError: if TensorBoard is not installed.
         """
-        from lightning.pytorch.loggers import TensorBoardLogger
-
         try:
-            logger = TensorBoardLogger(save_dir=folder, name="tensorboard", version="", default_hp_metric=False)
+            import tensorboard  # noqa: F401
         except ModuleNotFoundError as error:
             raise ConfigError("logger=tensorboard needs TensorBoard: pip install 'peftlab[tensorboard]'.") from error
+        from peftlab.training.tensorboard_hparams import LoggerWithHparams
+
+        logger = LoggerWithHparams(folder, key, config)
         logger.log_hyperparams(config)
         return logger
 
@@ -111,3 +115,81 @@ class WandB(LoggerConfig):
             if offline:
                 print(f"W&B wrote offline; to send it: wandb sync {shlex.quote(str(place))}")
         wandb.teardown()
+
+
+@dataclass(kw_only=True)
+class Several(LoggerConfig):
+    """Several loggers at once, each as if it were alone."""
+
+    loggers: list[str | dict[str, Any]] = field(default_factory=lambda: ["csv", "tensorboard"])
+    """Which, each a name or a mapping of ``name`` (or ``_target_``) and its keys:
+    [csv, {name: wandb, project: mine}]."""
+
+    def __post_init__(self) -> None:
+        """Check the keys of every logger, and write them all down."""
+        if not self.loggers:
+            raise ValueError("logger.loggers is empty: name at least one, as [csv, tensorboard], or use logger=none.")
+        entries = [_entry(given, f"logger.loggers[{number}]") for number, given in enumerate(self.loggers)]
+        names = [str(entry.get("name", entry.get("_target_"))) for entry in entries]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"logger.loggers names {', '.join(twice)} more than once: they would write the same files."
+            )
+        self.loggers = [*entries]
+        self._parts = [_made(entry, f"logger.loggers[{number}]") for number, entry in enumerate(entries)]
+
+    def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> list[Logger]:
+        """The loggers of all; where one cannot be built, those before it are ended."""
+        built: list[Logger] = []
+        try:
+            for part in self._parts:
+                one = part.build(name=name, key=key, folder=folder, config=config)
+                built += one if isinstance(one, list) else [] if one is None else [one]
+        except Exception:
+            self.finish()
+            raise
+        return built
+
+    def finish(self) -> None:
+        """End each."""
+        for part in self._parts:
+            part.finish()
+
+
+NAMED: dict[str, type[LoggerConfig]] = {"csv": CSV, "tensorboard": TensorBoard, "wandb": WandB}
+"""What ``logger.loggers`` may name, and what is said of a run's loggers."""
+
+
+def _entry(given: str | dict[str, Any], key: str) -> dict[str, Any]:
+    """One entry with all keys of its logger, checked.
+
+    Raises:
+        ConfigError: naming ``key``.
+    """
+    entry = {"name": given} if isinstance(given, str) else dict(given)
+    made = _made(entry, key)
+    return {name: entry[name] for name in ("name", "_target_") if name in entry} | asdict(made)
+
+
+def _made(entry: Mapping[str, Any], key: str) -> LoggerConfig:
+    name, target = entry.get("name"), entry.get("_target_")
+    if (name is None) == (target is None):
+        given = "neither is given" if name is None else "both are given"
+        raise ConfigError(f"{key}: {given}, name or _target_. Write for example {{name: wandb, project: mine}}.")
+    if target is None and name not in NAMED:
+        raise ConfigError(f"{key}={name}: there is no such logger.{nearest(str(name), NAMED)} Name {listed(NAMED)}.")
+    cls = import_class(str(target), f"{key}._target_") if name is None else NAMED[str(name)]
+    if not issubclass(cls, LoggerConfig) or issubclass(cls, Several):
+        raise ConfigError(f"{key}: it must be one logger, {listed(NAMED)}, and is {cls.__name__}.")
+    return validate({word: value for word, value in entry.items() if word not in ("name", "_target_")}, cls, key)
+
+
+def kinds(logger: Mapping[str, Any]) -> list[str]:
+    """Names of the loggers that the group ``logger`` of a plain config, or of a record's, has; of others the class."""
+    if isinstance(several := logger.get("loggers"), list):
+        entries = [{"name": one} if isinstance(one, str) else one for one in several]
+        return [kind for one in entries for kind in ([str(one["name"])] if "name" in one else kinds(one))]
+    target = str(logger.get("_target_", ""))
+    if target in ("", stable_name(NoLogger)):
+        return []
+    return [next((name for name, cls in NAMED.items() if stable_name(cls) == target), target.rpartition(".")[2])]

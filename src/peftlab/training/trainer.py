@@ -44,7 +44,7 @@ def build_trainer(
     *,
     folder: Path,
     checkpoints: Path,
-    logger: Logger | None,
+    logger: Logger | list[Logger] | None,
     rows_per_step: int,
     ranks: Ranks = ALONE,
     adapter: Adapter | None = None,
@@ -56,7 +56,7 @@ def build_trainer(
         monitor: the validation figure that chooses the best weights and stops early.
         folder: the run's folder.
         checkpoints: where ``best.ckpt`` and ``last.ckpt`` go.
-        logger: per-step logger, or None.
+        logger: what gets values of steps, one or several, or None.
         rows_per_step: texts a step takes in all processes, for the bar's samples/s.
         ranks: which of the run's processes this is.
         adapter: what trains; None: nothing will.
@@ -88,7 +88,7 @@ def _trainer(
     config: TrainerConfig,
     callbacks: list[Callback],
     folder: Path,
-    logger: Logger | None,
+    logger: Logger | list[Logger] | None,
     ranks: Ranks,
     *,
     show_bar: bool,
