@@ -29,6 +29,11 @@ PLACES = {
     ],
 }  # fmt: skip
 """The public API, apart from the methods, whose fields are on their pages."""
+PROTOCOL = [
+    "peftlab.peft.base.PEFTStrategy", "peftlab.peft.base.Supports", "peftlab.peft.base.Selection",
+    "peftlab.backbones.base.Target", "peftlab.peft.delta.Delta", "peftlab.peft.parts.Parts", "peftlab.peft.surgery",
+]  # fmt: skip
+"""What a method is made of: what one who writes a method subclasses, gets and calls."""
 
 TRAIN = """\
 It takes `group=option` and `key=value` ([all of them](keys.md)), and Hydra's options: `-m` for the jobs of values with
@@ -60,6 +65,7 @@ def pages() -> dict[str, str]:
         **{f"reference/methods/{name}.md": method_page(name, cls) for name, cls in known.items()},
         "reference/predictions.md": predictions_page(),
         "reference/python.md": python_page(),
+        "reference/extending.md": extending_page(),
     }
 
 
@@ -196,6 +202,17 @@ def python_page() -> str:
     parts.append("# Methods\n\nEvery method is a class of the package, its fields are its arguments, by name:\n")
     parts += [f"- `peftlab.{cls.__name__}`: [{name}](methods/{name}.md)" for name, cls in methods()]
     return "\n".join(parts) + "\n"
+
+
+def extending_page() -> str:
+    """The protocol of a method, rendered by mkdocstrings."""
+    parts = [
+        "# What a method is made of\n",
+        "A method is a `PEFTStrategy`: its `select` finds `Target`s in a clean model and returns a `Selection`; its "
+        "`build` puts a `Delta` on each and returns the [`Adapter`](python.md), which is filled by what it has from "
+        "`Parts` (`put`, `train_own`, `add`, `hold`). [Add a method](../how_to/method.md) has one to copy.\n",
+    ]
+    return "\n".join([*parts, *(f"::: {name}\n" for name in PROTOCOL)])
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

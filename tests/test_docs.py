@@ -5,6 +5,7 @@ With ``PEFTLAB_DOCS=run`` (``make docs-test``) trainings run, on a few rows, ins
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -156,10 +157,53 @@ def test_every_block_of_python(page: Path, scratch: Path, monkeypatch: pytest.Mo
             backbone = tiny("bert")
             adapter = attach(backbone, session["Scaled"](), seed=0)
             assert adapter.num_parameters() == session["Scaled"]().closed_form(tiny("bert")) == 4
+            for kind in ("bert", "gpt2", "llama"):
+                require_low_rank(session["GatedLoRA"](rank=4), kind)
         finally:
             _REGISTRY.pop("scaled", None)
+            _REGISTRY.pop("gated_lora", None)
     if page.stem == "tutorial":
         assert len(Path("reviews.jsonl").read_text().splitlines()) == 300
+
+
+def require_low_rank(method: Any, kind: str) -> None:
+    """The page's method does what the page says: slices and Conv1D (gpt2) too, counts, starts, merging, other types."""
+    import torch
+
+    from peftlab.peft.base import attach
+    from tests.peft.tiny import batch, tiny
+
+    ids, mask = batch()
+    backbone = tiny(kind)
+    with torch.no_grad():
+        plain = backbone(ids, mask)
+        adapter = attach(backbone, method, seed=1, train_head=False)
+        assert torch.equal(backbone(ids, mask), plain), "B is zero"
+        assert adapter.num_parameters() == method.closed_form(tiny(kind))
+        again, other = (attach(tiny(kind), method, seed=seed, train_head=False) for seed in (1, 2))
+        first, *_ = adapter.deltas()
+        assert torch.equal(first.A, next(iter(again.deltas())).A)
+        assert not torch.equal(first.A, next(iter(other.deltas())).A)
+        for delta in adapter.deltas():
+            delta.B.normal_(std=5.0, generator=torch.Generator().manual_seed(2))
+            delta.gate.fill_(0.7)
+        trained = backbone(ids, mask)
+        assert not torch.allclose(trained, plain, atol=1e-3)
+        adapter.merge()
+        torch.testing.assert_close(backbone(ids, mask), trained, atol=1e-5, rtol=1e-4)
+        small = tiny(kind).to(torch.bfloat16)
+        kept = attach(small, method, seed=1, train_head=False)
+        assert {parameter.dtype for parameter in kept.parameters()} == {torch.float32}
+        assert small(ids, mask).isfinite().all()
+
+
+def test_the_reference_has_what_a_method_is_made_of(generated: ModuleType) -> None:
+    page = generated.pages()["reference/extending.md"]
+    for place in ("base.PEFTStrategy", "base.Supports", "base.Selection", "base.Target", "delta.Delta", "parts.Parts"):
+        assert re.search(rf"^::: peftlab\.\w+\.{place}$", page, flags=re.MULTILINE), place
+    for place in re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE):
+        module, _, name = place.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), place
 
 
 def test_every_key_is_in_the_reference(generated: ModuleType) -> None:
