@@ -27,6 +27,7 @@ from peftlab import interpolations
 from peftlab.config import GROUPS, RunConfig, check
 from peftlab.errors import ConfigError, first_line, listed, nearest
 from peftlab.hydra_changes import SELECTORS, exchange, one_option
+from peftlab.peft.base import names_elsewhere
 from peftlab.shipped import config_folder
 from peftlab.training.ranks import Ranks
 
@@ -184,10 +185,13 @@ def _about_missing(error: MissingConfigException, arguments: Sequence[str]) -> s
     if not group:
         return f"there is no config '{wanted}'. {first_line(error)}"
     options = sorted(error.options or [path.stem for path in (config_folder() / group).glob("*.yaml")])
-    given = next((a for a in arguments if re.match(rf"\+?{re.escape(group)}=", a)), None)
+    if group == "peft":
+        options = sorted({*options, *names_elsewhere()})
+    given = next((a for a in arguments if re.fullmatch(rf"\+?{re.escape(wanted.replace('/', '='))}", a)), None)
     return (
         f"unknown option {given or f'{group}={option}'}.{nearest(option, options)} "
-        f"The options of '{group}' are: {listed(options)}."
+        f"The options of '{group}' are: {listed(options)}. One of your own: --config-dir FOLDER, where "
+        f"FOLDER/{group}/{option}.yaml names its class."
     )
 
 

@@ -5,12 +5,14 @@
   ``backbone.architecture={model_type: gpt2, n_embd: 64}``, stands for the whole; else it changes what it names.
 - A YAML file is looked at before it is read: brackets and aliases without end are refused. Text that was parsed before
   in this process is not parsed again; the files are read each time.
+- A method that another package has registered is an option of ``peft`` without a file.
 - A group takes one option. Hydra would merge the files of a list, ``peft=[lora,dora]``, so that the last one stays.
 - An application composes once. Hydra's own composes a first time to see whether ``hydra.mode`` says what -m says.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -31,6 +33,7 @@ from omegaconf._utils import get_yaml_loader
 
 from peftlab.config import GROUPS
 from peftlab.errors import ConfigError
+from peftlab.peft.base import method_elsewhere
 from peftlab.reading import Unreadable, require_harmless
 
 OPEN = "backbone.architecture"
@@ -110,7 +113,32 @@ def _load(self: ConfigRepository, config_path: str) -> ConfigResult | None:
             _require_harmless(file)
             type(source).load_config = _read  # type: ignore[assignment, method-assign]  # Hydra loads its plugins anew
             break
-    return _plainly_load(self, config_path)
+    return _plainly_load(self, config_path) or _generated(config_path)
+
+
+GENERATED: set[str] = set()
+"""Methods whose file this process has made up: what their classes say is in no file."""
+
+
+def _generated(config_path: str) -> ConfigResult | None:
+    """What a file of a method would say that has none, of another package or the program itself: its fields' defaults.
+
+    Without such packages nothing is imported.
+    """
+    group, _, name = config_path.partition("/")
+    cls = method_elsewhere(name) if group == "peft" else None
+    if cls is None:
+        return None
+    values: dict[str, Any] = {"_target_": f"{cls.__module__}.{cls.__qualname__}"}
+    for field in dataclasses.fields(cls):
+        if field.init:
+            made = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+            values[field.name] = "???" if made is dataclasses.MISSING else made
+    GENERATED.add(name)
+    header = ConfigSource._get_header_dict("")
+    return ConfigResult(
+        config=OmegaConf.create(values), path=f"class://{values['_target_']}", provider="class", header=header
+    )
 
 
 def _require_harmless(file: Path) -> None:

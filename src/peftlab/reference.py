@@ -12,6 +12,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from itertools import pairwise
@@ -26,6 +27,7 @@ from peftlab.class_names import stable_name
 from peftlab.config import GROUPS, WITHOUT_DEFAULT, RunConfig
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.fields import NAME_PATTERN
+from peftlab.peft.base import method_elsewhere, names_elsewhere
 from peftlab.schema import import_class
 from peftlab.shipped import config_folder
 from peftlab.training.config import TrainerConfig
@@ -90,9 +92,47 @@ class Option:
         return _SENTENCE.split(text, maxsplit=1)[0].rstrip(".") + "."
 
 
+_FURTHER: list[Path] = []
+"""Folders of configs beside the shipped one: see :func:`also_in`."""
+
+
+@contextmanager
+def also_in(config_dir: str | None) -> Iterator[None]:
+    """Inside, options are also the files of a further folder, as ``--config-dir`` has them; None: of none.
+
+    Raises:
+        ConfigError: if there is no such folder.
+    """
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: there is no such folder.")
+    before = _FURTHER[:]
+    _FURTHER[:0] = [] if config_dir is None else [Path(config_dir)]
+    try:
+        yield
+    finally:
+        _FURTHER[:] = before
+
+
+def _files(group: str) -> dict[str, Path]:
+    """Option → its file, of which a further folder's stands before the shipped one."""
+    return {file.stem: file for folder in (config_folder(), *_FURTHER) for file in (folder / group).glob("*.yaml")}
+
+
+def import_named(group: str, config_dir: str) -> None:
+    """Import the classes that the files of ``group`` in a further folder name: methods are then in the registry.
+
+    Raises:
+        ConfigError: for a class that there is not, or a module that nobody here vouches for.
+    """
+    with also_in(config_dir):
+        for name in option_names(group):
+            if _files(group)[name].parent.parent != config_folder():
+                class_of(option(group, name))
+
+
 def option_names(group: str) -> list[str]:
     """The files of ``group``."""
-    return sorted(file.stem for file in (config_folder() / group).glob("*.yaml"))
+    return sorted(_files(group))
 
 
 def option(group: str, name: str) -> Option:
@@ -102,10 +142,14 @@ def option(group: str, name: str) -> Option:
         ConfigError: if there is none.
     """
     known = option_names(group)
+    if name not in known and group == "peft" and (cls := method_elsewhere(name)) is not None:
+        return Option(group, name, (inspect.getdoc(cls) or ""), f"{cls.__module__}.{cls.__qualname__}", {})
     if name not in known:
-        raise ConfigError(f"there is no {group}={name}.{nearest(name, known)} The options are: {listed(known)}.")
-    path = config_folder() / group / f"{name}.yaml"
-    text = path.read_text(encoding="utf-8")
+        known += names_elsewhere() if group == "peft" else []
+        raise ConfigError(
+            f"there is no {group}={name}.{nearest(name, known)} The options are: {listed(sorted(known))}."
+        )
+    text = _files(group)[name].read_text(encoding="utf-8")
     values = yaml.safe_load(text) or {}
     target = str(values.pop("_target_", "")) or _target_of(group)
     values.pop("defaults", None)
@@ -267,5 +311,6 @@ def left_open(key: str) -> str:
 
 
 def source_file(found: Option) -> Path:
-    """The YAML of ``found``."""
-    return config_folder() / found.group / f"{found.name}.yaml"
+    """The YAML of ``found``; of a method that has none, the file of its class."""
+    file = _files(found.group).get(found.name)
+    return Path(inspect.getfile(class_of(found))) if file is None else file

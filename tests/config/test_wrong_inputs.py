@@ -81,7 +81,7 @@ WRONG: list[tuple[list[str], list[str]]] = [
     (["-m", "peft=[lora,dora],ia3"], ["peft=[lora,dora] names 2 options"]),
     (["logger=several", "logger.loggers=[csv,wanb]"], ["logger.loggers[1]=wanb", "Did you mean 'wandb'?"]),
     (["logger=several", "logger.loggers=[{name: wandb, mod: x}]"], ["logger.loggers[0].mod", "Did you mean 'mode'?"]),
-    (["logger=several", "logger.loggers=[csv,csv]"], ["names csv twice"]),
+    (["logger=several", "logger.loggers=[csv,csv]"], ["names csv more than once"]),
     (["--config-dir", "nowhere"], ["nowhere"]),
     (["--config-name", "trian"], ["trian"]),
 ]

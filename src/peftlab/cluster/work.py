@@ -85,11 +85,17 @@ def sweep_work(call: Call, options: Sequence[str]) -> Work:
     return Work(
         title=call.sweep.name,
         folder=plan.folder.absolute(),
-        call=_digest("sweep", call.file.read_text(encoding="utf-8"), *call.overrides),
-        command=lambda snapshot: ["sweep", str(snapshot / "sweep.yaml"), *call.overrides, *options],
+        call=_digest("sweep", call.file.read_text(encoding="utf-8"), *call.overrides, *filter(None, [call.config_dir])),
+        command=lambda snapshot: [
+            "sweep",
+            str(snapshot / "sweep.yaml"),
+            *call.overrides,
+            *_where(call.config_dir, snapshot),
+            *options,
+        ],
         total=plan.total(),
         runs=(*named, *([coming] if keys.count(None) else [])),
-        files={"sweep.yaml": call.file},
+        files={"sweep.yaml": call.file} | _folder(call.config_dir),
         most_workers=1 if any(arm.search for arm in plan.sweep.cells) else None,
     )
 
@@ -119,7 +125,7 @@ def train_work(arguments: Sequence[str]) -> Work:
         words += [f"hydra.launcher.{name}={value}" for name, value in _LAUNCHER.items() if not _says(words, name)]
 
     def command(snapshot: Path) -> list[str]:
-        where = [] if given.config_dir is None else ["--config-dir", str(snapshot / "config_dir")]
+        where = _where(given.config_dir, snapshot)
         where += [] if given.config_name == "train" else ["--config-name", given.config_name]
         return ["train", *(["-m"] if given.multirun else []), *where, *words]
 
@@ -130,11 +136,20 @@ def train_work(arguments: Sequence[str]) -> Work:
         command=command,
         total=len(configs),
         runs=tuple(todo),
-        files={} if given.config_dir is None else {"config_dir": Path(given.config_dir)},
+        files=_folder(given.config_dir),
         most_workers=None if given.multirun else 1,
         nodes=one.trainer.num_nodes,
         tasks=one.trainer.devices if isinstance(one.trainer.devices, int) and one.trainer.num_nodes > 1 else 1,
     )
+
+
+def _where(config_dir: str | None, snapshot: Path) -> list[str]:
+    """How a worker is told of the further folder of configs, which the snapshot holds."""
+    return [] if config_dir is None else ["--config-dir", str(snapshot / "config_dir")]
+
+
+def _folder(config_dir: str | None) -> dict[str, Path]:
+    return {} if config_dir is None else {"config_dir": Path(config_dir)}
 
 
 def _to_be_chosen(variant: Variant) -> bool:

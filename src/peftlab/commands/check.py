@@ -70,13 +70,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _check_file(file: Path, overrides: Sequence[str], given: argparse.Namespace) -> int:
-    if given.multirun or given.config_dir or given.config_name != "train":
-        raise ConfigError(f"{file} declares its jobs itself: -m, --config-dir and --config-name do not go with it.")
+    if given.multirun or given.config_name != "train":
+        raise ConfigError(f"{file} declares its jobs itself: -m and --config-name do not go with it.")
     from peftlab.report.render.terminal import console, print_table
     from peftlab.sweeps.call import Call
     from peftlab.sweeps.overview import overview
 
-    found = overview(Call(file, overrides), counts=not given.no_counts)
+    found = overview(Call(file, overrides, given.config_dir), counts=not given.no_counts)
     print(found.title)
     print_table(console(), found.table)
     print("\n".join(found.notes))

@@ -13,6 +13,7 @@ from peftlab.reference import (
     ROLES,
     Key,
     Option,
+    also_in,
     at_the_top,
     class_of,
     every_key,
@@ -39,7 +40,14 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser("peftlab explain", description=DESCRIPTION)
     parser.add_argument("word", nargs="?", help="a group, group=option, or a key; none: all groups")
+    parser.add_argument("-cd", "--config-dir", help="a further folder of configs")
     given = parser.parse_args(list(arguments))
+    with also_in(given.config_dir):
+        _explain(given)
+    return 0
+
+
+def _explain(given: argparse.Namespace) -> None:
     if given.word is None:
         _groups()
     elif "=" in given.word:
@@ -48,7 +56,6 @@ def main(arguments: Sequence[str]) -> int:
         _group(given.word)
     else:
         _key(given.word)
-    return 0
 
 
 def _groups() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.peft.base import PEFTStrategy, methods
-from peftlab.reference import field_docs
+from peftlab.reference import field_docs, import_named
 from peftlab.report.published import replace_table, require_markers
 from peftlab.report.render.markdown import markdown_table
 from peftlab.report.render.terminal import console, print_facts, print_lines, print_table
@@ -25,7 +25,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("name", nargs="?", help="a method, for example lora")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--publish", metavar="FILE", help="put the Markdown table between its markers in FILE")
+    parser.add_argument("-cd", "--config-dir", help="a further folder of configs, whose peft/*.yaml name methods")
     given = parser.parse_args(list(arguments))
+    if given.config_dir is not None:
+        import_named("peft", given.config_dir)
     known = dict(methods())
     if given.publish is not None:
         path = Path(given.publish)

@@ -64,7 +64,7 @@ def _sweep(arguments: Sequence[str]) -> int:
         retries=given.retries or 0,
         minutes_per_job=given.minutes_per_job,
     )
-    call = Call(Path(given.file), given.overrides)
+    call = Call(Path(given.file), given.overrides, given.config_dir)
     if given.on is not None or given.cluster is not None or given.set:
         return _submit(given, call)
     publish = None if given.publish is None else Path(given.publish)
@@ -131,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         help="setting=option of the file; seeds=0,1 instead of its own; key=value for every job",
     )
+    parser.add_argument("-cd", "--config-dir", help="a further folder of configs")
     parser.add_argument("--new", action="store_true", help="write FILE, to begin with; run nothing")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of such files, for editors")
     parser.add_argument("-j", "--jobs", type=int, metavar="N", help="runs at a time (default: one for each GPU or CPU)")
@@ -181,7 +182,8 @@ def _submit(given: argparse.Namespace, call: Call) -> int:
     cluster = read_cluster(None if given.cluster is None else Path(given.cluster), given.set)
     if given.dry_run:
         return _dry_run(call)
-    again = f"peftlab sweep {given.file} {shlex.join(given.overrides)}".strip()
+    where = [] if given.config_dir is None else ["--config-dir", given.config_dir]
+    again = shlex.join(["peftlab", "sweep", given.file, *where, *given.overrides])
     return submit_and_tell(sweep_work(call, pool_options(given)), cluster, table=f"{again} --report-only")
 
 

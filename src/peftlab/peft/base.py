@@ -307,6 +307,35 @@ def methods() -> Iterator[tuple[str, type[PEFTStrategy]]]:
 
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
-    for entry in entry_points(group="peftlab.methods"):
-        entry.load()
+    load_registered()
     yield from sorted(_REGISTRY.items())
+
+
+def load_registered() -> None:
+    """Import the modules of methods that other packages have registered (entry points ``peftlab.methods``).
+
+    Raises:
+        ConfigError: naming the package and the module of one that cannot be imported.
+    """
+    for entry in entry_points(group="peftlab.methods"):
+        try:
+            entry.load()
+        except ImportError as error:
+            package = "a package" if entry.dist is None else entry.dist.name
+            raise ConfigError(
+                f"{package} registers the method '{entry.name}' ({entry.value}), which cannot be imported: {error}. "
+                "Mend it, or uninstall the package."
+            ) from error
+
+
+def method_elsewhere(name: str) -> type[PEFTStrategy] | None:
+    """The method ``name`` that this program has defined, or another package has registered; None: there is none."""
+    if name not in _REGISTRY:
+        load_registered()
+    found = _REGISTRY.get(name)
+    return None if found is None or found.__module__.startswith("peftlab.peft.") else found
+
+
+def names_elsewhere() -> list[str]:
+    """Names under which other packages have registered methods, without importing any."""
+    return sorted({entry.name for entry in entry_points(group="peftlab.methods")})

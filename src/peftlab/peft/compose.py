@@ -25,7 +25,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import entry_points
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,7 @@ from pydantic import InstanceOf
 from peftlab.class_names import stable_name
 from peftlab.errors import ConfigError, PeftlabError, listed, nearest
 from peftlab.peft.adapters import Adapters
-from peftlab.peft.base import _REGISTRY, PEFTStrategy, Selection, Supports
+from peftlab.peft.base import _REGISTRY, PEFTStrategy, Selection, Supports, load_registered
 from peftlab.schema import at_its_place, import_class, says_its_place, validate
 from peftlab.shipped import config_folder
 
@@ -373,6 +372,5 @@ def _shipped() -> dict[str, Path]:
 def _registered() -> dict[str, str]:
     """The methods that other packages registered: name to class."""
 
-    for entry in entry_points(group="peftlab.methods"):
-        entry.load()
+    load_registered()
     return {name: f"{cls.__module__}.{cls.__qualname__}" for name, cls in _REGISTRY.items()}

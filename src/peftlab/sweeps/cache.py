@@ -29,6 +29,7 @@ from peftlab.composition import composed
 from peftlab.config import RunConfig, check, from_plain, resolved
 from peftlab.errors import PeftlabError
 from peftlab.files import cache_folder
+from peftlab.hydra_changes import GENERATED
 from peftlab.reading import read_bytes
 from peftlab.records import identity_tags
 from peftlab.remembered import recall, remember
@@ -142,7 +143,7 @@ class _State:
             whole: a composition from the same files, with its ``hydra`` node.
             overrides: the job's.
         """
-        if not _repeatable(run):
+        if not _repeatable(run) or whole.hydra.runtime.choices.get("peft") in GENERATED:
             return None
         folders: dict[str, str] = {}
         names = set(_variables("\n".join(overrides)))

@@ -18,14 +18,17 @@ from peftlab.sweeps.reading import read_sweep
 
 
 class Call:
-    """A sweep file with what was typed behind it.
+    """A sweep file with what was typed behind it, and a further folder of configs.
 
     Raises:
         ConfigError: for a file that declares no sweep, or overrides that do not go with it.
     """
 
-    def __init__(self, file: Path, overrides: Sequence[str]) -> None:
+    def __init__(self, file: Path, overrides: Sequence[str], config_dir: str | None = None) -> None:
         parse(overrides)
+        if config_dir is not None and not Path(config_dir).is_dir():
+            raise ConfigError(f"--config-dir {config_dir}: there is no such folder.")
+        self.config_dir = None if config_dir is None else str(Path(config_dir).resolve())
         self.file = file
         self.overrides = tuple(overrides)
         declared = read_sweep(file)
@@ -50,7 +53,7 @@ class Call:
     def plan(self, *, reading: bool, slots: int = 1) -> DeclaredPlan:
         """A plan that has handed nothing out yet."""
         kind = DeclaredPlan if reading else _Noting
-        plan = kind(self.sweep, self.chosen, self.more, slots=slots, reading=reading)
+        plan = kind(self.sweep, self.chosen, self.more, slots=slots, reading=reading, config_dir=self.config_dir)
         if isinstance(plan, _Noting):
             plan.file = self.file
         return plan

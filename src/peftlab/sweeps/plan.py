@@ -52,6 +52,7 @@ class DeclaredPlan:
         more: overrides for all jobs, from the command line.
         slots: trials of a search that are open at a time; with 1 a search is the same each time.
         reading: nothing will run: a search asks for no new trial, and choices are made among what is finished.
+        config_dir: a further folder of configs, absolute.
 
     Raises:
         ConfigError: for an unknown setting or option, or a ``$word`` that no setting explains.
@@ -65,8 +66,10 @@ class DeclaredPlan:
         *,
         slots: int = 1,
         reading: bool = False,
+        config_dir: str | None = None,
     ) -> None:
         self.sweep = sweep
+        self._config_dir = config_dir
         self.settings = dict(chosen or {})
         self.reading = reading
         self.cache = ConfigCache()
@@ -98,7 +101,7 @@ class DeclaredPlan:
                 if variant.id not in self._handed_out and (start := self._start(variant, outcome)) is not None:
                     self._handed_out.add(variant.id)
                     self._variants[variant.id] = variant
-                    jobs.append(Job(variant.id, variant.title, self.overrides(variant, start), arm=arm.id))
+                    jobs.append(self._job(variant, start, arm.id))
             shown = [self.variant(arm, seed, outcome) for seed in self.sweep.seeds]
             if all(variant is not None and variant.id in self._handed_out for variant in shown):
                 self._all_handed_out.add(arm.id)
@@ -115,7 +118,7 @@ class DeclaredPlan:
                 if variant is None and seed == self.sweep.seeds[0] and self._any_handed_out(arm):
                     continue  # its candidates were the runs of this seed
                 variant = variant or Variant(arm, seed)
-                job = Job(variant.id, variant.title, self.overrides(variant, None))
+                job = self._job(variant, None)
                 failures.append(Failure(job, f"not run: {self._why_blocked(arm, seed, outcome)}"))
         return failures
 
@@ -145,6 +148,9 @@ class DeclaredPlan:
         more = [] if start is None or start == "" else [f"backbone.from_run={start}"]
         parameters = assignments(dict(variant.parameters))
         return (*self._overrides[variant.arm.id], *parameters, f"seed={variant.seed}", *more)
+
+    def _job(self, variant: Variant, start: Path | str | None, arm: str = "") -> Job:
+        return Job(variant.id, variant.title, self.overrides(variant, start), self._config_dir, arm=arm)
 
     def variant(self, arm: Arm, seed: int, outcome: Outcome) -> Variant | None:
         """The job of ``arm`` and ``seed`` that the table shows; None while its values are not chosen."""
@@ -226,7 +232,7 @@ class DeclaredPlan:
     def config(self, variant: Variant, start: Path | None = None) -> RunConfig:
         """As :meth:`composed`, with errors that do not name the cell."""
         given = variant.arm.start if start is None else start
-        return self.cache.config(Job(variant.id, variant.title, self.overrides(variant, given)))
+        return self.cache.config(self._job(variant, given))
 
     def key(self, variant: Variant, outcome: Outcome) -> str | None:
         """Key of a job's run; None while it starts from a run that is not there, or if it does not compose."""
