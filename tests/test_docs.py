@@ -88,7 +88,7 @@ def test_every_command_of_a_page(page: Path, peftlab: Peftlab, scratch: Path) ->
         values = yaml.safe_load(text)
         if isinstance(values, dict) and "cells" in values and "name" in values:
             (scratch / f"{values['name']}.yaml").write_text(text)
-        if isinstance(values, dict) and "partition" in values:
+        if isinstance(values, dict) and "partition" in values and "sbatch" not in values:
             (scratch / "mine.yaml").write_text(text)
     for words in first_here(page):
         if words[0] == "make":
@@ -113,7 +113,7 @@ def called(peftlab: Peftlab, verb: str, given: list[str], scratch: Path, reviews
         return peftlab("check", *local(given, scratch)).status
     if verb == "sweep":
         files = [a for a in given if a.endswith(".yaml") and not a.startswith("-")]
-        if "--schema" in given or "--new" in given:
+        if {"--schema", "--new", "--new-cluster"} & set(given):
             return peftlab(verb, *given[: given.index(">")] if ">" in given else given).status
         read_sweep(Path(files[0]))
         return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.cluster.settings import read_cluster
+from peftlab.cluster.settings import SHIPPED, read_cluster
 from tests.cluster.conftest import FakeSlurm
 from tests.cluster.test_work import SWEEP, finish
 from tests.conftest import REPOSITORY, Peftlab
@@ -55,6 +55,9 @@ def test_a_sweep_is_submitted_once_and_never_when_finished(
         (["sweep", "small.yaml", "--on", "slurm", "--report-only"], "--publish and --report-only work on what is fini"),
         (["sweep", "small.yaml", "--on", "slurm", "--cluster", "no.yaml"], "cannot read the cluster file 'no.yaml'"),
         (["sweep", "small.yaml", "--on", "slurm", "--set", "workers=0"], "--set workers=0: workers=0 is not allowed"),
+        (["check", "small.yaml", "--on", "slurm"], "peftlab sweep small.yaml --on slurm --dry-run"),
+        (["check", "peft=lora", "--set", "time=3"], "peftlab submit --dry-run train …"),
+        (["sweep", "--new-cluster", "small.yaml"], "--new-cluster small.yaml: the file is there already"),
         (["submit", "sweep", "small.yaml"], "A sweep's file: peftlab sweep FILE --on slurm."),
         (["submit", "train", "peft.rnak=3"], "unknown key 'peft.rnak'"),
         (["status", "nowhere"], "there is no folder 'nowhere'"),
@@ -70,8 +73,46 @@ def test_mistakes_are_one_line(peftlab: Peftlab, reviews: Path, slurm: FakeSlurm
     assert not Path("outputs").exists()
 
 
+def test_a_dry_run_says_what_would_be_submitted_without_any_slurm(
+    peftlab: Peftlab, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    Path("small.yaml").write_text(SWEEP)
+    command = ["sweep", "small.yaml", "--on", "slurm", "--set", "workers=3", "--set", "partition=gpu", "--dry-run"]
+    result = peftlab(*command, "--minutes-per-job", "5")
+    assert result.status == 0, result.err
+    assert "would submit 3 workers for 4 of 4 runs" in result.out
+    for part in ("--array=0-2 ", "--partition=gpu ", "-m peftlab sweep", "--minutes-per-job 5.0", "lora_2, seed 0"):
+        assert part in result.out, part
+    assert "#!/bin/bash" in result.out
+    one = peftlab("submit", "--set", "cpus=2", "--dry-run", "train", "data=text_files", f"data.path={reviews}")
+    assert "would submit 1 worker for 1 of 1 run" in one.out
+    assert "--cpus-per-task=2 " in one.out
+    assert not Path("outputs").exists()
+    for words in (command[:-1], ["submit", "train", "data=text_files", f"data.path={reviews}"]):
+        assert "--dry-run shows what would be submitted" in peftlab(*words).err
+
+
+def test_what_is_shown_is_what_is_submitted(peftlab: Peftlab, reviews: Path, slurm: FakeSlurm) -> None:
+    Path("small.yaml").write_text(SWEEP)
+    command = ("sweep", "small.yaml", "--on", "slurm", "--set", "workers=3")
+    shown = peftlab(*command, "--dry-run").out
+    assert slurm.arrays == 0
+    assert peftlab(*command).status == 0
+    (script,) = Path("outputs/small/.slurm").glob("*.sh")
+    (copy,) = Path("outputs/small/.slurm/snapshots").iterdir()
+    assert shown.endswith(script.read_text().replace(script.stem, "TOKEN").replace(copy.name, "HASH"))
+    for option in slurm.options:
+        assert option.replace(script.stem, "TOKEN") in shown
+    slurm.says("down", "slurm_load_jobs error: Unable to contact slurm controller")
+    said = peftlab(*command).err
+    assert "Unable to contact slurm controller. Nothing was submitted" in said
+    assert "login node" in said
+
+
 def test_the_how_tos_file_is_one() -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", HOW_TO, flags=re.DOTALL)
+    shipped, text = re.findall(r"```yaml[^\n]*\n(.*?)```", HOW_TO, flags=re.DOTALL)
+    assert shipped == SHIPPED.read_text(encoding="utf-8")
     Path("mine.yaml").write_text(text)
     assert read_cluster(Path("mine.yaml")).options()[0] == "--partition=gpu"
     assert len([line for line in text.splitlines() if line]) <= 10
@@ -87,5 +128,9 @@ def test_the_how_tos_commands_work(peftlab: Peftlab, scratch: Path, slurm: FakeS
         slurm.queue = []
         result = peftlab(*command[1:])
         assert result.status == 0, (command, result.err)
-        if command[1] != "status":
+        if "--new-cluster" in command:
+            assert read_cluster(Path("cluster.yaml")) == read_cluster(None)
+        elif "--dry-run" in command:
+            assert "would submit " in result.out
+        elif command[1] != "status":
             assert result.out.startswith("submitted ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,9 @@ def test_every_verb_takes_a_folder_of_configs(
     assert yaml.safe_load(checked.out)["peft"] == {
         "_target_": "gated_lora.GatedLoRA", "rank": 4, "targets": ["query", "value"]
     }  # fmt: skip
+    typed = [line.split() for line in PAGE.splitlines() if line.startswith("peftlab ") and "--config-dir" in line]
+    assert {words[1] for words in typed} == {"check", "train"}
+    assert all(words[2:] == [*chosen, "peft.rank=4"] for words in typed), "as the page has it"
     assert "Rank of the update" in peftlab("methods", "gated_lora", "-cd", configs).out
     assert "Rank of the update" in peftlab("explain", "peft=gated_lora", "-cd", configs).out
     assert "peft=gated_lora" in peftlab("explain", "peft", "-cd", configs).out
@@ -89,6 +93,10 @@ def test_every_verb_takes_a_folder_of_configs(
 def test_a_registered_method_needs_no_file(
     peftlab: Peftlab, module: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (toml,) = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert tomllib.loads(toml)["project"]["entry-points"] == {
+        "peftlab.methods": {"gated_lora": "my_package.gated_lora"}
+    }
     about = module / "gated-0.1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: gated\nVersion: 0.1\n")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 
 from peftlab.cluster.settings import Cluster
-from peftlab.cluster.submission import Submitted, submit
+from peftlab.cluster.submission import Planned, Submitted, planned, submit
 from peftlab.cluster.work import Work
 from peftlab.errors import counted
 
@@ -41,6 +42,22 @@ def submit_and_tell(work: Work, cluster: Cluster, *, table: str = "") -> int:
     elif table:
         print(f"its table: {table}")
     return 0
+
+
+def tell_plan(work: Work, cluster: Cluster) -> int:
+    """Print what would be submitted, without asking Slurm or writing anything."""
+    print(_would(work, planned(work, cluster, cwd=Path.cwd())) if work.runs else _said(work, Submitted()))
+    return 0
+
+
+def _would(work: Work, plan: Planned) -> str:
+    options = " \\\n".join(f"    {shlex.quote(option)}" for option in plan.options)
+    return (
+        f"would submit {counted(plan.workers, 'worker')} for {plan.to_run} of {counted(work.total, 'run')}, less those "
+        "of an earlier call that are in the queue; TOKEN and HASH stand for what a submission makes:\n\n"
+        f"sbatch --parsable \\\n{options} \\\n    {shlex.quote(str(plan.path))}\n\n"
+        f"the script of each worker, {os.path.relpath(plan.path)}:\n\n{plan.script}"
+    ).rstrip()
 
 
 def _said(work: Work, done: Submitted) -> str:

@@ -70,7 +70,7 @@ def require_sbatch() -> None:
         if shutil.which(program) is None:
             raise ConfigError(
                 f"there is no {program} on the PATH: this machine submits to no Slurm. Call it on a login node of the "
-                "cluster, or run it here, without --on slurm."
+                "cluster, or run it here, without --on slurm; --dry-run shows what would be submitted."
             )
 
 

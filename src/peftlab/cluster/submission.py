@@ -26,6 +26,21 @@ LOOKS = 5
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What a call would submit, as far as it can be said without asking Slurm."""
+
+    workers: int
+    """Fewer by those of an earlier submission that are in the queue."""
+    to_run: int
+    options: tuple[str, ...]
+    """Of sbatch."""
+    script: str
+    """The text of each worker's script."""
+    path: Path
+    """Where that would lie."""
+
+
+@dataclass(frozen=True)
 class Submitted:
     """What became of a call."""
 
@@ -39,6 +54,20 @@ class Submitted:
     notes: tuple[str, ...] = field(default=())
 
 
+def planned(work: Work, cluster: Cluster, *, cwd: Path) -> Planned:
+    """What :func:`submit` would do, written nowhere; hash and token of a submission are not known before.
+
+    Raises:
+        ConfigError: if the workers do not fit the work.
+    """
+    _require_room(work, cluster)
+    to_run, place = _to_run(work), Ledger(work.folder).place
+    path = place / "TOKEN.sh"
+    count = _workers(work, cluster, to_run)
+    options, script = _worker(work, cluster, count, cwd, path, place / "snapshots" / "HASH")
+    return Planned(count, to_run, tuple(options), script, path)
+
+
 def submit(work: Work, cluster: Cluster, *, cwd: Path) -> Submitted:
     """Submit the workers that ``work`` lacks.
 
@@ -50,16 +79,15 @@ def submit(work: Work, cluster: Cluster, *, cwd: Path) -> Submitted:
     if not work.runs:
         return Submitted()
     slurm.require_sbatch()
-    to_run = sum(int(entry.title) if not entry.run else 1 for entry in work.runs)
+    to_run = _to_run(work)
     ledger = Ledger(work.folder)
     new = [path for path in (work.folder, *work.folder.parents) if not path.exists()]
     listed = roster.read(work.folder)
     with ledger.held():
         try:
-            known = slurm.queue()
+            known = _queue()
             living, notes = _living(ledger, work.call, known)
-            most = min(cluster.workers, to_run, work.most_workers or to_run)
-            if (missing := most - len(living)) <= 0:
+            if (missing := _workers(work, cluster, to_run) - len(living)) <= 0:
                 return Submitted(living=tuple(living), to_run=to_run, notes=tuple(notes))
             roster.note(work.folder, work.runs)
             job, snapshot_hash = _send(ledger, work, cluster, missing, cwd)
@@ -71,6 +99,25 @@ def submit(work: Work, cluster: Cluster, *, cwd: Path) -> Submitted:
             _leave_nothing(ledger, new, listed)
             raise
     return Submitted(missing, job, tuple(living), to_run, tuple(notes))
+
+
+def _to_run(work: Work) -> int:
+    return sum(int(entry.title) if not entry.run else 1 for entry in work.runs)
+
+
+def _workers(work: Work, cluster: Cluster, to_run: int) -> int:
+    """At most so many at a time."""
+    return min(cluster.workers, to_run, work.most_workers or to_run)
+
+
+def _queue() -> list[Worker]:
+    try:
+        return slurm.queue()
+    except SlurmError as error:
+        raise SlurmError(
+            f"{str(error).rstrip('.')}. Nothing was submitted, since workers may be in the queue already. Call it on a "
+            "login node of the cluster, or again when Slurm answers; --dry-run shows what would be submitted."
+        ) from error
 
 
 def _require_room(work: Work, cluster: Cluster) -> None:
@@ -115,11 +162,25 @@ def _send(ledger: Ledger, work: Work, cluster: Cluster, count: int, cwd: Path) -
     (ledger.place / "logs").mkdir(exist_ok=True)
     one = ledger.intend(work.call, count, copy.name)
     script = ledger.place / f"{one.token}.sh"
+    options, text = _worker(work, cluster, count, cwd, script, copy)
+    write_atomically(script, text)
+    script.chmod(0o755)
+    assert ledger.lock is not None
+    try:
+        job = slurm.sbatch(options, str(script), keeps=ledger.lock.fileno())
+    except SlurmError as error:
+        job = _taken_all_the_same(ledger, one, error)
+    ledger.submitted(one, job)
+    return job, copy.name
+
+
+def _worker(work: Work, cluster: Cluster, count: int, cwd: Path, script: Path, copy: Path) -> tuple[list[str], str]:
+    """What sbatch is told of an array of ``count`` workers, and the text of their ``script``, called by its token."""
     options = [
         f"--job-name={work.title}",
-        f"--comment={slurm.MARK}{one.token}",
+        f"--comment={slurm.MARK}{script.stem}",
         f"--array=0-{count - 1}",
-        f"--output={_literal(ledger.place / 'logs')}/{one.token}-%A_%a.txt",
+        f"--output={_literal(script.parent / 'logs')}/{script.stem}-%A_%a.txt",
         "--open-mode=append",
         "--requeue",
         f"--signal=B:USR1@{cluster.lead_seconds}",
@@ -136,15 +197,7 @@ def _send(ledger: Ledger, work: Work, cluster: Cluster, count: int, cwd: Path) -
         submitted=["sbatch", *options, str(script)],
         python=cluster.python or ("python" if cluster.container else sys.executable),
     )
-    write_atomically(script, text)
-    script.chmod(0o755)
-    assert ledger.lock is not None
-    try:
-        job = slurm.sbatch(options, str(script), keeps=ledger.lock.fileno())
-    except SlurmError as error:
-        job = _taken_all_the_same(ledger, one, error)
-    ledger.submitted(one, job)
-    return job, copy.name
+    return options, text
 
 
 def _taken_all_the_same(ledger: Ledger, one: Submission, error: SlurmError) -> str:

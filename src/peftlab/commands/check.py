@@ -39,8 +39,13 @@ def main(arguments: Sequence[str]) -> int:
         action="store_true",
         help="of a declared sweep or -m: build no models on shapes, to count or to try them, which takes some seconds",
     )
+    for flag in ("--on", "--cluster", "--set"):
+        parser.add_argument(flag, action="append", help=argparse.SUPPRESS)
     given = parser.parse_intermixed_args(list(arguments))
     file = next((Path(word) for word in given.overrides if re.fullmatch(r"[^=]+\.ya?ml", word)), None)
+    if given.on or given.cluster or given.set:
+        what = "submit --dry-run train …" if file is None else f"sweep {file} --on slurm --dry-run"
+        raise ConfigError(f"check asks for no cluster. What would be submitted, and its checks: peftlab {what}")
     if file is not None:
         return _check_file(file, [word for word in given.overrides if word != str(file)], given)
     if given.no_counts and not given.multirun:

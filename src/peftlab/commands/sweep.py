@@ -50,6 +50,8 @@ def _sweep(arguments: Sequence[str]) -> int:
         raise ConfigError("name a file: peftlab sweep sweeps/rank_alpha.yaml; or begin one: peftlab sweep --new FILE.")
     if given.new:
         return _new(Path(given.file))
+    if given.new_cluster:
+        return _new_cluster(Path(given.file))
     for flag, least in (("jobs", 1), ("devices_per_job", 1), ("threads_per_job", 1), ("retries", 0)):
         if (value := getattr(given, flag)) is not None and value < least:
             raise ConfigError(f"--{flag.replace('_', '-')} {value}: it must be at least {least}.")
@@ -109,14 +111,31 @@ def _new(path: Path) -> int:
             f"--new {path}: the sweep is called as its file, and '{path.stem}' cannot name a folder: it must begin "
             "with a letter or digit, and have only letters, digits and . _ + = , -"
         )
-    text = beginning(path.stem)
+    _write_new(path, beginning(path.stem), "--new")
+    print(f"{path}: two cells, three seeds. `peftlab check {path}` says what would run.")
+    return 0
+
+
+def _new_cluster(path: Path) -> int:
+    """Write a cluster file to begin with: the shipped one, which explains every key."""
+    from peftlab.cluster.settings import SHIPPED
+
+    _write_new(path, SHIPPED.read_text(encoding="utf-8"), "--new-cluster")
+    print(
+        f"{path}: change what your cluster calls otherwise. Then: "
+        f"peftlab sweep FILE --on slurm --cluster {path} --dry-run"
+    )
+    return 0
+
+
+def _write_new(path: Path, text: str, flag: str) -> None:
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise ConfigError(f"--new {path}: the file is there already. Give another name.") from None
-    print(f"{path}: two cells, three seeds. `peftlab check {path}` says what would run.")
-    return 0
+        raise ConfigError(f"{flag} {path}: the file is there already. Give another name.") from None
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: it cannot be written: {error.strerror}.") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-cd", "--config-dir", help="a further folder of configs")
     parser.add_argument("--new", action="store_true", help="write FILE, to begin with; run nothing")
+    parser.add_argument("--new-cluster", action="store_true", help="write FILE, a cluster file to begin with")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of such files, for editors")
     parser.add_argument("-j", "--jobs", type=int, metavar="N", help="runs at a time (default: one for each GPU or CPU)")
     parser.add_argument("--devices-per-job", type=int, default=1, metavar="N", help="GPUs of a run (default: 1)")
@@ -146,7 +166,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--on-error", default="continue", metavar="continue|stop", help="after a run has failed")
     parser.add_argument("--retries", type=int, metavar="N", help="of a run that crashed (default: 0; on a cluster 1)")
     parser.add_argument("--minutes-per-job", type=float, metavar="N", help="then a run is killed (default: never)")
-    parser.add_argument("--dry-run", action="store_true", help="check and list the jobs, run nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check and list the jobs, run nothing; with --on slurm also what would be submitted",
+    )
     parser.add_argument("--report-only", action="store_true", help="make the table from what is there, run nothing")
     parser.add_argument(
         "--on", metavar="slurm", help="submit it to a cluster as an array of equal workers; see also peftlab status"
@@ -170,7 +194,7 @@ def _jobs_per_device(given: str) -> int | None:
 
 
 def _submit(given: argparse.Namespace, call: Call) -> int:
-    from peftlab.cluster.command import pool_options, submit_and_tell
+    from peftlab.cluster.command import pool_options, submit_and_tell, tell_plan
     from peftlab.cluster.settings import read_cluster
     from peftlab.cluster.work import sweep_work
 
@@ -180,11 +204,14 @@ def _submit(given: argparse.Namespace, call: Call) -> int:
     if given.publish is not None or given.report_only:
         raise ConfigError("--publish and --report-only work on what is finished: call them without --on slurm then.")
     cluster = read_cluster(None if given.cluster is None else Path(given.cluster), given.set)
+    work = sweep_work(call, pool_options(given))
     if given.dry_run:
-        return _dry_run(call)
+        _dry_run(call)
+        print()
+        return tell_plan(work, cluster)
     where = [] if given.config_dir is None else ["--config-dir", given.config_dir]
     again = shlex.join(["peftlab", "sweep", given.file, *where, *given.overrides])
-    return submit_and_tell(sweep_work(call, pool_options(given)), cluster, table=f"{again} --report-only")
+    return submit_and_tell(work, cluster, table=f"{again} --report-only")
 
 
 def _dry_run(call: Call) -> int:

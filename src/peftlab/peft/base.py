@@ -329,11 +329,16 @@ def load_registered() -> None:
 
 
 def method_elsewhere(name: str) -> type[PEFTStrategy] | None:
-    """The method ``name`` that this program has defined, or another package has registered; None: there is none."""
+    """The method ``name`` of a module that this program has imported, or another package has registered; None: none.
+
+    One that no other process would find, as a notebook's own, is none: a record names its class.
+    """
     if name not in _REGISTRY:
         load_registered()
     found = _REGISTRY.get(name)
-    return None if found is None or found.__module__.startswith("peftlab.peft.") else found
+    if found is None or found.__module__ == "__main__" or "<locals>" in found.__qualname__:
+        return None
+    return None if found.__module__.startswith("peftlab.peft.") else found
 
 
 def names_elsewhere() -> list[str]:
