@@ -12,8 +12,10 @@ import pytest
 from scipy import stats  # type: ignore[import-untyped]
 
 from peftlab.commands import diff
+from peftlab.dialogues import Turn, written
 from peftlab.errors import RunError
 from peftlab.library.run import load_run
+from peftlab.pairs import paired
 from peftlab.records.folder import RunFolder
 from peftlab.records.predictions import as_bytes, read_predictions, to_table
 from peftlab.report.by_text import exact_mcnemar, with_texts
@@ -152,6 +154,18 @@ def test_the_texts_are_those_of_the_data(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(diff, "MOST_TEXTS", 1)
     few = " ".join(peftlab("diff", runs["t"], runs["u"], "--rows").out.split())
     assert (f"{len(rows) - 1} more are in --json" in few) == (len(rows) > 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (paired("one", "two"), "one | two"),
+        (written([Turn("system", "be brief"), Turn("user", "why?"), Turn("assistant", "because")]), "why?"),
+        ('[["no dialogue', '[["no dialogue'),
+    ],
+)
+def test_texts_are_shown_as_people_write_them(text: str, shown: str) -> None:
+    assert diff._for_people(text) == shown
 
 
 def test_texts_that_cannot_be_read_again_are_said(tmp_path: Path, peftlab: Peftlab) -> None:

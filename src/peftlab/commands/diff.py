@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from peftlab.dialogues import turns_of
 from peftlab.errors import PeftlabError, RunError
 from peftlab.pairs import parts
 from peftlab.records.divergence import without_bare_words
@@ -137,12 +138,22 @@ def tell_by_text(found: ByText, out: Console) -> None:
 
 def _row(one: Disagreement, *, several: bool) -> Row:
     task = [one.task or ""] if several else []
-    text = "–" if one.text is None else _short(" | ".join(parts(one.text)))
+    text = "–" if one.text is None else _short(_for_people(one.text))
     return Row(tuple(map(Cell, [str(one.row), text, *task, *map(_said, (one.label, one.first, one.second))])))
 
 
 def _said(value: str | float | None) -> str:
     return "–" if value is None else _short(value) if isinstance(value, str) else f"{value:.4g}".replace("-", "−", 1)
+
+
+def _for_people(text: str) -> str:
+    """A text, a pair of texts, or the question that a dialogue ends with."""
+    if text.startswith('[["'):
+        try:
+            return turns_of(text)[-2].content
+        except (ValueError, IndexError):  # a text that only looks so
+            pass
+    return " | ".join(parts(text))
 
 
 def _short(text: str) -> str:

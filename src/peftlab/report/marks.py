@@ -31,8 +31,8 @@ def marks_of(
 ) -> Marks:
     """The best of the rows that may be compared, and those that cannot be told from it.
 
-    Rows are compared within their section and test set; the sets share the level of the test, so that in 95 % of tables
-    no row at all is called worse that is not.
+    Rows are compared within their section and test set; the sets share the family-wise error rate: in at most 5 %
+    of tables a row is called worse although it is not.
     """
     kinds: dict[tuple[str, tuple[str, ...]], list[Group]] = {}
     for group in rows:

@@ -160,7 +160,7 @@ function group() {
   });
   const mixed = groups.filter((of) => of.mixed).map((of) => of.label);
   by("of-groups").textContent =
-    `Mean ± standard deviation (n - 1) over all runs of the rows that have this ${known[1]}; no test is made of them.` +
+    `Mean ± standard deviation (n − 1) over all runs of the rows that have this ${known[1]}; no test is made of them.` +
     (mixed.length ? ` Tested on different texts, so that their mean is one over test sets: ${mixed.join(", ")}.` : "");
 }
 
