@@ -250,6 +250,27 @@ def test_the_table_says_what_its_test_rows_alone_make() -> None:
         assert ("a standard error of 0.0250 (binomial), however many seeds" in table) == said
 
 
+def test_the_table_has_one_form_a_column() -> None:
+    """Memory with the same digits in every row, and errors in percentage points where the table is in percent."""
+    columns = [
+        {"title": "accuracy", "value": "metrics.test.accuracy", "format": "percent"},
+        {"title": "memory", "value": "memory.peak_mib", "format": "number"},
+    ]
+    memory = {"head": 820.9, "lora": 819.0}
+
+    def ran(job: Job) -> dict[str, Any]:
+        made = record(job, [0.5], test=0.5)
+        of_method = memory["head" if "peft=head" in job.overrides else "lora"]
+        return made | {"data": made["data"] | {"rows": {"test": 400}}, "memory": {"peak_mib": of_method}}
+
+    cells = [{"id": name, "overrides": [f"peft={name}"]} for name in memory]
+    plan = DeclaredPlan(declared(cells=cells, columns=columns))
+    table = render_markdown(plan.sweep, plan.records(play(plan, ran)))
+    assert "| head | 50.00 ± 0.00 | 820.9 |" in table
+    assert "| lora | 50.00 ± 0.00 | 819.0 |" in table
+    assert "a standard error of 2.50 percentage points (binomial)" in table
+
+
 def test_contents_of_the_folder() -> None:
     path = declare(cells=[TUNED], baseline="lora")
     plan = DeclaredPlan(declared(cells=[TUNED], baseline="lora"), more=["output_dir=elsewhere"])
