@@ -80,10 +80,11 @@ def test_every_command_of_a_page(page: Path, peftlab: Peftlab, scratch: Path) ->
     (scratch / "new.csv").write_text("id,text\n1,fine\n2,dull\n")
     for name in ("train.csv", "test.csv"):
         (scratch / name).write_text(
-            "text,topic\n" + "".join(f"text number {i} {'ab'[i % 2]},{'ab'[i % 2]}\n" for i in range(80))
+            "text,topic,prompt,response\n"
+            + "".join(f"text number {i} {'ab'[i % 2]},{'ab'[i % 2]},What is {i}?,{i}\n" for i in range(80))
         )
     (scratch / "rte").mkdir()
-    (scratch / "rte" / "train.csv").write_text("sentence1,sentence2,label\na film,a film,true\na film,a dog,false\n")
+    (scratch / "rte" / "train.csv").write_text("sentence1,sentence2,label\n" + "a film,a film,0\na film,a dog,1\n" * 20)
     for text in blocks(page, "yaml"):
         values = yaml.safe_load(text)
         if isinstance(values, dict) and "cells" in values and "name" in values:

@@ -168,8 +168,9 @@ def local_folder(arguments: list[str], scratch: Path) -> list[str]:
         labels = 4 if "data=ag_news" in arguments else 2
         folder.mkdir()
         for split in ("train", "test"):
-            rows = (f"{split} text {i},second {i},{i % labels}\n" for i in range(400))
-            (folder / f"{split}.csv").write_text("text,hypothesis,label\n" + "".join(rows))
+            asked = '"[""no"", ""yes""]"'
+            rows = (f"{split} text {i},second {i},{i % labels},{i}?,{asked},{i % 2}\n" for i in range(2_400))
+            (folder / f"{split}.csv").write_text("text,hypothesis,label,question,options,answer\n" + "".join(rows))
         (folder / "general.jsonl").write_text('{"text": "what no run is tuned on"}\n')
     return [a.replace("FOLDER", os.fspath(folder)) for a in arguments]
 

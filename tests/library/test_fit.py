@@ -225,7 +225,7 @@ def test_pairs(scratch: Path) -> None:
     rows["other"] = "and so on"
     run = fit(*SMALL, "data.second_column=other", data=rows, name="t")
     assert run.predict([("a fine film", "and so on")])[0]["label"] in ("bad", "good")
-    assert "text 1: the run was trained on pairs" in refused(lambda: run.predict(["a fine film"]))
+    assert "text 0 (counted from 0): the run was trained on pairs" in refused(lambda: run.predict(["a fine film"]))
 
 
 def test_finding_runs(reviews: Path) -> None:
