@@ -190,6 +190,7 @@ CONFIGS: tuple[tuple[str, ...], ...] = (
     ("data=arc_easy",),
     ("data=arc_challenge",),
     ("data=openbookqa",),
+    (*_FILES, "backbone=tiny", "logger=several"),
 )  # fmt: skip
 
 PATH_IS_PART_OF_THE_KEY = ("backbone.name_or_path=", "backbone.glove=", "peft.methods=")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from peftlab.interop.wandb_replay import tags
-from peftlab.training.loggers import TensorBoard, kinds
+from peftlab.runs.finished import _not_logged
+from peftlab.training.loggers import TensorBoard, WandB, kinds
 from tests.conftest import TINY, Peftlab, run_folder
 
 
@@ -120,6 +122,14 @@ def test_what_a_finished_run_lacks() -> None:
     assert kinds(several) == ["csv", "Own"]
     assert kinds({"_target_": "peftlab.training.loggers.WandB", "project": "p"}) == ["wandb"]
     assert kinds({"_target_": "peftlab.training.loggers.NoLogger"}) == kinds({}) == []
+    config, folder = SimpleNamespace(logger=WandB()), SimpleNamespace(path=Path("outputs/my runs/a1"))
+    record = {"status": "finished", "config": {"logger": {"_target_": "peftlab.training.loggers.CSV"}}}
+    said = _not_logged(config, folder, record)  # type: ignore[arg-type]
+    assert "nothing for wandb: it ran with logger csv" in said
+    assert "force=true" in said
+    assert "peftlab wandb-sync 'outputs/my runs/a1'." in said
+    record["config"] = {"logger": {"_target_": "peftlab.training.loggers.WandB"}}
+    assert _not_logged(config, folder, record) == ""  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["auto", "offline"])
