@@ -64,7 +64,7 @@ def test_every_verb_takes_a_folder_of_configs(
     monkeypatch.setenv("PEFTLAB_ALLOW", "gated_lora")
     assert "PYTHONPATH=FOLDER" in peftlab("check", *chosen).err
     monkeypatch.syspath_prepend(module)
-    checked = peftlab("check", *chosen, "peft.rank=4")
+    checked = peftlab("check", *chosen, "peft.rank=4", "data=text_files", f"data.path={reviews}")
     assert yaml.safe_load(checked.out)["peft"] == {
         "_target_": "gated_lora.GatedLoRA", "rank": 4, "targets": ["query", "value"]
     }  # fmt: skip
@@ -91,7 +91,7 @@ def test_every_verb_takes_a_folder_of_configs(
 
 
 def test_a_registered_method_needs_no_file(
-    peftlab: Peftlab, module: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+    peftlab: Peftlab, module: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (toml,) = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
     assert tomllib.loads(toml)["project"]["entry-points"] == {
@@ -103,7 +103,7 @@ def test_a_registered_method_needs_no_file(
     (about / "entry_points.txt").write_text("[peftlab.methods]\ngated_lora = gated_lora\n")
     monkeypatch.syspath_prepend(module)
     assert "gated_lora, head" in peftlab("check", "peft=lroa").err
-    checked = yaml.safe_load(peftlab("check", "peft=gated_lora").out)["peft"]
+    checked = yaml.safe_load(peftlab("check", "peft=gated_lora", "data=text_files", f"data.path={reviews}").out)["peft"]
     assert checked == {"_target_": "gated_lora.GatedLoRA", "rank": 8, "targets": ["query", "value"]}
     assert "Did you mean 'rank'?" in peftlab("check", "peft=gated_lora", "peft.rnak=2").err
     assert "Rank of the update" in peftlab("explain", "peft=gated_lora").out
