@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,20 @@ from peftlab.commands import methods as method_table
 from peftlab.objectives.base import objectives
 from peftlab.peft.base import PEFTStrategy, methods
 from peftlab.records.predictions import COLUMNS_OF_ALL
-from peftlab.reference import ABOUT, RECIPES, ROLES, Key, at_the_top, every_key, option, option_names, plain, written
+from peftlab.reference import (
+    ABOUT,
+    RECIPES,
+    ROLE,
+    ROLES,
+    Key,
+    at_the_top,
+    every_key,
+    named_by,
+    option,
+    option_names,
+    written,
+)  # fmt: skip
+from peftlab.sweeps.record_columns import column_meanings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACES = {
@@ -55,11 +69,20 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return re.sub(r"\[([^\]]+)\]\(\.\./(?!how_to|reference|[a-z_]+\.md)[^)]*\)", r"`\1`", markdown)
 
 
+_ROLE_IN_HTML = re.compile(ROLE.pattern.replace("`(", "<code>(").replace(")`", ")</code>").replace("[^`]", "[^<]"))
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """What mkdocstrings makes of docstrings: a reference is the name that it shows."""
+    return _ROLE_IN_HTML.sub(lambda role: f"<code>{named_by(role)}</code>", html)
+
+
 def pages() -> dict[str, str]:
     """Path → Markdown."""
     known = dict(methods())
     return {
         "reference/keys.md": keys_page(),
+        "reference/columns.md": columns_page(),
         "reference/commands.md": commands_page(),
         "reference/methods.md": methods_page(known),
         **{f"reference/methods/{name}.md": method_page(name, cls) for name, cls in known.items()},
@@ -101,6 +124,18 @@ def keys_page() -> str:
     return "\n".join(parts) + "\n"
 
 
+def columns_page() -> str:
+    """Every number of a record that a column can show."""
+    rows = [f"| `{place}` | {_cell(meaning)} |" for place, meaning in column_meanings().items()]
+    head = (
+        "# Columns\n\nA column of a table is a place in record.json: in a [sweep's file](../sweep_files.md) "
+        "`value: PLACE`, with `peftlab report` and `peftlab runs` `--columns PLACE,…`, where a key of the config "
+        "(`peft.rank`) is one, too. `peftlab explain columns` says the same in a terminal. Figures are those of the "
+        "run's objective.\n"
+    )
+    return "\n".join([head, "| place | what stands there |", "|---|---|", *rows]) + "\n"
+
+
 def commands_page() -> str:
     """What each command's --help says."""
     parts = ["# Commands\n", "`peftlab COMMAND --help` says the same.\n"]
@@ -136,7 +171,7 @@ def method_page(name: str, cls: type[PEFTStrategy]) -> str:
     module = inspect.getmodule(cls)
     doc = (inspect.getdoc(module) or "") if module else ""
     found = option("peft", name) if name in option_names("peft") else None
-    parts = [f"# {name}\n", f"```text\n{doc}\n```\n"]
+    parts = [f"# {name}\n", f"{_document(doc)}\n"]
     if found is not None:
         parts.append(f"```sh\npeftlab explain peft={name}\n```\n")
     parts.append("| field | meaning | takes | default |\n|---|---|---|---|")
@@ -222,6 +257,24 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
+def _document(docstring: str) -> str:
+    """A docstring as Markdown: prose and lists as such, and what is indented, equations and commands, as it stands."""
+    return "\n\n".join(
+        f"```text\n{textwrap.dedent(block)}\n```" if block.startswith("    ") else _prose(block)
+        for block in docstring.split("\n\n")
+    )
+
+
+def _prose(text: str) -> str:
+    """Text of a docstring as Markdown: names are code, and no other sign means anything."""
+    parts = ROLE.sub(lambda role: f"``{named_by(role)}``", text).split("``")
+    return "".join(f"`{part}`" if number % 2 else _literal(part) for number, part in enumerate(parts))
+
+
+def _literal(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;")
+
+
 def _cell(text: str) -> str:
     """``text`` inside a cell of Markdown."""
-    return plain(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return _prose(text).replace("|", "\\|").replace("\n", " ")

@@ -25,6 +25,7 @@ from peftlab.objectives.base import objective, objectives
 from peftlab.peft.base import methods
 from peftlab.reference import every_key
 from peftlab.sweeps.reading import read_sweep
+from peftlab.sweeps.record_paths import LEAVES, check_record_path
 from tests.conftest import REPOSITORY, Peftlab, write_reviews
 from tests.once import two_runs
 from tests.test_readme import COMMANDS as README_COMMANDS
@@ -210,6 +211,31 @@ def test_the_reference_has_what_a_method_is_made_of(generated: ModuleType) -> No
 def test_every_key_is_in_the_reference(generated: ModuleType) -> None:
     heads = re.findall(r"^### `([^`]+)`", generated.keys_page(), flags=re.MULTILINE)
     assert sorted(heads) == sorted(f"{group}.{key.name}" if group else key.name for group, _, key in every_key())
+
+
+def test_no_page_shows_the_marks_of_docstrings(generated: ModuleType) -> None:
+    """Neither roles nor double backticks; and signs of prose are escaped, which Markdown would take for emphasis."""
+    for path, text in generated.pages().items():
+        prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+        assert not re.search(r":[a-z]+:`", text), path
+        assert "``" not in prose, path
+        assert not re.search(r"(?<![\\*\w])\*(?=\w[^*\n]*[^\\]\*\w)", prose), path
+    pages = generated.pages()
+    assert "A folder of train.\\*, validation.\\*, test.\\*, or one file" in pages["reference/keys.md"]
+    assert "- `lr_ratio`: LoRA+ (Hayou" in pages["reference/methods/lora.md"]
+    assert "h = W x + s · B A x" in pages["reference/methods/lora.md"].split("```text\n")[1]
+    rendered = "see :func:<code>~peftlab.library.fitting.fit</code> and :mod:<code>peftlab.pairs</code>"
+    assert generated.on_page_content(rendered) == "see <code>fit</code> and <code>peftlab.pairs</code>"
+
+
+def test_every_column_is_in_the_reference(generated: ModuleType) -> None:
+    """Each with a meaning, and each passes the check of a sweep's columns."""
+    rows = re.findall(r"^\| `([^`]+)` \| (.*) \|$", generated.pages()["reference/columns.md"], flags=re.MULTILINE)
+    assert [place for place, meaning in rows if not meaning] == []
+    for place, _ in rows:
+        check_record_path(place)
+    known = {place for place, _ in rows}
+    assert known >= {f"{place}.{name}" for place, names in LEAVES.items() for name in names} - set(LEAVES)
 
 
 def test_every_method_and_command_has_its_place(generated: ModuleType) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from peftlab.errors import PeftlabError, nearest
 from peftlab.process import uncollected
 from peftlab.signals import CTRL_C, Interrupted
-from peftlab.terminal import fitted, half_character, printable
+from peftlab.terminal import fitted, half_character, printable, say
 from peftlab.version import __version__
 
 COMMANDS = {
@@ -79,10 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     for word in given:
         if half_character(word):
-            print(
+            _say(
                 f"peftlab: '{printable(word)}' is no UTF-8, and could not be written into a record or a table. Give "
-                "words and names of files in UTF-8.",
-                file=sys.stderr,
+                "words and names of files in UTF-8."
             )
             return 2
     command, rest = given[0], given[1:]
@@ -92,10 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(answer(rest, COMMANDS))
         return 0
     if command not in (*COMMANDS, *HYDRAS_COMPLETION):
-        print(
+        _say(
             f"peftlab: unknown command '{command}'.{nearest(command, COMMANDS)} "
-            f"The commands are: {', '.join(COMMANDS)}.",
-            file=sys.stderr,
+            f"The commands are: {', '.join(COMMANDS)}."
         )
         return 2
     try:
@@ -118,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         if arguments is None:  # the process ends anyway: once more would interrupt its leaving
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print(f"peftlab {command}: {str(error) or 'interrupted.'}", file=sys.stderr)
+        _say(f"peftlab {command}: {str(error) or 'interrupted.'}")
         return error.status if isinstance(error, Interrupted) else CTRL_C
 
 
@@ -127,5 +125,10 @@ def _report(command: str, error: Exception, status: int = 2) -> int:
         import traceback
 
         traceback.print_exception(error)
-    print(printable(f"peftlab {command}: {error}"), file=sys.stderr)
+    _say(f"peftlab {command}: {error}")
     return status
+
+
+def _say(text: str) -> None:
+    """On standard error, without escape sequences of others."""
+    say(printable(text), file=sys.stderr)

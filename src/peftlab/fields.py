@@ -18,6 +18,11 @@ def bookkeeping(default: Any) -> Any:
     return field(default=default, metadata={"bookkeeping": True})
 
 
+def own_files() -> Any:
+    """A dataclass field that may name local files, whose content is part of the identity; their path is not."""
+    return field(default=None, metadata={"bookkeeping": True, "files": True})
+
+
 def run_folder() -> Any:
     """A dataclass field that may name the folder of an earlier run, whose content is part of the identity."""
     return field(default=None, metadata={"bookkeeping": True, "run_folder": True})
@@ -26,6 +31,16 @@ def run_folder() -> Any:
 def added(default: Any) -> Any:
     """A dataclass field that came later: at its default, a run is what it was before, and so is its identity."""
     return field(default=default, metadata={"added": True})
+
+
+def is_bookkeeping(of: DataclassField[Any]) -> bool:
+    """Whether the value itself is no part of the identity."""
+    return bool(of.metadata.get("bookkeeping"))
+
+
+def names_files(of: DataclassField[Any]) -> bool:
+    """Whether it names what enters the identity by its content: files, or an earlier run's folder."""
+    return bool(of.metadata.get("files") or of.metadata.get("run_folder"))
 
 
 def enters_identity(of: DataclassField[Any], value: Any) -> bool:

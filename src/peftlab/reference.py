@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ from pydantic.fields import FieldInfo
 from peftlab.class_names import stable_name
 from peftlab.config import GROUPS, WITHOUT_DEFAULT, RunConfig
 from peftlab.errors import ConfigError, listed, nearest
-from peftlab.fields import NAME_PATTERN
+from peftlab.fields import NAME_PATTERN, is_bookkeeping, names_files
 from peftlab.peft.base import method_elsewhere, names_elsewhere
 from peftlab.schema import import_class
 from peftlab.shipped import config_folder
@@ -47,13 +47,16 @@ ABOUT = {
 RECIPES = ("experiment", "debug")
 """Groups whose files choose among the others."""
 
+ROLE = re.compile(r":(?:py:)?(?:attr|class|data|exc|func|meth|mod|obj):`(?P<name>[^`]+)`")
+"""A reference inside a docstring."""
 _SENTENCE = re.compile(r"(?<!et al)\.\s|\s{3,}")
 """Where a first sentence ends: a command may follow it on its line."""
 
-Role = Literal["decides", "added", "bookkeeping"]
+Role = Literal["decides", "added", "content", "bookkeeping"]
 ROLES: dict[Role, str] = {
     "decides": "part of a run's key",
     "added": "part of a run's key where it is not the default",
+    "content": "in a run's key by the content of what it names, not by the path",
     "bookkeeping": "no part of a run's key: it changes no number",
 }
 
@@ -187,10 +190,23 @@ def keys_of(cls: type) -> tuple[Key, ...]:
             default = written(field.default)
         else:
             default = written(field.default_factory()) if field.default_factory is not MISSING else ""
-        role: Role = "bookkeeping" if field.metadata.get("bookkeeping") else "decides"
-        role = "added" if field.metadata.get("added") else role
+        role = _role(field) if _enters(cls) else "bookkeeping"
         found.append(Key(field.name, in_words(hints[field.name]), default, meanings.get(field.name, ""), role))
     return tuple(found)
+
+
+def _enters(cls: type) -> bool:
+    """Whether the group that ``cls`` configures is part of a run's key at all; the logger is not."""
+    left_out = (GROUPS[field.name] for field in fields(RunConfig) if field.name in GROUPS and is_bookkeeping(field))
+    return not issubclass(cls, tuple(left_out))
+
+
+def _role(field: Field[Any]) -> Role:
+    if names_files(field):
+        return "content"
+    if is_bookkeeping(field):
+        return "bookkeeping"
+    return "added" if field.metadata.get("added") else "decides"
 
 
 def top_level() -> tuple[Key, ...]:
@@ -206,9 +222,15 @@ def at_the_top() -> dict[str, Any]:
     return found | {"name": "<data>-<backbone>-<peft>"}
 
 
-def plain(meaning: str) -> str:
-    """A meaning without the marks of code."""
-    return meaning.replace("``", "")
+def plain(text: str) -> str:
+    """``text`` of a docstring without the marks of code: ``:class:`~a.b.C``` is ``C``."""
+    return ROLE.sub(named_by, text).replace("``", "")
+
+
+def named_by(role: re.Match[str]) -> str:
+    """What a :data:`ROLE` shows of the name that it refers to."""
+    name = role["name"]
+    return name.rpartition(".")[2] if name.startswith("~") else name
 
 
 def every_key() -> Iterator[tuple[str, tuple[str, ...], Key]]:
@@ -307,7 +329,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 def left_open(key: str) -> str:
     """What a key takes that ``conf/`` leaves open; empty for others."""
-    return WITHOUT_DEFAULT.get(key, "")
+    return f"a {WITHOUT_DEFAULT[key]}" if key in WITHOUT_DEFAULT else ""
 
 
 def source_file(found: Option) -> Path:

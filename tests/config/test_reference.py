@@ -7,9 +7,13 @@ import re
 import pytest
 import yaml
 
+from peftlab.commands import explain
+from peftlab.commands.methods import explain as explain_method
 from peftlab.config import GROUPS
 from peftlab.errors import ConfigError
+from peftlab.peft.base import methods
 from peftlab.reference import ABOUT, RECIPES, Key, class_of, every_key, in_words, keys_of, option, option_names
+from peftlab.report.render.terminal import PlainConsole
 from peftlab.schema import validate
 from peftlab.shipped import config_folder
 from tests.conftest import Peftlab
@@ -88,9 +92,68 @@ def test_the_command(peftlab: Peftlab) -> None:
     assert "no part of a run's key" in " ".join(peftlab("explain", "trainer.keep_memory").out.split())
     assert "it is not the default" in " ".join(peftlab("explain", "trainer.compile").out.split())
     for word, says in (
-        ("ranks", "there is no group and no key 'ranks'. Did you mean 'rank'?"),
+        ("raank", "there is no group and no key 'raank'. Did you mean 'rank'?"),
         ("dta=x", "there is no group 'dta'. Did you mean 'data'?"),
         ("peft=lroa", "there is no peft=lroa. Did you mean 'lora'?"),
     ):
         refused = peftlab("explain", word)
         assert (refused.status, says in refused.err) == (2, True), refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (["micro-batch"], {"data.batch_size", "trainer.accumulate_grad_batches"}),
+        (["gradient", "accumulation"], {"trainer.accumulate_grad_batches"}),
+        (["gradient checkpointing"], {"backbone.gradient_checkpointing"}),
+        (["checkpoints"], {"trainer.keep_checkpoints", "trainer.checkpoint_every_n_steps"}),
+        (["lora"], {"peft=lora"}),
+        (["ranks"], {"peft.rank"}),
+        (["early", "stopping"], {"trainer.early_stopping_patience"}),
+    ],
+)
+def test_words_that_are_no_key_find_those_that_have_them(
+    words: list[str], first: set[str], peftlab: Peftlab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best of them among the first three, a line each."""
+    monkeypatch.setattr(explain, "console", lambda: PlainConsole(width=80))
+    said = peftlab("explain", *words)
+    assert said.status == 0, said.err
+    lines = said.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    found = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert first <= set(found[:3])
+    assert len(found) == len(set(found)) <= 12
+
+
+def test_what_is_said_of_a_key_holds_for_it() -> None:
+    """Whether a value enters the key, where a general sentence is easily wrong: against the hash itself."""
+    roles = {(group, key.name): key.role for group, _, key in EVERY}
+    for name in ("path", "train", "validation", "test"):
+        assert roles["data", name] == "content"
+    assert {roles["backbone", "from_run"], roles["peft", "path"], roles["peft", "source"]} == {"content"}
+    assert roles["", "continue_from"] == "content"
+    assert {role for (group, _), role in roles.items() if group == "logger"} == {"bookkeeping"}
+    assert roles["data", "num_workers"] == "bookkeeping"
+
+
+def test_what_must_be_given_is_said_in_words(peftlab: Peftlab) -> None:
+    out = " ".join(peftlab("explain", "backbone=hf").out.split())
+    assert "name_or_path (must be given)" in out
+    assert "Takes a hub id, such as FacebookAI/roberta-base, or a folder." in out
+    assert "(In a run's key by the content of what it names, not by the path.)" in out
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_no_word_is_cut_and_no_line_too_long(width: int, peftlab: Peftlab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All options, all methods, and the longest header of a key."""
+    monkeypatch.setattr(explain, "console", lambda: PlainConsole(width=width))
+    asked = [f"{group}={name}" for group, name in OPTIONS] + ["backbone.name_or_path", "trainer.precision"]
+    screens = {word: peftlab("explain", word).out for word in asked}
+    screens |= {name: explain_method(cls, width) for name, cls in methods()}
+    for word, screen in screens.items():
+        assert "``" not in screen
+        assert not re.search(":(mod|class|meth|func|data|attr):", screen), word
+        for line in screen.splitlines():
+            assert len(line) <= width or len(line.split()) <= 2, f"{word}: {line}"
+    assert "arXiv:2106.09685)." in screens["lora"].split()

@@ -71,11 +71,17 @@ def test_hydra_flags_work(peftlab: Peftlab) -> None:
 
 
 def test_check_prints_key_and_folder(peftlab: Peftlab) -> None:
-    result = peftlab("check", "peft.rank=3")
+    result = peftlab("check", "--config", "peft.rank=3")
     assert result.status == 0
     values = yaml.safe_load(result.out)
     assert values["peft"]["rank"] == 3
     assert "outputs/imdb_packaged-minilm-lora/" in result.out
+    said = " ".join(peftlab("check", "peft.rank=3", "optim=sgd", "optim.lr=0.1").out.split())
+    assert "data=imdb_packaged backbone=minilm peft=lora optim=sgd schedule=linear trainer=default logger=csv " in said
+    assert "peft.rank=3 (not 8)" in said
+    assert "max_length" not in said
+    both = peftlab("check", "--config", "-m", "peft.rank=1,2")
+    assert (both.status, "leave -m out" in both.err) == (2, True)
     sweep = peftlab("check", "-m", "peft.rank=1,2", "seed=0,1,1")
     assert sweep.out.splitlines()[-1] == "6 jobs, 4 different runs, 2 duplicates"
 

@@ -97,7 +97,7 @@ def test_the_record_equals_scipy_on_the_runs_own_predictions(peftlab: Peftlab, s
     assert figures["mse"] == pytest.approx(np.mean((np.array(values) - np.array(labels)) ** 2), abs=1e-6)
     assert figures["pearson"] > 0.9, "it can be learned"
     for text, value in zip(peftlab("predict", run, "--file", "texts.txt").out.splitlines(), values, strict=True):
-        assert float(text.split("\t")[0]) == pytest.approx(value, abs=1e-4)
+        assert float(text.split("\t")[-1]) == pytest.approx(value, abs=1e-4)
 
 
 def test_what_a_run_says_and_keeps(run: Path, peftlab: Peftlab) -> None:

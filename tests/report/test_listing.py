@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from peftlab.errors import ConfigError
 from peftlab.records.find import run_folders
 from peftlab.records.folder import RunFolder
 from peftlab.report import listing
-from peftlab.report.listing import best_of, in_order, only, read_listed, told_apart, value_of
+from peftlab.report.listing import best_of, in_order, only, read_listed, shared_by_most, told_apart, value_of
+from peftlab.report.render.terminal import PlainConsole
 from tests.conftest import Peftlab
 from tests.report.made_up import failed, record, three_methods, write
 
@@ -32,14 +34,14 @@ def test_a_run_says_what_tells_it_from_the_others(tmp_path: Path) -> None:
             record(0.8, key="d", method="head", keys={"optim.lr": 1e-2}),
         ],
     )
-    assert told_apart(listed(tmp_path)) == [
+    assert [" ".join(f"{key}={said}" for key, said in one.items()) for one in told_apart(listed(tmp_path))] == [
         "peft=lora rank=2 seed=0", "peft=lora rank=4 seed=0", "peft=lora rank=4 seed=1", "peft=head seed=0",
     ]  # fmt: skip
 
 
 def test_data_that_the_config_does_not_tell_apart(tmp_path: Path) -> None:
     write(tmp_path / "t", [record(0.8, key="a"), record(0.8, key="b", data={"hash": "e" * 64})])
-    assert told_apart(listed(tmp_path)) == ["hash=dddddddddddd", "hash=eeeeeeeeeeee"]
+    assert told_apart(listed(tmp_path)) == [{"hash": "dddddddddddd"}, {"hash": "eeeeeeeeeeee"}]
 
 
 def test_every_fate_of_a_run_is_listed(tmp_path: Path) -> None:
@@ -104,7 +106,7 @@ def test_the_best_is_chosen_on_validation_of_each_data_set(tmp_path: Path) -> No
     first, second = best_of(listed(tmp_path), 2)
     assert [run.key for run in first[1]] == ["a", "b"]
     assert [run.key for run in second[1]] == ["c"]
-    assert first[0] == "best on validation accuracy of 2 runs on data dddddddddddd"
+    assert first[0] == "best on validation accuracy of 2 runs on TextFiles dddddddddddd"
 
 
 def test_where_lower_is_better_the_best_is_low(tmp_path: Path) -> None:
@@ -168,3 +170,28 @@ def test_no_command_of_these_imports_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "removed 1 run" in done.stdout
+
+
+def test_what_most_runs_say_is_said_once() -> None:
+    rows = [{"peft": "lora", "rank": str(n), "targets": "[query]", "seed": "0"} for n in range(5)]
+    rows[4]["targets"] = "[key]"
+    assert shared_by_most(rows) == {"peft": "lora", "targets": "[query]"}
+    assert shared_by_most(rows[:2]) == {}, "of two runs each says its own"
+
+
+def test_a_run_can_be_copied_from_a_narrow_list(
+    scratch: Path, peftlab: Peftlab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name and key stand in one line; columns that have no room are named."""
+    write(scratch / "outputs" / "t", [record(0.8, key=f"{n}" * 12, seed=n) for n in range(4)])
+    write(scratch / "outputs" / "a_longer_name", [record(0.8, key="f" * 12, name="a_longer_name")])
+    monkeypatch.setattr("peftlab.commands.runs.console", lambda: PlainConsole(width=60))
+    names = "timing.train_seconds,parameters.trainable,test/loss,test/accuracy,timing.total_seconds"
+    lines = peftlab("runs", "--columns", names).out.splitlines()
+    assert max(map(len, lines), default=99) <= 60, peftlab("runs", "--columns", names).err
+    assert any(line.split()[0] == "a_longer_name/ffffffffffff" for line in lines if line.strip())
+    words = " ".join(" ".join(lines).split())
+    assert re.search(r"Too narrow here for: [^;]*timing.total_seconds; --json has them", words), words
+    assert "3 finished" in peftlab("runs", "seed=1,2,3").out
+    refused = peftlab("runs", "test/accuracy>0.5")
+    assert (refused.status, "a condition is KEY=VALUE" in refused.err) == (2, True), refused.err

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.commands.predict import line
 from tests.conftest import TINY, Peftlab, Result, run_folder
 from tests.runs.small_runs import edit
 
@@ -100,7 +101,13 @@ def test_predict(peftlab: Peftlab, run: Path, scratch: Path, monkeypatch: pytest
         o["label"] for o in found
     ]
     shown = peftlab("predict", run, "--text", texts[0])
-    assert shown.out.split("\t")[0] == found[0]["label"]
+    text, label, share = shown.out.rstrip("\n").split("\t")
+    assert (text, label) == (texts[0], found[0]["label"])
+    assert float(share) == pytest.approx(max(found[0]["probabilities"].values()), abs=5e-5)
+    for known, said in (([], text * 20), (["17"], "short")):
+        on_terminal = line(known, said, "positive\t0.9876", 80)
+        assert len(on_terminal) <= 80
+        assert on_terminal.endswith("  positive  0.9876")
 
     class Piped:
         buffer = io.BytesIO("\n".join(texts).encode())

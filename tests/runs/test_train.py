@@ -128,7 +128,7 @@ def test_skipping_imports_nothing_heavier_than_torch(peftlab: Peftlab, reviews: 
 
 def test_identity_ignores_bookkeeping_and_follows_content(peftlab: Peftlab, reviews: Path) -> None:
     def key(*more: str, path: Path = reviews) -> str:
-        out = peftlab("check", *TINY, f"data.path={path}", *more).out
+        out = peftlab("check", "--config", *TINY, f"data.path={path}", *more).out
         return out.split("# key ")[1].split(",")[0]
 
     here = key()

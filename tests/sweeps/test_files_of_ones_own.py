@@ -85,6 +85,12 @@ def test_a_file_to_begin_with(peftlab: Peftlab, scratch: Path) -> None:
     assert (sweep.name, [arm.id for arm in sweep.cells]) == ("mine", ["head", "lora_2", "lora_8"])
     listed = peftlab("sweep", "mine.yaml", "--dry-run")
     assert "12 jobs, 0 of them finished" in listed.out
+    shared, *jobs = listed.out.splitlines()[:-1]
+    common = shared.removeprefix("all jobs: ").split()
+    assert len(common) > 2
+    assert len(jobs) == 12
+    assert [line for line in jobs if set(common) & set(line.split())] == [], "what all share is said once"
+    assert all("seed=" in line for line in jobs)
     again = peftlab("sweep", "--new", "mine.yaml")
     assert (again.status, "is there already" in again.err) == (2, True)
     named = peftlab("sweep", "--new", "my sweep.yaml")

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from peftlab.errors import ConfigError
+from peftlab.report.render.terminal import PlainConsole
 from peftlab.sweeps.jobs import Job, Outcome
 from peftlab.sweeps.manifest import manifest, write_manifest
 from peftlab.sweeps.plan import DeclaredPlan
-from peftlab.sweeps.table import render_csv, render_markdown
+from peftlab.sweeps.table import render_csv, render_markdown, render_terminal
 from tests.sweeps.made_up import declare, declared, play, record, value
 
 LORA: dict[str, Any] = {"id": "lora", "label": "LoRA", "overrides": ["peft=lora"]}
@@ -300,3 +301,19 @@ def test_nothing_is_handed_out_twice() -> None:
     first = plan.ready(outcome)
     assert len({job.id for job in first}) == len(first) == 3 + 3
     assert plan.ready(outcome) == []
+
+
+def test_a_terminal_gets_the_table_drawn_and_the_same_words_below() -> None:
+    plan = DeclaredPlan(declared(cells=[TUNED], notes="A note."))
+    outcome = play(plan, by_rate({1e-4: 0.6, 1e-3: 0.8, 1e-2: 0.7}))
+    given = (plan.sweep, plan.records(outcome), plan.choices(outcome))
+    out = io.StringIO()
+    render_terminal(PlainConsole(file=out, width=60, force_terminal=True, color_system=None), *given)
+    drawn, markdown = out.getvalue(), render_markdown(*given)
+    assert "| LoRA |" in markdown
+    assert "| LoRA |" not in drawn
+    assert any(line.split()[:1] == ["LoRA"] for line in drawn.splitlines())
+    assert "A note." in drawn
+    below = [part for part in markdown.split("\n\n")[1:] if not part.startswith("|")]
+    words = " ".join(drawn.split())
+    assert [part for part in below if " ".join(part.split()) not in words] == []

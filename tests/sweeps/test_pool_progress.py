@@ -38,9 +38,9 @@ def test_lines_of_a_log_file() -> None:
         clock.now = 60
         progress.fail("b", "LoRA, rank [4], seed 0", "exit status 1", Path("x.txt"))
     assert out.getvalue().splitlines() == [
-        "[1/3] LoRA, rank 2, seed 0: validation 0.8700, test 0.8650   41 s, 82 s left",
+        "[1/3] LoRA, rank 2, seed 0: validation 0.8700, test 0.8650   took 41 s, about 82 s to go",
         "LoRA, rank [4], seed 0: exit status 1; attempt 2 of 2 follows",
-        "[2/3] LoRA, rank [4], seed 0: FAILED (exit status 1), see x.txt   10 s, 30 s left",
+        "[2/3] LoRA, rank [4], seed 0: FAILED (exit status 1), see x.txt   took 10 s, about 30 s to go",
     ]
 
 

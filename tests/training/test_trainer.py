@@ -14,6 +14,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from peftlab.objectives.base import objective
 from peftlab.training.config import TrainerConfig
 from peftlab.training.ranks import world_size
+from peftlab.training.rows import in_words
 from peftlab.training.selection import monitored
 from peftlab.training.trainer import ProgressLines, SamplesProgressBar, build_trainer
 
@@ -64,3 +65,16 @@ def test_a_line_after_a_slow_first_batch(scratch: Path, capsys: pytest.CaptureFi
     assert first.startswith("  epoch 1, step 1/2: ")
     assert second.startswith("  epoch 1, step 2/2: ")
     assert second.endswith(" 0 s left of the epoch")
+
+
+def test_a_row_is_broken_between_its_quantities() -> None:
+    train = {"loss": 1.79176, "accuracy": 0.1734, "rows": 173}
+    validation = {"loss": 1.7912, "accuracy": 0.2105}
+    row = {"epoch": 0, "step": 6, "train_seconds": 2.4}
+    told = in_words(objective("classification"), row, train, validation, 2)
+    assert "\n" not in told
+    assert in_words(objective("classification"), row, train, validation, 2, 80).splitlines() == [
+        "epoch 1/2   train loss 1.7918  accuracy 0.1734",
+        "            validation loss 1.7912  accuracy 0.2105   2.4 s  72.1 samples/s",
+    ]
+    assert in_words(objective("classification"), row, train, validation, 2, 200) == told

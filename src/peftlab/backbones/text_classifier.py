@@ -28,7 +28,7 @@ class TextClassifierConfig(BackboneConfig):
     kind = "text_classifier"
 
     name_or_path: str | None = None
-    """Always null: this backbone starts from random (or GloVe) vectors, not from a checkpoint."""
+    """Always null: this backbone starts from random (or GloVe) vectors, not from trained weights."""
     quantize: Literal["nf4", "fp4", "int8"] | None = None
     """Always null: its two linear layers take a few kilobytes."""
     embedding_dim: PositiveInt = 100

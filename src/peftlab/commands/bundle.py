@@ -8,6 +8,7 @@ from pathlib import Path
 
 from peftlab.audit.bundle import write_bundle
 from peftlab.errors import counted
+from peftlab.terminal import say
 
 DESCRIPTION = """\
 Write runs into one zip archive: records, configs, adapters (the best weights), histories, predictions, the table of a
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(list(arguments))
     written = write_bundle(given.folders, None if given.out is None else Path(given.out))
     size = written.path.stat().st_size / 2**20
-    print(f"{written.path}: {counted(written.runs, 'run')} in {counted(written.files, 'file')}, {size:,.1f} MiB")
+    say(f"{written.path}: {counted(written.runs, 'run')} in {counted(written.files, 'file')}, {size:,.1f} MiB")
     for note in written.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from peftlab.commands.check_screen import facts, tag_lines
 from peftlab.composition import composed, jobs_of, parse
 from peftlab.config import RunConfig, check
 from peftlab.data.in_words import found_in_words
@@ -16,7 +17,6 @@ from peftlab.errors import ConfigError, counted, listed
 from peftlab.records.continuing import parent_of
 from peftlab.records.find import known_folder
 from peftlab.records.folder import RunFolder
-from peftlab.records.identity import run_tags
 from peftlab.sweeps.faults import Faults, titles
 from peftlab.sweeps.readable import read_here, require_readable
 from peftlab.sweeps.soundness import Soundness
@@ -24,7 +24,7 @@ from peftlab.training.ranks import Ranks
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the resolved config with key and folder; with ``-m`` a line a job; of a sweep's file a line a cell."""
+    """Print what was chosen and set, with key and folder; with ``-m`` a line a job; of a sweep's file a line a cell."""
     parser = argparse.ArgumentParser(
         "peftlab check",
         description="Compose and check a config (key=value …), the jobs of -m, or a declared sweep (FILE.yaml and what "
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("-m", "--multirun", action="store_true", help="values separated by commas make jobs")
     parser.add_argument("-cd", "--config-dir", help="a further folder of configs")
     parser.add_argument("-cn", "--config-name", default="train", help="the primary config")
+    parser.add_argument("--config", action="store_true", help="of one config: print the whole of it, as YAML")
     parser.add_argument(
         "--no-counts",
         action="store_true",
@@ -56,27 +57,44 @@ def main(arguments: Sequence[str]) -> int:
         files = listed(str(path) for path in Path(folders[0]).glob("*.yaml"))
         raise ConfigError(f"{folders[0]} is a folder. Give one sweep's file; there are: {files}.")
     parse(given.overrides)
+    if given.config and given.multirun:
+        raise ConfigError("--config prints one config: leave -m out, and give one value for each key.")
     if given.multirun:
         return _check_sweep(given)
-    config = check(composed(given.overrides, config_dir=given.config_dir, config_name=given.config_name))
+    return _check_one(given)
+
+
+def _check_one(given: argparse.Namespace) -> int:
+    written = composed(given.overrides, config_dir=given.config_dir, config_name=given.config_name)
+    config = check(written)
     config.trainer = Ranks.here().settle(config.trainer)
     folder = known_folder(config)
     data = found_in_words(config.data, read_here(config))  # as training: what cannot be used is said in its words
-    print(yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True), end="")
     parent = None if (state := _state(folder)) == "finished" else parent_of(config, folder)
-    for number, line in enumerate(data):
-        print(f"# {'      ' if number else 'data: '}{line}")
-    print(f"# key {folder.key}, folder {folder.path}: {state}")
-    if parent is not None:
-        print(f"# goes on with {parent.given} after its {counted(parent.epochs, 'epoch')}")
-    if tags := run_tags(config):
-        print(f"# changes of numbers that are in the key: {', '.join(tags)}")
+    goes_on = None if parent is None else f"{parent.given} after its {counted(parent.epochs, 'epoch')}"
+    if given.config:
+        print(yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True), end="")
+        for number, line in enumerate(data):
+            print(f"# {'      ' if number else 'data: '}{line}")
+        print(f"# key {folder.key}, folder {folder.path}: {state}")
+        if goes_on is not None:
+            print(f"# goes on with {goes_on}")
+        print("".join(f"# {line}\n" for line in tag_lines(config)), end="")
+        return 0
+    said = [*facts(written, config_dir=given.config_dir, config_name=given.config_name)]
+    said += [("", "every other key is as these options have it; --config prints all")]
+    said += [("" if number else "data", line.strip()) for number, line in enumerate(data)]
+    said += [("goes on with", goes_on)] if goes_on is not None else []
+    from peftlab.report.render.terminal import console, print_facts
+
+    print_facts(console(), [*said, ("key", folder.key), ("state", state)])
+    print(f"folder  {folder.path}")  # whole, to be copied
     return 0
 
 
 def _check_file(file: Path, overrides: Sequence[str], given: argparse.Namespace) -> int:
-    if given.multirun or given.config_name != "train":
-        raise ConfigError(f"{file} declares its jobs itself: -m and --config-name do not go with it.")
+    if given.multirun or given.config_name != "train" or given.config:
+        raise ConfigError(f"{file} declares its jobs itself: -m, --config and --config-name do not go with it.")
     from peftlab.report.render.terminal import console, print_table
     from peftlab.sweeps.call import Call
     from peftlab.sweeps.overview import overview

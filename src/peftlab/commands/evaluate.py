@@ -18,6 +18,7 @@ from peftlab.objectives.base import Learned, shown
 from peftlab.pairs import SEPARATOR
 from peftlab.records.folder import finished_run
 from peftlab.records.predictions import class_names
+from peftlab.report.table import Head, Table, plain_table
 from peftlab.training.config import TrainerConfig
 
 if TYPE_CHECKING:
@@ -104,6 +105,13 @@ def _plain_values(overrides: Sequence[str], group: str) -> dict[str, Any]:
     return {key.removeprefix(f"{group}."): value for key, value in override_values(overrides).items()}
 
 
+def _details(rows: Sequence[tuple[str, dict[str, float]]]) -> Table:
+    """The figures of each class, by their own names: of one class the share that was found is its recall."""
+    titles = list(dict.fromkeys(title for _, values in rows for title in values))
+    lines = [[name, *(shown(values[title]) if title in values else "" for title in titles)] for name, values in rows]
+    return plain_table([Head("class"), *(Head(title, number=True) for title in titles)], lines)
+
+
 def _print(result: dict[str, Any], record: dict[str, Any], objective: Learned, *, unchanged: bool) -> None:
     from peftlab.report.render.terminal import console, print_lines, print_table
     from peftlab.report.result import FiguresTable, generated_lines, undefined_lines
@@ -112,10 +120,10 @@ def _print(result: dict[str, Any], record: dict[str, Any], objective: Learned, *
     title = f"{result['split']}: {result['kind']}" if result["split"] == "test" else result["split"]
     figures.add(title, metrics["rows"], metrics)
     figures.add_tasks(metrics)
-    for name, values in objective.detail_rows(metrics):
-        figures.add(f"  {name}", None, values)
     out = console()
     print_table(out, figures.table)
+    if details := [*objective.detail_rows(metrics)]:
+        print_table(out, _details(details))
     print_lines(out, undefined_lines(objective, result["split"], metrics))
     print_lines(out, generated_lines(objective, result["split"], metrics))
     if unchanged:

@@ -10,6 +10,7 @@ from peftlab.commands.task_option import require_task
 from peftlab.errors import ConfigError
 from peftlab.interop.whole_folder import require_free
 from peftlab.records.folder import finished_run
+from peftlab.terminal import say
 
 DESCRIPTION = """Write a finished run's adapter and classification head in the checkpoint format of Hugging Face peft
 (adapter_config.json, adapter_model.safetensors, README.md), which PeftModel.from_pretrained loads. What the format
@@ -53,11 +54,11 @@ def main(arguments: Sequence[str]) -> int:
         what, cls = (
             ("language model", "CausalLM") if learned.head == "own" else ("classifier", "SequenceClassification")
         )
-        print(f"{to}: the merged {what}, for AutoModelFor{cls}.from_pretrained")
+        say(f"{to}: the merged {what}, for AutoModelFor{cls}.from_pretrained")
     else:
         adapter = export_adapter(folder, config, record, to, base=base, trunk_only=given.trunk_only, task=given.task)
         elements, notes = sum(tensor.numel() for tensor in adapter.tensors.values()), adapter.notes
-        print(f"{to}: {adapter.config['peft_type']}, {len(adapter.tensors)} tensors, {elements:,} elements")
+        say(f"{to}: {adapter.config['peft_type']}, {len(adapter.tensors)} tensors, {elements:,} elements")
     for note in notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     return 0

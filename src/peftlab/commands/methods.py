@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import textwrap
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Any
 
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.peft.base import PEFTStrategy, methods
-from peftlab.reference import field_docs, import_named
+from peftlab.reference import field_docs, import_named, plain
 from peftlab.report.published import replace_table, require_markers
 from peftlab.report.render.markdown import markdown_table
 from peftlab.report.render.terminal import console, print_facts, print_lines, print_table
 from peftlab.report.table import Head, Table, plain_table
+from peftlab.terminal import filled, flowed
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -117,18 +117,20 @@ def _print(known: dict[str, type[PEFTStrategy]]) -> None:
 def explain(cls: type[PEFTStrategy], width: int) -> str:
     """Source, docstring, what it can do, and each field with type, default and meaning."""
     module = inspect.getmodule(cls)
-    lines = [f"peft={cls.name}    {cls.__module__}", "", (inspect.getdoc(module) or "") if module else "", ""]
+    about = (inspect.getdoc(module) or "") if module else ""
+    lines = [f"peft={cls.name}    {cls.__module__}", "", flowed(plain(about), width), ""]
     own = [field for field in fields(cls) if field.init]
     lines.append("Fields (set with peft.<field>=…):" if own else "It has no fields.")
-    meanings = field_docs(cls)
+    meanings, inside = field_docs(cls), " " * 6
     for field in own:
-        lines.append(f"  {field.name}: {field.type} = {_default(field)}")
-        lines += textwrap.wrap(meanings.get(field.name, ""), width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines += filled(f"{field.name}: {field.type} = {_default(field)}", width, first="  ", then=inside)
+        lines += filled(plain(meanings.get(field.name, "")), width, first=inside, then=inside)
     lines += ["", "What it can do:"]
     described = {**capabilities(cls), COLUMNS[-1]: cls.count}
     longest = max(map(len, described))
-    lines += [f"  {name.ljust(longest)}  {value}" for name, value in described.items()]
-    return "\n".join([*lines, "", HEAD])
+    for name, value in described.items():
+        lines += filled(value, width, first=f"  {name.ljust(longest)}  ", then=" " * (longest + 4))
+    return "\n".join([*lines, "", *filled(HEAD, width)])
 
 
 def _default(field: Field[Any]) -> Any:

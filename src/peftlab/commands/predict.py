@@ -14,7 +14,7 @@ from peftlab.data.readers import SUFFIXES
 from peftlab.errors import ConfigError, DataError
 from peftlab.library.run import Run, load_run
 from peftlab.pairs import SEPARATOR, paired
-from peftlab.terminal import printable
+from peftlab.terminal import columns_of, printable
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,15 +35,36 @@ def main(arguments: Sequence[str]) -> int:
         count = write_rows(path, predictions)
         print(f"{path}: {count:,} rows")
         return 0
-    objective = run.config.data.objective_of(given.task)
+    objective, width = run.config.data.objective_of(given.task), columns_of(sys.stdout)
     for found in predictions:
         if given.json:
             print(json.dumps(found, ensure_ascii=False, default=str), flush=True)
         else:
             known = [str(found[name]) for name in (rows.id_column, "task") if name in found]
-            line = "\t".join([*known, objective.prediction_in_words(found), _shortened(str(found["text"]))])
-            print(printable(line), flush=True)
+            print(line(known, str(found["text"]), objective.prediction_in_words(found), width), flush=True)
     return 0
+
+
+def line(known: Sequence[str], text: str, predicted: str, width: int | None) -> str:
+    """A prediction: what is known of the row, its text, shortened, and what was predicted.
+
+    Args:
+        known: id and task, where there are any.
+        text: the row's.
+        predicted: parts with a tab between.
+        width: of the terminal, on which a short prediction stands in one line and below those above; None: there is
+            none, and tabs stand between the parts.
+    """
+    if width is None:
+        return printable("\t".join([*known, _shortened(text), predicted]))
+    before, behind = "".join(f"{word}  " for word in known), predicted.replace("\t", "  ")
+    room = max(width - len(before) - BESIDE, LEAST)
+    shown = _shortened(" ".join(text.split()), room).ljust(room)
+    return printable(f"{before}{shown}  {behind}")
+
+
+BESIDE, LEAST = 28, 24
+"""Signs that a label with its probability has beside the text, and those that a text has in any case."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--id-column", metavar="NAME", help="kept beside each prediction (by itself: id, idx)")
     parser.add_argument("--output", metavar="FILE", help="write a row a text: csv, tsv, jsonl or parquet")
     parser.add_argument(
-        "--json", action="store_true", help="one JSON object a line: text, then label and probabilities, or value"
+        "--json", action="store_true", help="one JSON object a line: text, then label and all probabilities, or value"
     )
     parser.add_argument("--task", metavar="NAME", help="the texts' task, for a run on data of several tasks")
     return parser

@@ -14,6 +14,7 @@ from peftlab.report.owned import write_report
 from peftlab.report.render.data import render_groups_csv, render_json, render_runs_csv
 from peftlab.report.render.latex import render_latex
 from peftlab.report.render.markdown import render_markdown
+from peftlab.report.render.terminal import console, print_lines
 from peftlab.report.render.terminal_report import print_report
 from peftlab.report.report import Report
 
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
         print_report(report)
         target = Path(given.to) if given.to else default_target(given.folders)
         written = write(report, target, formats, chosen=given.to is not None)
-    print(f"{target}/: {', '.join(written)}")
+    print(target)  # alone: to be copied
+    print_lines(console(), [f"  {', '.join(written)}"])
     if report.left_out:
         print(f"peftlab report: {len(report.left_out)} left out:", file=sys.stderr)
         for line in report.left_out_lines:

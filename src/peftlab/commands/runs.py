@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +18,16 @@ from peftlab.records.divergence import without_bare_words
 from peftlab.records.find import run_folders
 from peftlab.report.columns import NOTHING, fixed, plain_number
 from peftlab.report.key_names import shown
-from peftlab.report.listing import Listed, best_of, in_order, only, read_listed, told_apart, value_of
+from peftlab.report.listing import (
+    Listed,
+    best_of,
+    in_order,
+    only,
+    read_listed,
+    shared_by_most,
+    told_apart,
+    value_of,
+)  # fmt: skip
 from peftlab.report.render.terminal import console, print_lines, print_table
 from peftlab.report.table import Head, plain_table
 
@@ -27,7 +37,7 @@ selecting figure on validation and test."""
 EPILOG = """\
 NAME of --sort and --columns is a key of the config (peft.rank, or rank where that is clear), a metric by its name in
 metrics.csv, another number of the record (timing.train_seconds, parameters.trainable), name, key, status, epochs or
-ended_at."""
+ended_at. peftlab explain columns lists the places in a record."""
 MOST = 40
 """Lines, unless all are asked for."""
 
@@ -41,6 +51,11 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_intermixed_args(list(arguments))
     folders = [word for word in given.words if "=" not in word]
     conditions = [word for word in given.words if "=" in word]
+    if unfit := [word for word in given.words if re.match("[^=]*[<>!]", word)]:
+        raise ConfigError(
+            f"{unfit[0]}: a condition is KEY=VALUE, or KEY=VALUE,VALUE for one of several, of a key of the config. "
+            "Figures are ordered with --sort, and shown with --columns."
+        )
     with uncollected():  # records by the thousands, all of them kept
         runs = read_listed(run_folders(folders or ["outputs"]))
         runs = in_order(in_order(runs, lambda run: run.ended_at or None), lambda run: run.name)
@@ -63,7 +78,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("peftlab runs", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("words", nargs="*", metavar="FOLDER | KEY=VALUE", help="where; and only runs with this value")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="FOLDER | KEY=VALUE",
+        help="where; and only runs with this value (KEY=VALUE,VALUE: one of these)",
+    )
     parser.add_argument("--sort", metavar="NAME", help="order by this; the selecting figure with the best first")
     parser.add_argument("--reverse", action="store_true", help="the other way round")
     parser.add_argument(
@@ -71,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         help="only the N best (default 1) by the selecting figure on validation, of each data set",
     )  # fmt: skip
     parser.add_argument("--columns", metavar="NAME,…", help="show these, not the selecting figure")
-    parser.add_argument("--all", action="store_true", help=f"all lines, not {MOST}")
+    parser.add_argument("--all", action="store_true", help=f"all lines, not the first {MOST}")
     parser.add_argument("--json", action="store_true", help="print a JSON list with config and figures of each")
     return parser
 
@@ -101,11 +121,14 @@ def _print(
     out: Console, shown_runs: list[Listed], runs: list[Listed], columns: list[str], *, title: str, most: int | None
 ) -> None:
     differs = dict(zip((run.folder for run in runs), told_apart(runs), strict=True))
+    own = [differs[run.folder] for run in shown_runs]
+    shared = shared_by_most(own)
     one_name = len({run.name for run in runs}) == 1
-    heads = [Head("run" if one_name else "name/key"), Head("what differs"), Head("state")]
+    heads = [Head("run" if one_name else "name/key", whole=True)]
+    heads += [Head("what differs", gives_way=bool(columns)), Head("state", whole=True)]
     if columns:
         values = [value_of(name, runs, "--columns") for name in columns]
-        heads += [Head(name, number=True) for name in columns]
+        heads += [Head(name, number=True, optional=True) for name in columns]
         cells = [[_number(value(run)) for value in values] for run in shown_runs]
     else:
         selects = {run.selects for run in runs if run.selects}
@@ -118,10 +141,17 @@ def _print(
             for run in shown_runs
         ]
     rows = [
-        (run.key if one_name else f"{run.name}/{run.key}", differs[run.folder], run.status, *cell)
-        for run, cell in zip(shown_runs, cells, strict=True)
+        (run.key if one_name else f"{run.name}/{run.key}", _in_words(says, shared), run.status, *cell)
+        for run, says, cell in zip(shown_runs, own, cells, strict=True)
     ]
-    print_table(out, plain_table(heads, rows, title=title), most_rows=most, elsewhere="--all")
+    if shared:
+        print_lines(out, [f"Unless a run says otherwise: {_in_words(shared, {})}"])
+    elsewhere = "--json" if most is None or len(rows) <= most else "--all (lines) and --json (columns)"
+    print_table(out, plain_table(heads, rows, title=title), most_rows=most, elsewhere=elsewhere)
+
+
+def _in_words(says: Mapping[str, str], but: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in says.items() if but.get(key) != value)
 
 
 def _figure(value: float | None) -> str:

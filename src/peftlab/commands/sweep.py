@@ -22,8 +22,16 @@ from peftlab.sweeps.call import Call
 from peftlab.sweeps.jobs import Outcome
 from peftlab.sweeps.manifest import write_manifest
 from peftlab.sweeps.plan import DeclaredPlan
-from peftlab.sweeps.preflight import check_all, check_records, lines, require_data, require_sound
+from peftlab.sweeps.preflight import (
+    check_all,
+    check_records,
+    lines,
+    require_data,
+    require_sound,
+    shared_overrides,
+)  # fmt: skip
 from peftlab.sweeps.slots import Machine, PoolOptions
+from peftlab.terminal import say
 
 if TYPE_CHECKING:
     from peftlab.report.figures.style import Drawn
@@ -112,7 +120,7 @@ def _new(path: Path) -> int:
             "with a letter or digit, and have only letters, digits and . _ + = , -"
         )
     _write_new(path, beginning(path.stem), "--new")
-    print(f"{path}: two cells, three seeds. `peftlab check {path}` says what would run.")
+    say(f"{path}: two cells, three seeds. `peftlab check {path}` says what would run.")
     return 0
 
 
@@ -218,7 +226,7 @@ def _dry_run(call: Call) -> int:
     """Check every job, and list them."""
     plan = call.plan(reading=True)
     for line in require_data(plan, check_all(plan)):
-        print(line)
+        say(line)
     _list(plan, call)
     return 0
 
@@ -226,20 +234,27 @@ def _dry_run(call: Call) -> int:
 def _list(plan: DeclaredPlan, call: Call) -> None:
     outcome = pool.finished(plan, to_run=True)
     listed_jobs = lines(plan, outcome)
+    if shared := shared_overrides(listed_jobs):
+        say(f"all jobs: {' '.join(shared)}", then=" " * 10)
     for number, line in enumerate(listed_jobs, start=1):
-        print(f"{number:4d}  {line.state:8s}  {line.text}")
+        say(f"{number:4d}  {line.state:8s}  {line.text(shared)}", then=" " * 12)
     cost = f" Cost: {call.sweep.cost}" if call.sweep.cost else ""
     done = sum(line.state == "finished" for line in listed_jobs)
     of_them = "" if plan.total() == 1 else "of them "
-    print(f"{counted(plan.total(), 'job')}, {done} {of_them}finished. {call.sweep.title}.{cost}")
+    say(f"{counted(plan.total(), 'job')}, {done} {of_them}finished. {call.sweep.title}.{cost}")
 
 
 def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | None) -> None:
-    from peftlab.sweeps.table import render_csv, render_markdown
+    from peftlab.report.render.terminal import console
+    from peftlab.sweeps.table import render_csv, render_markdown, render_terminal
 
     sweep, records, choices, folder = plan.sweep, plan.records(outcome), plan.choices(outcome), plan.folder
     table = render_markdown(sweep, records, choices, plan.diverged(outcome))
-    print(f"\n{table}")  # before anything is written: the disk may be full
+    out = console()  # before anything is written: the disk may be full
+    if out.is_terminal:
+        render_terminal(out, sweep, records, choices, plan.diverged(outcome))
+    else:
+        print(f"\n{table}")
     write_manifest(plan, outcome, file)
     write_atomically(folder / "table.md", f"# {escaped(sweep.title)}\n\n{table}")
     write_atomically(folder / "table.csv", render_csv(sweep, records, choices))
@@ -247,13 +262,15 @@ def _write(plan: DeclaredPlan, outcome: Outcome, file: Path, publish: Path | Non
     for picture in pictures:
         write_atomically(folder / f"{picture.name}.png", picture.png)
     names = ", ".join(f"{picture.name}.png" for picture in pictures)
-    print(f"{folder}/: table.md, table.csv, {names}, sweep.json")
-    print(f"statistics, LaTeX, more figures and a page: peftlab report {folder}")
+    print(folder)  # alone: to be copied
+    print(f"  table.md, table.csv, {names}, sweep.json")
+    print("statistics, LaTeX, more figures and a page:")
+    print(f"  peftlab report {folder}")
     if publish is not None:
         for picture in pictures:
             write_atomically(publish.parent / "docs" / f"{sweep.name}_{picture.name}.png", picture.png)
         replace_table(publish, sweep.name, table)
-        print(f"put the table into {publish}, and the pictures into {publish.parent / 'docs'}/")
+        say(f"put the table into {publish}, and the pictures into {publish.parent / 'docs'}/")
 
 
 def _pictures(plan: DeclaredPlan) -> list[Drawn]:
@@ -276,7 +293,7 @@ def _tell_failures(plan: DeclaredPlan, outcome: Outcome) -> None:
     print(f"{len(outcome.failures)} of {counted(plan.total(), 'job')} failed:")
     for failure in outcome.failures.values():
         where = f" ({failure.log})" if failure.log else ""
-        print(f"  {failure.job.title}: {failure.reason}{where}")
+        say(f"  {failure.job.title}: {failure.reason}{where}")
         for line in failure.tail.splitlines():
             print(f"    {line}")
     print(pool.GO_ON)

@@ -12,6 +12,7 @@ from pathlib import Path
 from peftlab.errors import ConfigError, RunError
 from peftlab.interop.wandb_replay import Target, planned, replay, writable
 from peftlab.records.find import run_folders
+from peftlab.terminal import say
 from peftlab.training.wandb_runs import has_account
 
 DESCRIPTION = """\
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         for run in runs:
             if run in to_do and not given.dry_run and (upload := replay(run, target)) is not None:
                 uploads.append(upload)
-            print(f"{_WORDS[run.action]:<10}{run.folder.path}" + (f": {run.why}" if run.why else ""), flush=True)
+            say(f"{_WORDS[run.action]:<10}{run.folder.path}" + (f": {run.why}" if run.why else ""))
     finally:
         if to_do and not given.dry_run:
             import wandb
@@ -85,6 +86,6 @@ def _target(given: argparse.Namespace) -> Target:
 def _print_summary(counts: Counter[str], target: Target, *, dry_run: bool) -> None:
     where = f"{target.entity}/{target.project}" if target.entity else target.project
     parts = [f"{counts[action]} {words}" for action, words in _WORDS.items() if counts[action]]
-    print(f"{where}, {target.mode}{', nothing done' if dry_run else ''}: {', '.join(parts)}")
+    say(f"{where}, {target.mode}{', nothing done' if dry_run else ''}: {', '.join(parts)}")
     if target.mode == "offline" and not dry_run and counts["new"] + counts["changed"]:
         print("To upload, with an account:")

@@ -116,12 +116,13 @@ class DataSet(ABC):
     truncation: Literal["head", "head_and_tail"] = "head"
     """What is kept of a longer text: its start, or a quarter from its start and the rest from its end."""
     batch_size: PositiveInt = 32
-    """Texts a training step and process; with ``global_batch_size``, the most that a process computes at once."""
+    """Texts in a training batch (micro-batch) of each process: an optimizer step has one, or as many as
+    ``trainer.accumulate_grad_batches`` says. With ``global_batch_size``, the most that a process computes at once."""
     global_batch_size: PositiveInt | None = added(None)
     """Texts an optimizer step, whatever the number of processes: each has a share of them, in as few batches of at most
     ``batch_size`` as will do; null: ``batch_size`` times processes times ``trainer.accumulate_grad_batches``."""
     eval_batch_size: PositiveInt = 64
-    """Texts an evaluation step and process."""
+    """Texts in a batch of each process, in validation and test."""
     limit_train: PositiveInt | None = None
     """Use only this many training rows, drawn stratified by ``split_seed``."""
     limit_val: PositiveInt | None = None

@@ -38,7 +38,7 @@ class Layout:
     """How a repository lays out its rows."""
 
     configuration: str | None = None
-    """The one to read, in a repository of several data sets."""
+    """Which data set (configuration) to read, in a repository of several."""
     text_column: str = "text"
     second_column: str | None = None
     """Of the second text, where a row has two."""

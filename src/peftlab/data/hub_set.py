@@ -31,7 +31,7 @@ class HubSet(ByColumns):
     id: str = "???"
     """``namespace/name`` on the hub, or a folder, which enters the run's identity by its content."""
     config: str | None = None
-    """The one to read, of a repository of several (``sst2`` of ``nyu-mll/glue``)."""
+    """Which configuration to read, of a repository of several (``sst2`` of ``nyu-mll/glue``)."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null: its main branch. The record keeps the commit it was."""
     text_column: str = "text"

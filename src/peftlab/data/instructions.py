@@ -21,7 +21,7 @@ from peftlab.data.readers import read_table
 from peftlab.data.splits import assemble, test_or_hold_out
 from peftlab.dialogues import ANSWERS, ASKS, Turn, out_of_order, turns_of, written
 from peftlab.errors import DataError
-from peftlab.fields import Fraction, PositiveInt, added, bookkeeping
+from peftlab.fields import Fraction, PositiveInt, added, own_files
 from peftlab.objectives.base import ObjectiveName
 from peftlab.objectives.causal_lm import NAMES
 from peftlab.raw_rows import RawRows
@@ -39,13 +39,13 @@ LENGTHS = "data.truncation=head_and_tail would cut out the middle of a dialogue.
 class Instructions(LanguageFiles):
     """csv, tsv, jsonl or parquet files with prompts and responses, or with messages (jsonl, parquet)."""
 
-    path: str | None = bookkeeping(None)
-    """A folder of train.*, validation.*, test.*, or one file; instead of the three fields below."""
-    train: str | None = bookkeeping(None)
+    path: str | None = own_files()
+    """A folder of train.*, validation.*, test.*, or one file; instead of ``train``, ``validation`` and ``test``."""
+    train: str | None = own_files()
     """File of training rows."""
-    validation: str | None = bookkeeping(None)
+    validation: str | None = own_files()
     """File of validation rows; null: ``val_fraction`` of train."""
-    test: str | None = bookkeeping(None)
+    test: str | None = own_files()
     """File of test rows; null: ``holdout_fraction`` of train."""
     hub: dict[str, Any] | None = added(None)
     """A set of the hub instead of files: {id: namespace/name, config: null, revision: main, train: train, validation:
@@ -57,7 +57,8 @@ class Instructions(LanguageFiles):
     messages_column: str | None = None
     """JSON key of whole conversations instead: a list of {role, content}; roles are system, user and assistant."""
     template: dict[str, Any] | None = None
-    """Both made of other columns: {prompt: "… {text} …", response: "{label}", words: {label: {0: no}}}."""
+    """Prompt and response made of other columns: {prompt: "… {text} …", response: "{label}", words: {label: {0:
+    no}}}."""
     chat_template: str = OF_THE_TOKENIZER
     """What is written around the turns: ``tokenizer``, its own chat template; ``none``, nothing: a response stands
     behind its prompt; a Jinja template; or the file of one."""
@@ -67,9 +68,10 @@ class Instructions(LanguageFiles):
     """A conversation with several answers is one row, or a row for each, as it would be asked for (some templates
     rewrite what came before; then they must stand apart)."""
     batch_size: PositiveInt = 8
-    """Rows a training step and process; with ``global_batch_size``, the most that a process computes at once."""
+    """Rows in a training batch (micro-batch) of each process; with ``global_batch_size``, the most that a process
+    computes at once."""
     eval_batch_size: PositiveInt = 16
-    """Rows an evaluation step and process."""
+    """Rows in a batch of each process, in validation and test."""
     too_long: TooLong = added("cut")
     """Rows longer than ``max_length``: ``cut``; ``leave_out`` of training and validation (a test row is cut); or
     ``refuse`` the run, naming them."""
@@ -82,7 +84,7 @@ class Instructions(LanguageFiles):
     holdout_fraction: Fraction = 0.2
     """Share of train held out as test when no test file is given."""
     objective: ObjectiveName = "causal_lm"
-    """``causal_lm``: the answers' tokens."""
+    """What is learned: always ``causal_lm``, the answers' tokens."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for what does not fit together."""

@@ -23,7 +23,7 @@ from peftlab.data.own_files import FilesOrHub
 from peftlab.data.readers import read_table
 from peftlab.data.splits import assemble, test_or_hold_out
 from peftlab.errors import DataError, listed, nearest
-from peftlab.fields import Fraction, PositiveInt, added, bookkeeping
+from peftlab.fields import Fraction, PositiveInt, added, own_files
 from peftlab.language.options import RULE
 from peftlab.objectives.base import ObjectiveName
 from peftlab.objectives.multiple_choice import Choice
@@ -44,13 +44,13 @@ MOST = len(ascii_uppercase)
 class MultipleChoice(FilesOrHub):
     """csv, tsv, jsonl or parquet files with questions, their options, and which one is right."""
 
-    path: str | None = bookkeeping(None)
-    """A folder of train.*, validation.*, test.*, or one file; instead of the three fields below."""
-    train: str | None = bookkeeping(None)
+    path: str | None = own_files()
+    """A folder of train.*, validation.*, test.*, or one file; instead of ``train``, ``validation`` and ``test``."""
+    train: str | None = own_files()
     """File of training rows."""
-    validation: str | None = bookkeeping(None)
+    validation: str | None = own_files()
     """File of validation rows; null: ``val_fraction`` of train."""
-    test: str | None = bookkeeping(None)
+    test: str | None = own_files()
     """File of test rows; null: ``holdout_fraction`` of train."""
     hub: dict[str, Any] | None = added(None)
     """A set of the hub instead of files: {id: namespace/name, config: null, revision: main, train: train, validation:
@@ -59,19 +59,20 @@ class MultipleChoice(FilesOrHub):
     """What the model reads before an option: columns in braces, ``Question: {question}\\nAnswer:``; ``{choices}`` are
     the options, a line each, with letters."""
     option: str = " {option}"
-    """How an option is written behind it; ``{letter}`` and ``{number}`` name it."""
+    """How an option is written behind the question; ``{letter}`` and ``{number}`` name it."""
     options_column: str = "options"
     """Column (or JSON key) of the options of each row: a list; in csv and tsv a list in JSON."""
     option_columns: list[str] | None = None
-    """A column for each option instead; an empty cell is no option."""
+    """Instead of ``options_column``, a column for each option; an empty cell is no option."""
     options: list[str] | None = None
-    """The options of all rows instead, in the order of the answers."""
+    """Instead of ``options_column``, the options of all rows, in the order of the answers."""
     choice: str = added("{letter}. {option}\n")
     """How an option is written in the question's ``{choices}``; white space at the end of all is left out."""
     answer_column: str = "answer"
     """Column (or JSON key) of the right option."""
     answer: Literal["index", "number", "letter", "text"] = "index"
-    """What stands there: its ``index`` from 0, its ``number`` from 1, its ``letter``, or its ``text``."""
+    """What stands in ``answer_column`` for the right option: its ``index`` from 0, its ``number`` from 1, its
+    ``letter``, or its ``text``."""
     names_column: str | None = added(None)
     """Column (or JSON key) of what each row calls its options, a list (A, B, …); the answer is one of these names, and
     ``answer`` is not asked."""
@@ -79,13 +80,14 @@ class MultipleChoice(FilesOrHub):
     """Rows longer than ``max_length``: ``cut``; ``leave_out`` of training and validation (a test row is cut); or
     ``refuse`` the run, naming them."""
     batch_size: PositiveInt = 8
-    """Questions a training step and process; with ``global_batch_size``, the most that it computes at once."""
+    """Questions in a training batch (micro-batch) of each process; with ``global_batch_size``, the most that it
+    computes at once."""
     eval_batch_size: PositiveInt = 16
-    """Options an evaluation step and process."""
+    """Options in a batch of each process, in validation and test."""
     holdout_fraction: Fraction = 0.2
     """Share of train held out as test when no test file is given."""
     objective: ObjectiveName = "multiple_choice"
-    """``multiple_choice``: the tokens of the right option, judged by the likeliest one."""
+    """What is learned: always ``multiple_choice``, the tokens of the right option, judged by the likeliest one."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for what does not fit together."""

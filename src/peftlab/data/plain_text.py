@@ -16,7 +16,7 @@ from peftlab.data.own_files import LanguageFiles
 from peftlab.data.readers import read_table
 from peftlab.data.splits import assemble, test_or_hold_out
 from peftlab.errors import DataError
-from peftlab.fields import Fraction, PositiveInt, added, bookkeeping
+from peftlab.fields import Fraction, PositiveInt, added, own_files
 from peftlab.objectives.base import ObjectiveName
 from peftlab.objectives.causal_lm import NAMES
 from peftlab.raw_rows import RawRows
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 class PlainText(LanguageFiles):
     """csv, tsv, jsonl or parquet files with a column of texts, every token of which is learned."""
 
-    path: str | None = bookkeeping(None)
-    """A folder of train.*, validation.*, test.*, or one file; instead of the three fields below."""
-    train: str | None = bookkeeping(None)
+    path: str | None = own_files()
+    """A folder of train.*, validation.*, test.*, or one file; instead of ``train``, ``validation`` and ``test``."""
+    train: str | None = own_files()
     """File of training texts."""
-    validation: str | None = bookkeeping(None)
+    validation: str | None = own_files()
     """File of validation texts; null: ``val_fraction`` of train."""
-    test: str | None = bookkeeping(None)
+    test: str | None = own_files()
     """File of test texts; null: ``holdout_fraction`` of train."""
     hub: dict[str, Any] | None = added(None)
     """A set of the hub instead of files: {id: namespace/name, config: null, revision: main, train: train, validation:
@@ -50,16 +50,17 @@ class PlainText(LanguageFiles):
     """What stands in front of every text and is no target: ``tokenizer``, what it writes there, if anything; ``bos``,
     its begin token or else its end token, also where it writes none, as lm-evaluation-harness has it."""
     batch_size: PositiveInt = 8
-    """Rows a training step and process; with ``global_batch_size``, the most that a process computes at once."""
+    """Rows in a training batch (micro-batch) of each process; with ``global_batch_size``, the most that a process
+    computes at once."""
     eval_batch_size: PositiveInt = 16
-    """Rows an evaluation step and process."""
+    """Rows in a batch of each process, in validation and test."""
     packing: bool = False
     """Let the texts of a training batch stand behind each other in rows of at most ``max_length`` tokens, without
     seeing each other: the same steps, with less padding."""
     holdout_fraction: Fraction = 0.2
     """Share of train held out as test when no test file is given."""
     objective: ObjectiveName = "causal_lm"
-    """``causal_lm``: every token, from those before it."""
+    """What is learned: always ``causal_lm``, every token, from those before it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for windows that leave tokens out."""

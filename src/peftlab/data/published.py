@@ -16,7 +16,7 @@ from peftlab.data.labels import left_out_facts, read_tables, said_of
 from peftlab.data.readers import SUFFIXES, read_pairs, read_review_tree, read_table, review_files
 from peftlab.data.splits import assemble, repeated_rows
 from peftlab.errors import DataError, listed
-from peftlab.fields import bookkeeping
+from peftlab.fields import own_files
 from peftlab.raw_rows import RawRows
 
 LOCAL_SECOND_COLUMN = "text_b"
@@ -48,8 +48,8 @@ class PublishedDataSet(DataSet, ABC):
     """Official train and test splits; validation is held out of train."""
 
     source: Literal["hub", "local"] = "hub"
-    """``hub``: download (and cache) ``hub_id``. ``local``: read the files in ``path``."""
-    path: str | None = bookkeeping(None)
+    """Where the rows come from: ``hub``, download (and cache) ``hub_id``; ``local``, read the files in ``path``."""
+    path: str | None = own_files()
     """Folder of the train and the test file (parquet, csv, tsv or jsonl); needs ``source=local``."""
     hub_id: str = ""
     """Repository on the hub."""

@@ -12,7 +12,7 @@ from peftlab.data.own_files import OwnFiles
 from peftlab.data.readers import read_pairs, read_table
 from peftlab.data.splits import assemble, require_all_learned, test_or_hold_out
 from peftlab.errors import DataError
-from peftlab.fields import Fraction, added, bookkeeping
+from peftlab.fields import Fraction, added, own_files
 from peftlab.raw_rows import RawRows
 
 
@@ -25,13 +25,13 @@ class TextFiles(OwnFiles, ByColumns):
     of train, stratified by label.
     """
 
-    path: str | None = bookkeeping(None)
-    """A folder of train.*, validation.*, test.*, or one file; instead of the three fields below."""
-    train: str | None = bookkeeping(None)
+    path: str | None = own_files()
+    """A folder of train.*, validation.*, test.*, or one file; instead of ``train``, ``validation`` and ``test``."""
+    train: str | None = own_files()
     """File of training texts."""
-    validation: str | None = bookkeeping(None)
+    validation: str | None = own_files()
     """File of validation texts; null: ``val_fraction`` of train."""
-    test: str | None = bookkeeping(None)
+    test: str | None = own_files()
     """File of test texts; null: ``holdout_fraction`` of train."""
     text_column: str = "text"
     """Column (or JSON key) of the text."""

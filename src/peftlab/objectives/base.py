@@ -171,7 +171,7 @@ class Learned(ABC):
         return values
 
     def detail_rows(self, values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
-        """Further lines for a table of ``values`` as records have them: a name, and figure → number."""
+        """Lines of a table of its own, of ``values`` as records have them: a name, and title → number."""
         return iter(())
 
     def contradictions(

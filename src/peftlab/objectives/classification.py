@@ -135,7 +135,7 @@ class Classification(Objective, name="classification"):
     def detail_rows(self, values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
         """A line a class: its recall and its F1."""
         for name, recall in values["per_class"]["accuracy"].items():
-            yield name, {"accuracy": recall, "macro_f1": values["per_class"]["f1"][name]}
+            yield name, {"recall": recall, "F1": values["per_class"]["f1"][name]}
 
     def predictions(self, outputs: Tensor, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """``label`` and ``probabilities`` (label → probability)."""
@@ -148,9 +148,8 @@ class Classification(Objective, name="classification"):
         return names[label]
 
     def prediction_in_words(self, predicted: Mapping[str, Any]) -> str:
-        """The label, then every label's probability."""
-        shares = "  ".join(f"{label} {share:.4f}" for label, share in predicted["probabilities"].items())
-        return f"{predicted['label']}\t{shares}"
+        """The label and its probability."""
+        return f"{predicted['label']}\t{predicted['probabilities'][predicted['label']]:.4f}"
 
     def output_in_words(self, names: Sequence[str]) -> tuple[str, str]:
         """The classes."""

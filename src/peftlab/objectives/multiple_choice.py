@@ -198,9 +198,8 @@ class MultipleChoice(Objective, name="multiple_choice"):
             yield {"label": names[sums.index(max(sums))], "log_likelihoods": dict(zip(names, sums, strict=True))}
 
     def prediction_in_words(self, predicted: Mapping[str, Any]) -> str:
-        """The option, then every option's log-likelihood."""
-        sums = "  ".join(f"{label} {value:.4f}" for label, value in predicted["log_likelihoods"].items())
-        return f"{predicted['label']}\t{sums}"
+        """The option and its log-likelihood."""
+        return f"{predicted['label']}\tlog-likelihood {predicted['log_likelihoods'][predicted['label']]:.4f}"
 
     def output_in_words(self, names: Sequence[str]) -> tuple[str, str]:
         """A token: options are compared by it."""

@@ -16,9 +16,11 @@ and that of the triplet (column i of P, λ_i, row i of Q) is s(λ_i) + mean s(P_
 of the lowest importance lose their λ (:mod:`peftlab.peft.rank_budget`). With T optimizer steps, t_i =
 warmup_fraction · T and t_f = final_fraction · T, the budget of step t for n targets is (eq. 12)
 
-    b(t) = n · initial_rank                                                             t ≤ t_i
-    b(t) = n · [rank + (initial_rank − rank) · (1 − (t − t_i) / (T − t_f − t_i))³]      t_i < t ≤ T − t_f
-    b(t) = n · rank                                                                     then
+    b(t) = n · initial_rank                                      t ≤ t_i
+    b(t) = n · [rank + (initial_rank − rank) · (1 − u)³]         t_i < t ≤ T − t_f
+    b(t) = n · rank                                              then
+
+with u = (t − t_i) / (T − t_f − t_i).
 
 P, Λ and Q are called lora_B, diagonal and lora_A here, as in the other methods. As in the authors' code θ is taken
 after the optimizer step, with the gradient from before it. Steps whose gradients are not finite, which a loss scaler

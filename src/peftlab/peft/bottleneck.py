@@ -54,7 +54,8 @@ class BottleneckMethod(PEFTStrategy):
     dropout: Probability = 0.0
     """Dropout on the activations of the bottleneck."""
     init: Literal["zero", "normal"] = "zero"
-    """W_up from zero, so that the model starts as the backbone; or both from Houlsby's truncated N(0, 0.01²)."""
+    """How the adapters start: ``zero``, W_up from zero, so that the model starts as the backbone; ``normal``, W_up and
+    W_down from Houlsby's truncated N(0, 0.01²)."""
 
     def __post_init__(self) -> None:
         """Raise ValueError unless exactly one field gives the width, and there is a target."""

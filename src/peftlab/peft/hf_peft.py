@@ -90,7 +90,7 @@ class HFPeft(PEFTStrategy, name="hf_peft"):
     peft_type: str = "OFT"
     """HF peft's name of the method, in capitals."""
     options: dict[str, Any] = field(default_factory=lambda: {"oft_block_size": 32, "target_modules": "all-linear"})
-    """Fields of that method's config in HF peft, those that differ from its defaults."""
+    """Fields of the method's config in HF peft, those that differ from its defaults."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a missing package, an unknown type, or a wrong option; imports nothing heavy."""

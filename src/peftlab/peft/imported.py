@@ -17,13 +17,14 @@ Trainable: as the method that the folder says.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from peftlab.errors import PeftlabError, first_line, listed
+from peftlab.fields import own_files
 from peftlab.peft.base import PEFTStrategy, Selection, Supports, methods
 from peftlab.peft.hf.codec import codec_of, read
 from peftlab.peft.hf.files import adapter_files
@@ -65,7 +66,7 @@ class ImportedAdapter(PEFTStrategy, name="import"):
     supports = _SupportsOfTheMethod()
     count = "as the method of the folder"
 
-    path: str | None = field(default=None, metadata={"bookkeeping": True})
+    path: str | None = own_files()
     """Folder with adapter_config.json and adapter_model.safetensors; it enters the run's identity by its content."""
     head: Literal["saved", "new"] = "saved"
     """Take the folder's classification head, if it has one, or start a new one (for other classes)."""

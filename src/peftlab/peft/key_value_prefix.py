@@ -55,7 +55,7 @@ class KeyValuePrefix(PEFTStrategy):
     reparameterize: bool = False
     """Let a network of two linear layers make the keys and values, which trains more smoothly."""
     hidden: PositiveInt | None = None
-    """Width of that network; null: 512."""
+    """Width of the network of ``reparameterize``; null: 512."""
     dropout: Probability = 0.0
     """Dropout on the prefix's keys and values."""
     position_shift: bool = False

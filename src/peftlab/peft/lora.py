@@ -1,7 +1,8 @@
 """LoRA: Low-Rank Adaptation of Large Language Models (Hu et al. 2021, arXiv:2106.09685).
 
-    h = W x + s · B A x        (paper, eq. 3)        s = alpha / rank
-                                                     s = alpha / √rank    rank-stabilised (arXiv:2312.03732)
+    h = W x + s · B A x        (paper, eq. 3)
+    s = alpha / rank
+    s = alpha / √rank          rank-stabilised (arXiv:2312.03732)
 
 W (out, in) stays frozen; A (rank, in) and B (out, rank) train. A starts at random and B from zero: the model
 starts as the backbone. For an embedding A (rank, vocabulary) starts from zero and B (dim, rank) at random. A role

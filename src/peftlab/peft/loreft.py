@@ -62,9 +62,9 @@ class LoReFT(PEFTStrategy, name="loreft"):
     layers: list[NonNegativeInt] | None = None
     """Blocks behind which the stream is edited, from 0; null: all."""
     first: NonNegativeInt = 4
-    """Tokens from the prompt's beginning."""
+    """How many tokens at the prompt's beginning are edited."""
     last: NonNegativeInt = 4
-    """Tokens from the prompt's end."""
+    """How many tokens at the prompt's end are edited."""
     tied: bool = True
     """One R, W and b a layer for first and last tokens together; false: one for each."""
     dropout: Probability = 0.0

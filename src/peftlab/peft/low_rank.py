@@ -64,7 +64,7 @@ class FixedRankStrategy(LowRankStrategy):
     rank_pattern: dict[str, PositiveInt] | None = None
     """Role or regex → rank, for targets that need another one."""
     alpha_pattern: dict[str, PositiveFloat] | None = None
-    """Role or regex → alpha, in the same way."""
+    """Role or regex → alpha, for targets that need another one."""
 
     def select(self, backbone: Backbone) -> Selection:
         """As always; raises PeftlabError for a pattern without effect or a rank that cannot be."""

@@ -43,7 +43,7 @@ class PTuning(SoftPrompt, name="p_tuning"):
     count = "n·d + encoder; n·d remain after training"
 
     encoder: Literal["mlp", "lstm"] = "mlp"
-    """The network: three linear layers, or a bidirectional LSTM and two linear layers."""
+    """The network that makes the prompt: three linear layers, or a bidirectional LSTM and two linear layers."""
     hidden: PositiveInt | None = None
     """Width h of the network; null: the token embeddings' dimension."""
     layers: PositiveInt | None = None

@@ -66,7 +66,8 @@ class Pfeiffer(SeriesAdapters, name="pfeiffer"):
     """Roles, or regexes on module names, whose output is adapted; each must match something. null: what is usual for
     the backbone, ffn_down of a transformer, the hidden layer of the text classifier."""
     placement: Literal["projection", "mad_x"] = added("projection")
-    """Directly behind the targets; or, of ``ffn_down``, behind residual and normalisation, as MAD-X has it."""
+    """Where adapters stand: ``projection``, directly behind the targets; ``mad_x``, behind the residual and
+    normalisation that follow ``ffn_down``, as MAD-X has it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError, beyond what is always refused, for targets that MAD-X does not have."""

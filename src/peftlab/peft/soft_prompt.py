@@ -47,7 +47,8 @@ class SoftPrompt(PEFTStrategy):
     length: PositiveInt = 20
     """Prompt vectors n; each takes one of the model's positions from the text."""
     position: Literal["auto", "before", "after_first"] = "auto"
-    """In front of the text (as HF peft), behind its first token, or auto: behind an encoder's [CLS], else in front."""
+    """Where the prompt stands: in front of the text (as HF peft), behind its first token, or auto: behind an encoder's
+    [CLS], else in front."""
 
     @abstractmethod
     def vectors(self, backbone: Backbone, generator: torch.Generator) -> nn.Module:
@@ -155,7 +156,8 @@ class InitialisedSoftPrompt(SoftPrompt):
     """Base of those whose vectors may start from words."""
 
     init: Literal["random", "vocabulary", "text"] = "vocabulary"
-    """Start from uniform(-0.5, 0.5), from the embeddings of randomly chosen tokens, or from those of init_text."""
+    """What the prompt starts from: uniform(-0.5, 0.5), the embeddings of randomly chosen tokens, or those of
+    ``init_text``."""
     init_text: str | None = None
     """Words to start from with init=text, repeated or cut to the length."""
 

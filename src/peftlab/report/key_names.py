@@ -83,7 +83,7 @@ def key_among(given: str, keys: Collection[str], option: str) -> str:
 
 
 def keep_where(runs: Sequence[Run], conditions: Sequence[str], option: str = "--where") -> list[Run]:
-    """The runs whose config has ``key=value``, for each of ``conditions``.
+    """The runs whose config has ``key=value``, or one of ``key=value,value``, for each of ``conditions``.
 
     Raises:
         ConfigError: for a condition without '=', a key that no config has, or a value that no run has.
@@ -92,9 +92,12 @@ def keep_where(runs: Sequence[Run], conditions: Sequence[str], option: str = "--
     for condition in conditions:
         given, equals, value = condition.partition("=")
         if not equals:
-            raise ConfigError(f"{option} {condition}: write key=value, for example peft.rank=2.")
+            raise ConfigError(
+                f"{option} {condition}: write key=value, for example peft.rank=2, or key=value,value for one of them."
+            )
         key = known_key(given, runs, option)
-        matching = [run for run in kept if is_value(run.config.get(key), value)]
+        several = [] if value[:1] in ("[", "{") else value.split(",")
+        matching = [run for run in kept if any(is_value(run.config.get(key), one) for one in (value, *several))]
         if not matching:
             values = {shown(run.config[key]) for run in kept if key in run.config}
             raise ConfigError(f"{option} {condition}: no run has this value. Values of {key}: {listed(values)}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -135,8 +136,8 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 # -- what tells them apart --------------------------------------------------------------------------------
 
 
-def told_apart(runs: Sequence[Listed]) -> list[str]:
-    """Of each run, what its config says that those of others do not: ``peft=lora rank=4 seed=1``."""
+def told_apart(runs: Sequence[Listed]) -> list[dict[str, str]]:
+    """Of each run, what its config says that those of others do not: ``{peft: lora, rank: 4, seed: 1}``."""
     known = [run for run in runs if run.config]
     rules = next((run.rules for run in known if run.rules is not None), None)
     values: dict[str, set[str]] = {}
@@ -151,7 +152,17 @@ def told_apart(runs: Sequence[Listed]) -> list[str]:
     rows = [{key: shown(run.config[key]) for key in [*keys, "seed"] if key in run.config} for run in runs]
     wanted = telling_keys([*keys, "seed"], [row for row in rows if row])
     short = short_names(wanted)
-    return [" ".join(f"{short[key]}={row[key]}" for key in wanted if key in row) for row in rows]
+    return [{short[key]: row[key] for key in wanted if key in row} for row in rows]
+
+
+def shared_by_most(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What at least two thirds of ``rows`` say, three or more: said once, it need not stand in each. The seed never."""
+    found: dict[str, str] = {}
+    for key in dict.fromkeys(key for row in rows for key in row if key != "seed"):
+        value, count = Counter(row[key] for row in rows if key in row).most_common(1)[0]
+        if count >= max(3, 2 * len(rows) / 3):
+            found[key] = value
+    return found
 
 
 def only(runs: list[Listed], conditions: Sequence[str]) -> list[Listed]:
@@ -234,6 +245,7 @@ def best_of(runs: Sequence[Listed], count: int) -> list[tuple[str, list[Listed]]
     found = []
     for (data, selects), members in kinds.items():
         best = in_order(members, lambda run: run.figure("validation"), falling=members[0].better == "max")
-        of = f" of {counted(len(members), 'run')} on data {data or 'without a hash'}" if len(kinds) > 1 else ""
+        name = str(members[0].config.get("data", "data")).rpartition(".")[2]
+        of = f" of {counted(len(members), 'run')} on {name} {data or 'without a hash'}" if len(kinds) > 1 else ""
         found.append((f"best on {MetricName('validation', selects).title}{of}", best[:count]))
     return found

@@ -92,4 +92,5 @@ def print_result(path: Path, record: dict[str, Any], objective: Learned) -> None
         f"peak memory {record['memory']['peak_mib']:.0f} MiB"
     )
     print_lines(out, [about])
-    out.print(f"{path}/: record.json, metrics.csv, curves.png, adapter.safetensors", highlight=False, soft_wrap=True)
+    out.print(str(path), highlight=False, soft_wrap=True)  # alone, and whole: to be copied
+    print_lines(out, ["  record.json, metrics.csv, curves.png, adapter.safetensors"])

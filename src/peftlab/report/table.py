@@ -37,6 +37,10 @@ class Head:
     """Whether it may be left out where there is not room for all."""
     implied: bool = False
     """Whether all rows say the same there and the caption says it: it is left out of tables for papers."""
+    whole: bool = False
+    """Of text: whether it is never broken, since it is copied."""
+    gives_way: bool = False
+    """Of text: whether it is rather broken into many lines than that another column is left out."""
 
 
 @dataclass(frozen=True, slots=True)

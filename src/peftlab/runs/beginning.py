@@ -12,6 +12,7 @@ from peftlab.errors import counted
 from peftlab.files import open_regular, replacing
 from peftlab.records.continuing import Parent
 from peftlab.records.folder import RunFolder
+from peftlab.terminal import say
 from peftlab.training.checkpoint import WAY_OUT, DamagedCheckpoint, read_checkpoint, require_best
 from peftlab.training.places import Place
 from peftlab.training.ranks import world_size
@@ -87,10 +88,9 @@ def _ends(checkpoint: dict[str, Any], parent: Parent) -> bool:
 def print_where(config: RunConfig, begin: Begin, path: Path, place: Place) -> None:
     """Say where training goes on."""
     if begin.own:
-        print(f"resuming from {path}", flush=True)
+        say(f"resuming from {path}")
         return
-    print(
+    say(
         f"going on with {config.continue_from},\n"
         f"after its {counted(place.epoch, 'epoch')}, by the schedule of {counted(config.trainer.max_epochs, 'epoch')}",
-        flush=True,
     )

@@ -9,6 +9,7 @@ from peftlab.config import RunConfig, plain
 from peftlab.records.divergence import ENDED, STATUS, in_words
 from peftlab.records.folder import RunFolder
 from peftlab.report.result import print_result
+from peftlab.terminal import say
 from peftlab.training.loggers import kinds
 
 
@@ -20,9 +21,9 @@ def finished_record(config: RunConfig, folder: RunFolder) -> dict[str, Any] | No
     if record is None or record["status"] not in ENDED:
         return None
     if record["status"] == STATUS:
-        print(f"{folder.path} has {in_words(record)}; force=true runs it again.{_not_logged(config, folder, record)}")
+        say(f"{folder.path} has {in_words(record)}; force=true runs it again.{_not_logged(config, folder, record)}")
         return record
-    print(f"{folder.path} is finished already; force=true runs it again.{_not_logged(config, folder, record)}")
+    say(f"{folder.path} is finished already; force=true runs it again.{_not_logged(config, folder, record)}")
     print_result(folder.path, record, config.data.what_is_learned())
     return record
 

@@ -15,6 +15,7 @@ from peftlab.records.find import begun_on_other_devices
 from peftlab.records.folder import RunFolder
 from peftlab.report.render.terminal import console, print_facts
 from peftlab.runs.batches import batches_a_step
+from peftlab.terminal import say
 from peftlab.training.ranks import world_size
 
 
@@ -57,12 +58,11 @@ def say_where_it_was_begun(config: RunConfig) -> None:
     """Name unfinished runs that are this one on other processes: nothing of them is gone on with."""
     for other, trainer in begun_on_other_devices(config):
         theirs, mine = world_size(trainer), world_size(config.trainer)
-        print(
+        say(
             f"note: {other.path} is this run on {theirs} process{'es' if theirs > 1 else ''}, and has not ended. On "
             f"{mine} it is another one, which begins at the start: dropout is drawn by process, and gradients are "
             f"added up in another order. trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes} "
             f"trainer.strategy={trainer.strategy} goes on with it, to the same bits.",
-            flush=True,
         )
 
 

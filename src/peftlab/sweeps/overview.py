@@ -38,7 +38,7 @@ class ArmJobs:
 
 HEADS = (
     Head("cell"), Head("jobs", number=True), Head("finished", number=True), Head("to run", number=True),
-    Head("each", number=True), Head("trainable without head", number=True),
+    Head("a run\ntakes", number=True), Head("trainable without head", number=True),
 )  # fmt: skip
 
 

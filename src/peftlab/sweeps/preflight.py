@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -117,7 +117,21 @@ class Line:
 
     variant: Variant
     state: Literal["finished", "to run"]
-    text: str
+    overrides: tuple[str, ...]
+    start: str
+    """What else is said of where it begins."""
+
+    def text(self, shared: Collection[str] = ()) -> str:
+        """Its title, and its overrides but for those that all jobs share."""
+        own = " ".join(word for word in self.overrides if word not in shared)
+        return f"{self.variant.title}{f': {own}' if own else ''}{self.start}"
+
+
+def shared_overrides(jobs: Sequence[Line]) -> list[str]:
+    """What all of several jobs have, in its order."""
+    if len(jobs) < 2:
+        return []
+    return [word for word in jobs[0].overrides if all(word in job.overrides for job in jobs)]
 
 
 def lines(plan: DeclaredPlan, outcome: Outcome) -> list[Line]:
@@ -132,7 +146,7 @@ def lines(plan: DeclaredPlan, outcome: Outcome) -> list[Line]:
         for variant in variants:
             later = "  with what is chosen" if choice and not variant.parameters else ""
             start = f"  from the run of {arm.start}" if arm.start else ""
-            text = f"{variant.title}: {' '.join(plan.overrides(variant, None))}{later}{start}"
             ended = variant.id in outcome.records or variant.id in outcome.diverged
-            found.append(Line(variant, "finished" if ended else "to run", text))
+            overrides = tuple(plan.overrides(variant, None))
+            found.append(Line(variant, "finished" if ended else "to run", overrides, f"{later}{start}"))
     return found

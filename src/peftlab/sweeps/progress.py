@@ -18,6 +18,12 @@ from peftlab.report.render.terminal import PlainConsole, renderable
 from peftlab.report.table import Head, plain_table
 
 
+def _console() -> PlainConsole:
+    """Lines are whole in a log file, and broken between words on a terminal."""
+    on_terminal = PlainConsole(highlight=False)
+    return on_terminal if on_terminal.is_terminal else PlainConsole(soft_wrap=True, highlight=False)
+
+
 @dataclass
 class Running:
     """A job at work."""
@@ -31,7 +37,7 @@ class Running:
 class Progress:
     """Counts jobs and shows them; used as a context manager around the whole sweep."""
 
-    console: Console = field(default_factory=lambda: PlainConsole(soft_wrap=True, highlight=False))
+    console: Console = field(default_factory=_console)
     clock: Callable[[], float] = time.monotonic
     total: int = 0
     """Jobs of the plan, those included that were finished before."""
@@ -121,8 +127,8 @@ class Progress:
         self.done += 1
         self.waiting.pop(key, None)
         job = self.running.pop(key, None)
-        took = f"{self.clock() - job.began:.0f} s, " if job else ""
-        self.say(f"[{self.done}/{self.to_run}] {title}: {said}   {took}{self.seconds_left():.0f} s left")
+        took = f"took {self.clock() - job.began:.0f} s, " if job else ""
+        self.say(f"[{self.done}/{self.to_run}] {title}: {said}   {took}about {self.seconds_left():.0f} s to go")
 
     @property
     def to_run(self) -> int:

@@ -8,6 +8,8 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
+from rich.console import Console
+
 from peftlab.metric_names import MetricName
 from peftlab.objectives.base import figure_called
 from peftlab.records.divergence import diverged
@@ -15,10 +17,12 @@ from peftlab.records.identity_tags import standing
 from peftlab.report.columns import NOTHING, Column, cell_of, fixed
 from peftlab.report.records_config import COMPUTED
 from peftlab.report.render.markdown import escaped, markdown_table
+from peftlab.report.render.terminal import print_lines, print_table
 from peftlab.report.statistics import binomial_error
 from peftlab.report.table import Cell, Head, Row, Section, Table, csv_text
 from peftlab.sweeps.choice import Choice, Tried, value_of
 from peftlab.sweeps.declaration import Arm, Sweep
+from peftlab.terminal import flowed
 
 Records = Mapping[tuple[str, int], Mapping[str, Any]]
 """Arm and seed → record."""
@@ -122,11 +126,24 @@ def render_markdown(
     sweep: Sweep, records: Records, choices: Choices | None = None, stopped: Stopped | None = None
 ) -> str:
     """The table, what others gave for its rows, what was tried for them, and what its figures are."""
-    choices = choices or {}
-    about = [*_about(sweep, records, stopped or {}), *_about_computed(sweep, records)]
     table = markdown_table(table_of(sweep, records, choices, stopped))
-    parts = [table, *_given_elsewhere(sweep, records), *about, *_tried(sweep, choices)]
-    return "\n\n".join([*parts, *([sweep.notes.strip()] if sweep.notes else [])]) + "\n"
+    return "\n\n".join([table, *_below(sweep, records, choices or {}, stopped or {})]) + "\n"
+
+
+def render_terminal(
+    out: Console, sweep: Sweep, records: Records, choices: Choices | None = None, stopped: Stopped | None = None
+) -> None:
+    """Print the same, the table drawn, no wider than the terminal."""
+    print_table(out, table_of(sweep, records, choices, stopped), elsewhere="table.md")
+    for part in _below(sweep, records, choices or {}, stopped or {}):
+        print_lines(out, [part if part.startswith("|") else flowed(part, out.width), ""])
+
+
+def _below(sweep: Sweep, records: Records, choices: Choices, stopped: Stopped) -> list[str]:
+    """What is said below the table, a paragraph each."""
+    about = [*_about(sweep, records, stopped), *_about_computed(sweep, records)]
+    notes = [sweep.notes.strip()] if sweep.notes else []
+    return [*_given_elsewhere(sweep, records), *about, *_tried(sweep, choices), *notes]
 
 
 def _absent(choice: Choice | None) -> str:

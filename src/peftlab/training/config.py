@@ -80,20 +80,23 @@ class TrainerConfig:
     max_steps: PositiveInt | None = None
     """Stop after this many optimizer steps, wherever the epoch is; null: no such limit."""
     precision: Precision = "32-true"
-    """Type of numbers: ``-true``, of all; ``-mixed``, weights in float32 and products in 16 bits (autocast)."""
+    """Type of numbers. ``…-true``: all are in that type (``32-true`` leaves frozen weights as ``backbone.dtype`` says);
+    ``…-mixed``: weights in float32, products in 16 bits (autocast). ``32`` and ``64`` are short for ``32-true`` and
+    ``64-true``, ``bf16`` and ``16`` for ``bf16-mixed`` and ``16-mixed``."""
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     """What computes; auto: a GPU if there is one."""
     devices: PositiveInt | Literal["auto"] = 1
-    """Processes a node, one device each."""
+    """Processes on each node (machine), one device each; auto: as many as it has devices."""
     num_nodes: PositiveInt = 1
     """Machines, each with ``devices`` processes; srun or torchrun starts them."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """How several devices work together: ddp, each has the whole model; fsdp, each has a part of every frozen weight;
     auto is one device, or ddp on several."""
     accumulate_grad_batches: PositiveInt = 1
-    """Batches of each process an optimizer step: the step is that of one batch of all their rows."""
+    """Gradient accumulation: how many batches (micro-batches) of each process make one optimizer step. The step is that
+    of one batch of all their rows."""
     gradient_clip_norm: NonNegativeFloat = 1.0
-    """Largest norm of the gradient; 0 leaves it alone."""
+    """Largest norm of the gradient; a longer one is scaled down to it (clipping). 0: none is."""
     label_smoothing: Probability = 0.0
     """Share of a label's weight that goes to all classes alike, in training alone (arXiv:1512.00567)."""
     select: Literal["best", "last"] = "best"
@@ -106,7 +109,7 @@ class TrainerConfig:
     """Inside an epoch too, validate after every so many optimizer steps: the best weights and early stopping look at
     these validations as at those of the epochs' ends; null: there only."""
     deterministic: bool = True
-    """Only algorithms that give the same bits again."""
+    """Use only algorithms that give the same bits again."""
     threads: PositiveInt | None = None
     """CPU threads of each process; null: as torch chooses. Sums may differ in the last bit between counts."""
     compile: bool = added(False)
@@ -116,7 +119,8 @@ class TrainerConfig:
     """Test the model before it is trained, too: the record then has the figures of the untrained one beside the others,
     as a row of a table."""
     on_nan: OnNaN = added("stop")
-    """A loss or gradient that is no finite number: stop training, the run has diverged; or skip such steps."""
+    """What happens at a loss or gradient that is no finite number: training stops, the run has diverged; or such steps
+    are skipped."""
     checkpoint_every_n_steps: PositiveInt | None = bookkeeping(None)
     """Inside an epoch, write a checkpoint after every so many optimizer steps; null: not by steps."""
     checkpoint_every_minutes: PositiveFloat | None = bookkeeping(10.0)
@@ -128,11 +132,12 @@ class TrainerConfig:
     """Record forward and backward pass of batches of one shape and replay them (CUDA graphs), where that gives the
     same bits: one GPU, a method without a schedule of its own. The time of launches goes; a shape is recorded once."""
     keep_checkpoints: bool = bookkeeping(False)
-    """Keep them, with the optimizer's states, when the run has ended; its weights are in the adapter file."""
+    """Keep the checkpoints of the best and the last epoch, with the optimizer's states, when the run has ended, so that
+    another can go on with it (``continue_from``). false: they are removed; what was trained is in the adapter file."""
     log_every_n_steps: PositiveInt = bookkeeping(10)
-    """How often the logger gets values of a step."""
+    """Optimizer steps between two that the logger gets values of."""
     progress_bar: bool = bookkeeping(True)
-    """Show a bar, where there is a terminal."""
+    """Show how far the epoch is as a bar, where there is a terminal."""
 
 
 @dataclass(kw_only=True)

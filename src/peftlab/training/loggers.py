@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from peftlab.class_names import stable_name
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.schema import import_class, validate
+from peftlab.terminal import say
 from peftlab.training.config import LoggerConfig
 from peftlab.training.wandb_runs import chosen_mode, names
 
@@ -113,7 +114,7 @@ class WandB(LoggerConfig):
             offline, place = wandb.run.settings._offline, Path(wandb.run.dir).parent
             wandb.finish(exit_code=0 if sys.exc_info()[0] is None else 1)
             if offline:
-                print(f"W&B wrote offline; to send it: wandb sync {shlex.quote(str(place))}")
+                say(f"W&B wrote offline; to send it:\n  wandb sync {shlex.quote(str(place))}")
         wandb.teardown()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +26,7 @@ from peftlab.objectives.parts.task import Task
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.legacy import FORMAT, present_state
 from peftlab.seeding import derive_seed, seed_draws
+from peftlab.terminal import columns_of
 from peftlab.training.accumulation import WeightOfAStep
 from peftlab.training.compiled import compiling
 from peftlab.training.config import OnNaN, OptimizerConfig, ScheduleConfig
@@ -270,7 +272,8 @@ class TrainingModule(L.LightningModule):
         if self._empty_steps:
             row["steps_without_targets"], self._empty_steps = self._empty_steps, 0
         self.history.append(row)
-        self.print(in_words(self.objective, row, train, self._validation_row, int(self.trainer.max_epochs or 0)))
+        epochs, width = int(self.trainer.max_epochs or 0), columns_of(sys.stdout)
+        self.print(in_words(self.objective, row, train, self._validation_row, epochs, width))
         return train
 
     # -- evaluation ----------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ class AdamW(OptimizerConfig):
     beta1: Probability = 0.9
     """How much of the gradients' mean each step keeps."""
     beta2: Probability = 0.999
-    """How much of their squares' mean each step keeps."""
+    """How much of the mean of the gradients' squares each step keeps."""
     eps: PositiveFloat = 1e-8
-    """Added to the root of that mean, so that nothing is divided by zero."""
+    """Added to the root of the mean of the gradients' squares, so that nothing is divided by zero."""
     fused: bool = added(False)
     """One kernel for all tensors, on a GPU: less time a step, and other last bits."""
 
@@ -115,9 +115,9 @@ class Step(ScheduleConfig):
     """Times ``gamma`` every ``every_epochs`` epochs."""
 
     gamma: Factor = 0.1
-    """What the rate is multiplied by."""
+    """What the learning rate is multiplied by after every ``every_epochs``."""
     every_epochs: PositiveInt = 1
-    """After how many epochs, again and again."""
+    """Epochs between two multiplications of the learning rate by ``gamma``."""
 
     def decay(self, progress: float, epoch: int) -> float:
         """``gamma`` to the number of whole periods."""

@@ -33,9 +33,9 @@ class BitsAndBytesAdamW(OptimizerConfig):
     beta1: Probability = 0.9
     """How much of the gradients' mean each step keeps."""
     beta2: Probability = 0.999
-    """How much of their squares' mean each step keeps."""
+    """How much of the mean of the gradients' squares each step keeps."""
     eps: PositiveFloat = 1e-8
-    """Added to the root of that mean, so that nothing is divided by zero."""
+    """Added to the root of the mean of the gradients' squares, so that nothing is divided by zero."""
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimizer over ``groups``.

@@ -33,15 +33,22 @@ def in_words(
     train: Mapping[str, Any],
     validation: Mapping[str, Any],
     epochs: int,
+    width: int | None = None,
 ) -> str:
-    """The line that is printed of ``row``, one of a run of ``epochs`` epochs."""
+    """What is printed of ``row``, one of a run of ``epochs`` epochs; in several lines where ``width`` needs it."""
     figure, seconds = objective.figure(objective.selects), row["train_seconds"]
-    return (
-        f"{place_in_words(row, epochs)}"
-        f"   train loss {shown(train['loss'])}  {figure.title} {shown(train[figure.name])}"
-        f"   validation loss {shown(validation['loss'])}  {figure.title} {shown(validation[figure.name])}"
-        f"   {seconds:.1f} s  {train['rows'] / max(seconds, 1e-9):.1f} samples/s"
-    )
+    place = place_in_words(row, epochs)
+    parts = [
+        f"train loss {shown(train['loss'])}  {figure.title} {shown(train[figure.name])}",
+        f"validation loss {shown(validation['loss'])}  {figure.title} {shown(validation[figure.name])}",
+        f"{seconds:.1f} s  {train['rows'] / max(seconds, 1e-9):.1f} samples/s",
+    ]
+    lines = [place]
+    for part in parts:
+        if width is not None and len(lines[-1]) + 3 + len(part) > width:
+            lines.append(" " * len(place))
+        lines[-1] += f"   {part}"
+    return "\n".join(lines)
 
 
 class Stopwatch:

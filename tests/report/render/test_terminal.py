@@ -20,7 +20,7 @@ from peftlab.report.build import Request, build
 from peftlab.report.columns import cell_of, column_of, fixed
 from peftlab.report.render import terminal_report
 from peftlab.report.render.markdown import render_markdown
-from peftlab.report.render.terminal import print_table
+from peftlab.report.render.terminal import PlainConsole, print_facts, print_lines, print_table
 from peftlab.report.report import Report
 from peftlab.report.results import interval_text
 from peftlab.report.table import Head, plain_table
@@ -115,3 +115,15 @@ def test_a_pipe_is_as_wide_as_the_terminal_behind_it(tmp_path: Path, through_a_p
         assert int(done.stdout if through_a_pipe else log.read()) == expected
     os.close(reader)
     os.close(terminal)
+
+
+def test_what_is_no_terminal_gets_no_trailing_blanks() -> None:
+    out = io.StringIO()
+    plain = PlainConsole(file=out, width=60)
+    print_facts(plain, [("name", "a fact"), ("another", "x")])
+    print_table(plain, plain_table([Head("a"), Head("b", number=True)], [("one", "1"), ("two and more", "2")]))
+    print_lines(plain, ["a line"])
+    lines = out.getvalue().splitlines()
+    assert lines[:2] == ["name     a fact", "another  x"]
+    assert lines[-1] == "a line"
+    assert [line for line in lines if line != line.rstrip()] == []

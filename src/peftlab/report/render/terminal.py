@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from peftlab.report.table import Cell, Head, Mark, Row, Table, Tone
-from peftlab.terminal import printable
+from peftlab.terminal import columns_of, printable
 
 BETWEEN = 3
 """Characters between two columns."""
@@ -33,11 +34,24 @@ _STYLES: dict[Mark, str] = {"best": "bold", "tied": "underline", "": ""}
 _TONES: dict[Tone, str] = {"quiet": "dim", "warning": "yellow", "": ""}
 
 
+_TRAILING = re.compile(r" +(?=\n)")
+
+
 class PlainConsole(Console):
     """A console to which brackets are brackets, and that passes on no escape sequence but its own."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does; into a file or a pipe without the blanks that fill lines up to the width."""
+        if self.is_terminal:
+            super().print(*objects, **options)
+            return
+        with self.capture() as said:
+            super().print(*objects, **options)
+        self.file.write(_TRAILING.sub("", said.get()))
+        self.file.flush()
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """The segments of ``renderable``, their text printable; colours are put around them later."""
@@ -55,7 +69,7 @@ def _width_behind_a_pipe() -> int | None:
     """Columns of the terminal on which the reader of a pipe most likely shows what it reads; None if there is none."""
     with suppress(OSError, ValueError):  # no stdout, or none with a descriptor
         if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
-            return os.get_terminal_size(sys.stderr.fileno()).columns or None
+            return columns_of(sys.stderr)
     return None
 
 
@@ -152,12 +166,26 @@ class _Column:
         beside = 2 * signed
         words = max(map(cell_len, " ".join([head.title, *(cell.text for cell in cells)]).split()), default=1)
         whole = beside + max((cell_len(cell.text) for cell in cells), default=0)
+        if head.whole:
+            return cls(head, number, signed, whole, whole, whole)
         if not head.number:
             return cls(head, number, signed, max(whole, cell_len(head.title), 1), min(whole, NARROWEST), words)
         title = head.title.split("\n") if "\n" in head.title else head.title.split()
         whole = max(whole, *map(cell_len, title), 1)
         figures = [beside + cell_len(cell.text) for cell in cells if cell.value is not None]
         return cls(head, number, signed, whole, max(words, *figures) if figures else whole, words)
+
+    @property
+    def is_firm(self) -> bool:
+        """Whether no part of a cell may stand in another line."""
+        return self.head.number or self.head.whole
+
+    @property
+    def room(self) -> int:
+        """What it is reckoned with where it is asked whether another column has room."""
+        if self.is_firm:
+            return self.whole
+        return min(self.whole, max(self.word, NARROWEST) if self.head.gives_way else WIDEST_NAME)
 
     @property
     def least(self) -> int:
@@ -172,7 +200,7 @@ class _Column:
 
 def _with_room(columns: Sequence[_Column], width: int) -> list[_Column]:
     """The columns that are printed: of the optional ones those that have room, in their order."""
-    need = {c: BETWEEN + (c.whole if c.head.number else min(c.whole, WIDEST_NAME)) for c in columns}
+    need = {column: BETWEEN + column.room for column in columns}
     room = width - 1 - sum(need[column] for column in columns if not column.head.optional)
     left_out = set()
     for column in columns:
@@ -189,9 +217,9 @@ def _widths(columns: Sequence[_Column], width: int) -> list[int]:
     room = width - 1 - BETWEEN * len(columns)
     for floors in (
         [max(column.figures, min(column.word, WIDEST_NAME)) for column in columns],
-        [column.figures if column.head.number else min(column.word, LEAST) for column in columns],
-        [column.least if column.head.number else min(column.word, LEAST) for column in columns],
-        [column.least if column.head.number else 1 for column in columns],
+        [column.figures if column.is_firm else min(column.word, LEAST) for column in columns],
+        [column.least if column.is_firm else min(column.word, LEAST) for column in columns],
+        [column.least if column.is_firm else 1 for column in columns],
         [1] * len(columns),
     ):
         while sum(widths) > room and any(width > floor for width, floor in zip(widths, floors, strict=True)):
