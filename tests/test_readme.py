@@ -169,8 +169,9 @@ def local_folder(arguments: list[str], scratch: Path) -> list[str]:
         folder.mkdir()
         for split in ("train", "test"):
             asked = '"[""no"", ""yes""]"'
-            rows = (f"{split} text {i},second {i},{i % labels},{i}?,{asked},{i % 2}\n" for i in range(2_400))
-            (folder / f"{split}.csv").write_text("text,hypothesis,label,question,options,answer\n" + "".join(rows))
+            rows = (f"{split} text {i},second {i},{i % labels},{i}?,{asked},{i % 2},{i}?,{i}\n" for i in range(2_400))
+            names = "text,hypothesis,label,question,options,answer,prompt,response\n"
+            (folder / f"{split}.csv").write_text(names + "".join(rows))
         (folder / "general.jsonl").write_text('{"text": "what no run is tuned on"}\n')
     return [a.replace("FOLDER", os.fspath(folder)) for a in arguments]
 
