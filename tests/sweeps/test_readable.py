@@ -59,7 +59,7 @@ def test_check_fails_with_the_very_error_of_training(messy: Path) -> None:
 
 def test_check_says_what_it_found(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_reviews(scratch, rows=100)  # 20 held out as test, then 8 of 80 for validation
-    assert check.main([*TINY, f"data.path={path}"]) == 0
+    assert check.main(["--config", *TINY, f"data.path={path}"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("#")]
     assert lines[:4] == [
         "# data: train file (reviews.jsonl, 100 rows): 72 rows (bad 36, good 36)",
@@ -71,7 +71,7 @@ def test_check_says_what_it_found(scratch: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_what_a_hub_has_is_not_read(capsys: pytest.CaptureFixture[str]) -> None:
-    assert check.main(["backbone=tiny", "data=imdb"]) == 0
+    assert check.main(["--config", "backbone=tiny", "data=imdb"]) == 0
     assert "# data: not read" in capsys.readouterr().out
 
 
