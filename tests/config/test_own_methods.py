@@ -64,7 +64,7 @@ def test_every_verb_takes_a_folder_of_configs(
     monkeypatch.setenv("PEFTLAB_ALLOW", "gated_lora")
     assert "PYTHONPATH=FOLDER" in peftlab("check", *chosen).err
     monkeypatch.syspath_prepend(module)
-    checked = peftlab("check", *chosen, "peft.rank=4", "data=text_files", f"data.path={reviews}")
+    checked = peftlab("check", "--config", *chosen, "peft.rank=4", "data=text_files", f"data.path={reviews}")
     assert yaml.safe_load(checked.out)["peft"] == {
         "_target_": "gated_lora.GatedLoRA", "rank": 4, "targets": ["query", "value"]
     }  # fmt: skip
@@ -103,7 +103,8 @@ def test_a_registered_method_needs_no_file(
     (about / "entry_points.txt").write_text("[peftlab.methods]\ngated_lora = gated_lora\n")
     monkeypatch.syspath_prepend(module)
     assert "gated_lora, head" in peftlab("check", "peft=lroa").err
-    checked = yaml.safe_load(peftlab("check", "peft=gated_lora", "data=text_files", f"data.path={reviews}").out)["peft"]
+    words = ["peft=gated_lora", "data=text_files", f"data.path={reviews}"]
+    checked = yaml.safe_load(peftlab("check", "--config", *words).out)["peft"]
     assert checked == {"_target_": "gated_lora.GatedLoRA", "rank": 8, "targets": ["query", "value"]}
     assert "Did you mean 'rank'?" in peftlab("check", "peft=gated_lora", "peft.rnak=2").err
     assert "Rank of the update" in peftlab("explain", "peft=gated_lora").out
