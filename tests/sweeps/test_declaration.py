@@ -12,7 +12,7 @@ from peftlab.errors import ConfigError
 from peftlab.sweeps.declaration import assignments, override_value, plain_number
 from peftlab.sweeps.reading import read_sweep
 from tests.alone import peftlab_alone
-from tests.conftest import Peftlab
+from tests.conftest import TINY, Peftlab
 from tests.sweeps.made_up import BASE, declare, declared
 
 CELL: dict[str, Any] = {"id": "lora", "overrides": ["peft=lora"]}
@@ -187,6 +187,14 @@ def test_check_names_cells_that_could_not_be_built(peftlab: Peftlab, reviews: Pa
     assert result.status == 2
     assert "cannot be built" in result.out
     assert "1 cell cannot be built: cell 'bad': peft.targets: 'nonexist' matches no" in result.err
+    # a cell, a job and a config that would compute nothing once: seen before a run has loaded anything
+    said = "peft=lora trains 'bert.encoder.layer.0.attention.self.query.deltas.all.lora_A', and below it"
+    declare(cells=[CELL, {"id": "once", "overrides": ["peft=lora", "backbone.cache_frozen=true"]}])
+    for words in (["sweep.yaml"], [*TINY, f"data.path={reviews}", "backbone.cache_frozen=true"]):
+        refused = peftlab("check", *words)
+        assert (refused.status, said in refused.err) == (2, True), refused.err
+    accepted = peftlab("check", *TINY, f"data.path={reviews}", "backbone.cache_frozen=true", "peft=head")
+    assert accepted.status == 0, accepted.err
     folder = peftlab("check", ".")
     assert folder.status == 2
     assert "is a folder. Give one sweep's file; there are: sweep.yaml" in folder.err

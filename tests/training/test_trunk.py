@@ -21,13 +21,15 @@ from peftlab.peft.base import PEFTStrategy, attach
 from peftlab.peft.bitfit import BitFit
 from peftlab.peft.head import HeadOnly
 from peftlab.peft.last_layers import LastLayers
+from peftlab.peft.layernorm import LayerNormTuning
 from peftlab.peft.lora import LoRA
 from peftlab.peft.prefix_tuning import PrefixTuning
 from peftlab.peft.prompt_tuning import PromptTuning
 from peftlab.training import trunk_cache
+from peftlab.training.frozen_blocks import require_frozen_blocks
 from peftlab.training.trunk import FrozenTrunk
 from peftlab.training.trunk_cache import TrunkStates, trunk_states
-from tests.backbones.tiny_backbones import batch, shake, tiny
+from tests.backbones.tiny_backbones import batch, shake, tiny, tiny_config
 
 TEXTS = ["a fine film", "a dull and much too long film", "so so", "x"]
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -121,6 +123,25 @@ def test_what_reaches_the_bottom_is_refused(name: str, method: PEFTStrategy, sai
         built(name, method)
     assert str(caught.value).startswith("backbone.cache_frozen=true: ")
     assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(PeftlabError) as on_shapes:  # with no weights at all
+        require_frozen_blocks(attach(tiny_config(name).build(3, seed=0, device="meta"), method, seed=0))
+    assert str(on_shapes.value) == str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "modernbert"])
+@pytest.mark.parametrize("method", [HeadOnly(), LastLayers(layers=1), LayerNormTuning(), LoRA(targets=[UPPER])])
+def test_shapes_say_what_weights_say(name: str, method: PEFTStrategy) -> None:
+    """Of a model on "meta", whose numbers nobody can look at, the same is refused and accepted."""
+    said = []
+    for device in ("cpu", "meta"):
+        adapter = attach(tiny_config(name).build(3, seed=0, device=device), method, seed=0)
+        try:
+            require_frozen_blocks(adapter)
+            said.append("accepted")
+        except PeftlabError as error:
+            said.append(str(error))
+    assert said[0] == said[1]
+    assert (said[0] == "accepted") == (not isinstance(method, LayerNormTuning))
 
 
 # -- on the disk ---------------------------------------------------------------------------------

@@ -69,8 +69,10 @@ def _check_one(given: argparse.Namespace) -> int:
     config = check(written)
     config.trainer = Ranks.here().settle(config.trainer)
     folder = known_folder(config)
+    if (state := _state(folder)) == "new" and getattr(config.backbone, "cache_frozen", False):
+        _require_sound(config)
     data = found_in_words(config.data, read_here(config))  # as training: what cannot be used is said in its words
-    parent = None if (state := _state(folder)) == "finished" else parent_of(config, folder)
+    parent = None if state == "finished" else parent_of(config, folder)
     goes_on = None if parent is None else f"{parent.given} after its {counted(parent.epochs, 'epoch')}"
     if given.config:
         print(yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True), end="")
@@ -90,6 +92,15 @@ def _check_one(given: argparse.Namespace) -> int:
     print_facts(console(), [*said, ("key", folder.key), ("state", state)])
     print(f"folder  {folder.path}")  # whole, to be copied
     return 0
+
+
+def _require_sound(config: RunConfig) -> None:
+    """Whether something is frozen below what trains is seen on the shapes of the model, which imports torch."""
+    from peftlab.sweeps.soundness import fault_of
+
+    if (fault := fault_of(config.plain())) is not None:
+        said, kind = fault
+        raise kind(said)
 
 
 def _check_file(file: Path, overrides: Sequence[str], given: argparse.Namespace) -> int:

@@ -88,6 +88,7 @@ def shape(config: RunConfig) -> str:
 
 def _count(given: dict[str, Any]) -> Count:
     from peftlab.peft.base import attach
+    from peftlab.training.frozen_blocks import require_frozen_blocks
 
     given["backbone"]["from_run"] = None  # the earlier run's weights have the same shapes
     given["measure_forgetting"] = False
@@ -99,6 +100,8 @@ def _count(given: dict[str, Any]) -> Count:
         return Count(None, first_line(error))
     try:
         adapter = attach(backbone, config.peft, seed=0, train_head=config.trains_head)
+        if getattr(config.backbone, "cache_frozen", False):
+            require_frozen_blocks(adapter)
     except PeftlabError as error:
         return Count(None, first_line(error), mistake=True)
     except Exception as error:  # a method that needs values, of a package of its own

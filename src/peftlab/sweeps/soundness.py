@@ -68,13 +68,14 @@ def _form(config: RunConfig) -> str:
 
 
 def _faults_of(plain: Sequence[dict[str, Any]]) -> list[tuple[str, type[PeftlabError]] | None]:
-    return [_fault_of(values) for values in plain]
+    return [fault_of(values) for values in plain]
 
 
-def _fault_of(values: dict[str, Any]) -> tuple[str, type[PeftlabError]] | None:
+def fault_of(values: dict[str, Any]) -> tuple[str, type[PeftlabError]] | None:
     """What keeps a config from being built, and the kind of error; None: nothing that is seen without its weights."""
     from peftlab.peft.base import attach
     from peftlab.runs.assemble import require_positions
+    from peftlab.training.frozen_blocks import require_frozen_blocks
 
     values = {**values, "backbone": {**values["backbone"], "from_run": None}, "measure_forgetting": False}
     with contextlib.suppress(Exception):  # what needs values, of another package: the job itself will say it
@@ -83,7 +84,9 @@ def _fault_of(values: dict[str, Any]) -> tuple[str, type[PeftlabError]] | None:
             own: dict[str, Any] = {"head": "own"} if config.data.what_is_learned().head == "own" else {}
             backbone = config.backbone.build(2, seed=0, device="meta", **own)  # the classes count in the head alone
             require_positions(config, backbone)
-            attach(backbone, config.peft, seed=0, train_head=config.trains_head)
+            adapter = attach(backbone, config.peft, seed=0, train_head=config.trains_head)
+            if getattr(config.backbone, "cache_frozen", False):
+                require_frozen_blocks(adapter)
         except PeftlabError as error:
             return str(error), type(error)
     return None
