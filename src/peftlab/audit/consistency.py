@@ -217,6 +217,10 @@ def _timing(record: dict[str, Any]) -> Iterator[Finding]:
         "train_samples_per_second": sum(row["train_rows"] for row in history) / max(seconds, 1e-9),
         "evaluation_samples_per_second": record["data"]["rows"]["test"] / max(timing["test_seconds"], 1e-9),
     }
+    hours = seconds * record["processes"] / 3600 if "processes" in record else None
+    if hours is not None and "hours_of" in timing:
+        on_gpu = timing["cpu_hours"] is None
+        expected |= {"gpu_hours": hours} if on_gpu else {"cpu_hours": hours * timing["threads"]}
     for name, value in expected.items():
         if not math.isclose(timing[name], value, rel_tol=1e-9):
             yield Finding(f"timing.{name}", f"{timing[name]}, but the epochs, the rows and the test give {value}")

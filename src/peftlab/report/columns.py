@@ -23,7 +23,7 @@ TELLING: tuple[Form, ...] = ("score", "percent", "difference")
 """Formats of results, whose cells have a deviation and say what they lack; the others are of costs."""
 DIGITS: dict[str, int] = {"score": 4, "percent": 2, "difference": 4, "seconds": 1}
 """Digits behind the point where a column says nothing else."""
-LOWER_IS_BETTER = ("seconds", "bytes", "mib", "forgetting", "forgetting_with_adapter_off", "perplexity")
+LOWER_IS_BETTER = ("seconds", "hours", "bytes", "mib", "forgetting", "forgetting_with_adapter_off", "perplexity")
 """Last parts of paths, or their last words, whose values are better when they are lower; what of the metrics is, the
 records say."""
 
@@ -110,6 +110,8 @@ def _title_and_format(path: str) -> tuple[str, Form]:
     if first == "parameters" or last in ("rows", "bytes") or path.startswith("data.rows"):
         titles = {"trainable": "trainable parameters", "trainable_without_head": "trainable, without the head"}
         return titles.get(last, words), "count"
+    if path in _COSTS:
+        return _COSTS[path], "number"
     if last.endswith("seconds"):
         return words, "seconds"
     if first == "probe":
@@ -118,11 +120,18 @@ def _title_and_format(path: str) -> tuple[str, Form]:
         return f"{rest.replace('.', ' ').replace('_', ' ')} on general text", "count" if last == "tokens" else "score"
     if first == "forgetting":
         return words, "score" if last in ("before", "after") else "difference"
-    if path == "memory.peak_mib":
-        return "peak memory, MiB", "number"
     return (rest or path, "text") if first == "config" else (path, "number")
 
 
+_COSTS = {
+    "memory.peak_mib": "peak memory, MiB",
+    "memory.peak_gpu_mib": "peak GPU memory, MiB",
+    "timing.gpu_hours": "GPU-hours of training",
+    "timing.cpu_hours": "CPU core-hours of training",
+    "timing.latency_seconds": "seconds a text",
+    "timing.latency_merged_seconds": "seconds a text, merged",
+}
+"""Titles of columns of what a run took; their numbers span too much for a fixed number of digits."""
 STANDARD = ("parameters.trainable", "parameters.trainable_without_head", "timing.train_seconds", "memory.peak_mib")
 
 

@@ -24,6 +24,8 @@ def finished_record(config: RunConfig, folder: RunFolder) -> dict[str, Any] | No
         say(f"{folder.path} has {in_words(record)}; force=true runs it again.{_not_logged(config, folder, record)}")
         return record
     say(f"{folder.path} is finished already; force=true runs it again.{_not_logged(config, folder, record)}")
+    if config.trainer.measure_latency and "latency_seconds" not in record["timing"]:
+        say("Its latency was not measured (trainer.measure_latency is no part of the key): force=true does.")
     print_result(folder.path, record, config.data.what_is_learned())
     return record
 

@@ -11,6 +11,7 @@ from typing import Any
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
 from peftlab.data.module import content_hash, split_hashes
+from peftlab.errors import counted
 from peftlab.metric_names import UNDEFINED, MetricName, task_figure
 from peftlab.objectives.base import Learned
 from peftlab.peft.legacy import FORMAT
@@ -147,6 +148,23 @@ def timing(
         "total_seconds": time.time() - began,
         "resumed": resumed,
     } | ({} if trunk_seconds is None else {"trunk_seconds": trunk_seconds})
+
+
+def device_hours(train_seconds: float, *, processes: int, threads: int, on_gpu: bool) -> dict[str, Any]:
+    """GPU-hours of a run on GPUs, core-hours of one on CPUs; the other is None. ``hours_of`` says what is counted.
+
+    Args:
+        train_seconds: of training, of all attempts. What a killed attempt did after its last checkpoint is not known,
+            and start, validation and test are no training.
+        processes: each with a device of its own.
+        threads: of each process, on a CPU.
+        on_gpu: whether the devices are GPUs.
+    """
+    hours = train_seconds * processes / 3600
+    if on_gpu:
+        return {"gpu_hours": hours, "cpu_hours": None, "hours_of": f"training, on {counted(processes, 'GPU')}"}
+    cores = f"training, in {processes} process{'es' * (processes > 1)} of {counted(threads, 'thread')}"
+    return {"gpu_hours": None, "cpu_hours": hours * threads, "hours_of": cores, "threads": threads}
 
 
 def file_facts(folder: RunFolder, names: Iterable[str]) -> dict[str, dict[str, str | int]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
@@ -46,6 +47,7 @@ from peftlab.runs.evaluate import measure, require_all_rows
 from peftlab.runs.finished import finished_record
 from peftlab.runs.forgetting import measure_forgetting
 from peftlab.runs.generating import generated
+from peftlab.runs.latency import latency
 from peftlab.runs.memory import memory_told
 from peftlab.runs.predictions import predictions_table
 from peftlab.runs.probe import probe, require_probing
@@ -58,7 +60,7 @@ from peftlab.training.inside_epoch import KeepsSteps, Travels
 from peftlab.training.meeting import Decision, Meeting
 from peftlab.training.places import place_of
 from peftlab.training.precision import require_precision
-from peftlab.training.ranks import Ranks, lead_from, led_from
+from peftlab.training.ranks import Ranks, lead_from, led_from, world_size
 from peftlab.training.reached import RequireGradients
 from peftlab.training.selection import monitored, selected, selected_row
 from peftlab.training.sharding import ShardedStrategy
@@ -321,6 +323,26 @@ class _Run:
         require_all_rows(self.module.test_metrics["rows"], len(self.splits.test))
         return seconds
 
+    def _timing(self, test_seconds: float, *, resumed: bool, began: float) -> dict[str, Any]:
+        """What it took; latency, where it is asked for, is measured now, when all else is."""
+        found = record.timing(
+            self.module,
+            len(self.splits.test),
+            test_seconds,
+            resumed=resumed,
+            began=began,
+            trunk_seconds=self.trunk_seconds,
+        )
+        found |= record.device_hours(
+            found["train_seconds"],
+            processes=world_size(self.config.trainer),
+            threads=torch.get_num_threads(),
+            on_gpu=self.trainer.strategy.root_device.type != "cpu",
+        )
+        if self.config.trainer.measure_latency:
+            found |= latency(self.config, self.module, self.assembled.adapter, self.data)
+        return found
+
     def _frozen_as_before(self) -> bool:
         strategy = self.trainer.strategy
         if isinstance(strategy, ShardedStrategy):
@@ -366,6 +388,7 @@ class _Run:
             *assembled.backbone.files(),
         )
         # test() has compared the frozen weights, or we were not here
+        memory = environment.peak_memory_mib()  # before a latency is measured
         frozen = {"fingerprint": assembled.fingerprint, "frozen_unchanged": True}
         written = record.head(config, folder, argv, "finished", said=said) | {
             OBJECTIVE: self.module.objective.facts(),
@@ -379,15 +402,8 @@ class _Run:
             "forgetting": forgetting,
             **({} if general is None else {"probe": general.plain()}),
             "history": history,
-            "timing": record.timing(
-                self.module,
-                len(splits.test),
-                test_seconds,
-                resumed=resumed,
-                began=began,
-                trunk_seconds=self.trunk_seconds,
-            ),
-            "memory": environment.peak_memory_mib(),
+            "timing": self._timing(test_seconds, resumed=resumed, began=began),
+            "memory": memory,
             "files": {folder.adapter.name: adapter} | record.file_facts(folder, beside),
         }
         folder.write_record(written)

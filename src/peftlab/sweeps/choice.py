@@ -14,6 +14,7 @@ from typing import Any, Literal
 from peftlab.errors import ConfigError
 from peftlab.records.divergence import diverged
 from peftlab.sweeps.declaration import assignments, lower_is_better
+from peftlab.sweeps.record_paths import NOT_IN_EVERY_RECORD
 from peftlab.training.selection import selected_row
 
 State = Literal["open", "finished", "diverged", "pruned", "failed"]
@@ -63,6 +64,8 @@ def value_of(record: Mapping[str, Any], path: str) -> float | None:
     found: Any = record
     for part in path.split("."):
         if found is None:
+            return None
+        if path in NOT_IN_EVERY_RECORD and isinstance(found, Mapping) and part not in found:
             return None
         if not isinstance(found, Mapping) or part not in found:
             raise ConfigError(f"no record has a value at '{path}': there is no '{part}'.")

@@ -136,6 +136,9 @@ class TrainerConfig:
     another can go on with it (``continue_from``). false: they are removed; what was trained is in the adapter file."""
     log_every_n_steps: PositiveInt = bookkeeping(10)
     """Optimizer steps between two that the logger gets values of."""
+    measure_latency: bool = bookkeeping(False)
+    """When the run has ended, time single texts of its test, with the adapter as it is and merged: the record then has
+    ``timing.latency_seconds`` and ``timing.latency_merged_seconds``. It changes no number."""
     progress_bar: bool = bookkeeping(True)
     """Show how far the epoch is as a bar, where there is a terminal."""
 

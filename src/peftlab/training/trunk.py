@@ -117,8 +117,9 @@ class FrozenTrunk(FrozenBlocks):
 
     def stand_in(self, shape: tuple[int, int]) -> Tensor:
         """Zeros in the place of what is kept of a batch of ``shape``, (B, T)."""
-        width = self.backbone.model.config.hidden_size  # type: ignore[union-attr]
-        return torch.zeros((shape[0], width) if self.kept == "mean" else (*shape, width))
+        settings: Any = self.backbone.model.config
+        width = int(settings.hidden_size)
+        return torch.zeros(shape[0], width) if self.kept == "mean" else torch.zeros(*shape, width)
 
     def _answers_in_tuples(self, example: tuple[Tensor, Tensor]) -> int:
         answers: list[Any] = []
