@@ -49,11 +49,13 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Side by side with transformers.Trainer + HF peft on the same data and recipe; what a sweep costs beside its jobs; a
-# report of 10,000 records; how often its marks and intervals err. Three quarters of an hour.
+# Side by side with transformers.Trainer + HF peft on the same data and recipe; the memory that peftlab estimate says beside
+# what runs take; what a sweep costs beside its jobs; a report of 10,000 records; how often its marks and intervals err.
+# Three quarters of an hour.
 bench: install
 	$(BIN)/python benchmarks/against_trainer.py
 	$(BIN)/python benchmarks/against_trl.py
+	$(BIN)/python benchmarks/estimates.py
 	$(BIN)/python benchmarks/sweep_overhead.py
 	$(BIN)/python benchmarks/report_10000.py
 	$(BIN)/python benchmarks/marks.py

@@ -45,7 +45,7 @@ def estimated(config: RunConfig, *, shapes: bool) -> dict[str, Any]:
     memory, work, measured, process = estimate(config, shapes=shapes)
     return {
         "work": asdict(work),
-        "memory": asdict(memory) | {"total": memory.total, "process": process},
+        "memory": asdict(memory) | {"total": memory.total, "process": process, "on_cpu": memory.on_cpu(process)},
         "measured": None if measured is None else asdict(measured),
     }
 
@@ -60,8 +60,9 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"optimizer   {memory['optimizer']:,.1f} MiB",
         f"activations {memory['activations']:,.0f} MiB at the largest of a step ({memory['evaluation']:,.0f} of "
         "evaluation)",
-        f"together    {memory['total']:,.0f} MiB a device, from shapes; on a CPU beside the {memory['process']:,.0f} "
-        "MiB that the process has without a model",
+        f"together    {memory['total']:,.0f} MiB a device, from shapes",
+        f"on a CPU    {memory['on_cpu']:,.0f} MiB: with {memory['process']:,.0f} MiB that the process has without a "
+        f"model, and {memory['allocator']:,.0f} MiB that the allocator keeps beside",
     ]
     if measured is None:
         return lines

@@ -1,26 +1,17 @@
 """What a run will take, before it runs: memory from shapes alone, then seconds and memory from a few real steps.
 
-From shapes: the model is built without its weights, and a step of the largest batch (forward, backward, optimizer) and
-a forward pass of the largest evaluation batch are gone through with tensors that have a shape and no memory, while each
-storage that comes and goes is counted. This sees dropout, adapters, gradient checkpointing and which attention torch
-takes. It does not see what an allocator keeps beside: on a CPU, with dropout inside attention, a third more was
-measured. The few real steps do, on the machine that they run on.
+From shapes (:mod:`peftlab.runs.shapes`) nothing of the model's size is allocated; the few real steps say what the
+machine at hand takes for them.
 """
 
 from __future__ import annotations
 
 import time
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch import Tensor
 
 from peftlab.allocator import keeping_memory
 from peftlab.config import RunConfig
@@ -28,37 +19,15 @@ from peftlab.data.base import Splits
 from peftlab.data.batching import EvaluationBatchSampler
 from peftlab.data.module import TextDataModule
 from peftlab.data.too_long import within_length
-from peftlab.peft.adapter import Adapter
-from peftlab.peft.base import attach
+from peftlab.objectives.base import Objective
 from peftlab.records.environment import peak_memory_mib, resident_mib
 from peftlab.runs.assemble import Assembled, assemble, lightning_module
 from peftlab.runs.batches import batches_a_step
 from peftlab.runs.memory import memory_told
+from peftlab.runs.shapes import Memory, Shape, Work, memory_of, on_meta
 from peftlab.training.module import TrainingModule
-from peftlab.training.precision import in_full, into_precision
+from peftlab.training.precision import in_full
 from peftlab.training.ranks import world_size
-
-MIB = 2**20
-_QUANTIZED = {"nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64, "int8": 1.0}
-"""Bytes of a weight in bitsandbytes' forms, with a float32 scale for 64 of them."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """MiB of one device, from shapes."""
-
-    weights: float
-    gradients: float
-    optimizer: float
-    activations: float
-    """What a step of the largest batch has beside these at its largest: kept for backward, and in between."""
-    evaluation: float
-    """The same of the largest evaluation batch."""
-
-    @property
-    def total(self) -> float:
-        """The largest that they are together, without the process itself."""
-        return self.weights + max(self.gradients + self.optimizer + self.activations, self.evaluation)
 
 
 @dataclass(frozen=True)
@@ -75,18 +44,6 @@ class Measured:
     """Of the process on a CPU, with what it had before; allocated on a GPU."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """Rows and tokens of a run, and its largest batches as (rows, tokens of the longest)."""
-
-    steps: int
-    train_tokens: int
-    validation_tokens: int
-    test_tokens: int
-    largest: tuple[int, int]
-    largest_evaluation: tuple[int, int]
-
-
 def work_of(config: RunConfig, data: TextDataModule) -> Work:
     """What ``config`` has to compute, in padded tokens of one process."""
     processes = world_size(config.trainer)
@@ -101,134 +58,39 @@ def work_of(config: RunConfig, data: TextDataModule) -> Work:
         share, total = 1.0, steps * epochs
     every = config.trainer.validate_every_n_steps
     validations = epochs if every is None else epochs + total // every
+    by_size = sorted(shapes, key=_size, reverse=True)
     evaluated = {split: _evaluation_shapes(config, data, split) for split in ("validation", "test")}
     return Work(
         steps=total,
         train_tokens=round(sum(b * t for b, t in shapes) * config.trainer.max_epochs * share / processes),
         validation_tokens=sum(b * t for b, t in evaluated["validation"]) * validations // processes,
         test_tokens=sum(b * t for b, t in evaluated["test"]) // processes,
-        largest=max(shapes, key=lambda shape: shape[0] * shape[1]),
-        largest_evaluation=max((s for one in evaluated.values() for s in one), key=lambda shape: shape[0] * shape[1]),
+        largest=by_size[0],
+        largest_evaluation=max((s for one in evaluated.values() for s in one), key=_size),
+        others=tuple(by_size[len(by_size) * part // 4] for part in (3, 2, 1)),
+        targets=_targets(config, data, loader.batches(0)[0]),
     )
 
 
-def _evaluation_shapes(config: RunConfig, data: TextDataModule, split: Any) -> list[tuple[int, int]]:
+def _size(shape: Shape) -> int:
+    return shape[0] * shape[1]
+
+
+def _targets(config: RunConfig, data: TextDataModule, rows: list[int]) -> float | None:
+    """Targets of a language model in a padded token of the batch of ``rows``."""
+    learned = config.data.what_is_learned()
+    if not (isinstance(learned, Objective) and learned.learns_tokens and learned.weighs):
+        return None
+    texts: Any = data.train_dataloader().dataset
+    some = [texts[row] for row in rows]
+    padded = len(some) * max(len(row["input_ids"]) for row in some)
+    return sum(learned.weight(row) for row in some) / padded
+
+
+def _evaluation_shapes(config: RunConfig, data: TextDataModule, split: Any) -> list[Shape]:
     lengths = data.tokenized(split).lengths
     sampler = EvaluationBatchSampler(lengths, config.data.eval_batch_size, group_by_length=config.data.group_by_length)
     return [(len(rows), int(lengths[rows].max())) for rows in sampler if min(rows) >= 0]
-
-
-# -- from shapes ---------------------------------------------------------------------------------
-
-
-def memory_of(config: RunConfig, outputs: int, work: Work) -> Memory:
-    """From shapes, for each device; nothing of the model's size is allocated.
-
-    Args:
-        config: the run's.
-        outputs: of the head.
-        work: its batches.
-    """
-    backbone = config.backbone.build(outputs, seed=config.seed, device="meta")
-    adapter = attach(backbone, config.peft, seed=config.seed, train_head=config.trains_head)
-    into_precision(backbone, config.trainer.precision)
-    weights, trained = _weight_bytes(config, backbone, adapter), adapter.parameters(beside=True)
-    gradients = sum(p.numel() * p.element_size() for p in trained)
-    live = _Live()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        backbone.to_empty(device="cpu")
-        optimizer = config.optim.build(adapter.param_groups(config.optim.lr))
-        backbone.train()
-        for _ in range(2):  # in the second the optimizer has its states
-            with live, _shapes_alone(config, adapter):
-                live.peak = live.now
-                loss = backbone(*_ids(work.largest)).float().square().mean()
-                loss.backward()
-                del loss
-            with live:
-                _step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
-        trained_peak = live.peak
-        states = sum(t.numel() * t.element_size() for t in _tensors(optimizer.state))
-        backbone.eval()
-        live.peak = live.now
-        with live, torch.no_grad(), _shapes_alone(config, adapter):
-            backbone(*_ids(work.largest_evaluation))
-        evaluation = live.peak
-    buckets = gradients if world_size(config.trainer) > 1 else 0  # DDP's, which the gradients are reduced in
-    return Memory(
-        weights=weights / MIB,
-        gradients=(gradients + buckets) / MIB,
-        optimizer=states / MIB,
-        activations=max(0, trained_peak - gradients - states) / MIB,
-        evaluation=evaluation / MIB,
-    )
-
-
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages that are made inside of it, until they are gone."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._known: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._see, out)
-        return out
-
-    def _see(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if id(storage) not in self._known:
-            self._known[id(storage)] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, id(storage))
-        return tensor
-
-    def _forget(self, storage: int) -> None:
-        self.now -= self._known.pop(storage)
-
-
-@contextmanager
-def _shapes_alone(config: RunConfig, adapter: Adapter) -> Iterator[None]:
-    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(in_full(config.trainer.precision))
-    with (
-        adapter.backbone.without_a_look(full=False),
-        torch.autocast("cpu", dtype=mixed, enabled=mixed is not None),
-    ):
-        yield
-
-
-def _ids(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    return torch.zeros(shape, dtype=torch.int64), torch.ones(shape, dtype=torch.int64)
-
-
-def _step(optimizer: torch.optim.Optimizer) -> None:
-    optimizer.step()
-
-
-def _tensors(state: Any) -> Iterator[Tensor]:
-    return (value for of_one in state.values() for value in of_one.values() if isinstance(value, Tensor))
-
-
-def _weight_bytes(config: RunConfig, backbone: Any, adapter: Adapter) -> float:
-    """Of all parameters and buffers on one device: in 4 or 8 bits, and cut over the processes, where they are."""
-    trains = set(map(id, adapter.parameters(beside=True)))
-    linear = {id(m.weight) for m in backbone.model.modules() if isinstance(m, nn.Linear)}
-    linear -= {id(parameter) for _, parameter in backbone.head_parameters()}
-    a_weight = _QUANTIZED.get(config.backbone.quantize or "")
-    sharded = world_size(config.trainer) if config.trainer.strategy == "fsdp" else 1
-    total = 0.0
-    for tensor in (*backbone.parameters(), *backbone.buffers()):
-        size = tensor.numel() * tensor.element_size()
-        if id(tensor) in trains:
-            total += size
-        else:
-            quantized = a_weight is not None and id(tensor) in linear
-            total += (tensor.numel() * a_weight if quantized and a_weight is not None else size) / sharded
-    return total
 
 
 # -- from a few real steps -----------------------------------------------------------------------
@@ -238,7 +100,7 @@ def _weight_bytes(config: RunConfig, backbone: Any, adapter: Adapter) -> float:
 def measured(config: RunConfig, splits: Splits, data: TextDataModule, work: Work) -> Measured:
     """Two steps of the largest batch, three of others, and evaluation batches, on the device at hand."""
     assembled = assemble(config, splits)
-    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+    device = _device(config)
     assembled.backbone.to(device)
     module = lightning_module(config, assembled, splits)
     with keeping_memory(config.trainer.keep_memory):
@@ -311,14 +173,18 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def _device(config: RunConfig) -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+
+
 def estimate(config: RunConfig, *, shapes: bool) -> tuple[Memory, Work, Measured | None, float]:
     """Memory from shapes, the work, what was measured (None: ``shapes`` alone), and the process's own MiB."""
     splits = config.data.load()
     outputs = config.data.what_is_learned().head_size(splits.label_names)
-    plain = config.backbone.build(outputs, seed=config.seed, train_texts=splits.train.texts, device="meta")
+    plain = on_meta(config, outputs, train_texts=splits.train.texts)
     splits = within_length(config.data, splits, plain.tokenizer)
     data = TextDataModule(config.data, splits, plain.tokenizer, config.seed)
     work, process = work_of(config, data), resident_mib()
-    # first what is real, so that its peak is its own
-    found = None if shapes else measured(config, splits, data, work)
-    return memory_of(config, outputs, work), work, found, process
+    # first what is asked of the allocator and never written to, of which no page is taken
+    memory = memory_of(config, outputs, work, on_cpu=_device(config).type == "cpu")
+    return memory, work, None if shapes else measured(config, splits, data, work), process
