@@ -53,6 +53,9 @@ def estimated(config: RunConfig, *, shapes: bool) -> dict[str, Any]:
 def _lines(found: dict[str, Any]) -> list[str]:
     memory, work, measured = found["memory"], found["work"], found["measured"]
     rows, tokens = work["largest"]
+    kept = f"and {memory['allocator']:,.0f} MiB that the allocator keeps beside"
+    if not memory["allocator"]:  # nobody has asked it
+        kept = "but not what an allocator keeps beside"
     lines = [
         f"steps       {work['steps']:,}, the largest of {rows} texts a device of at most {tokens} tokens",
         f"weights     {memory['weights']:,.0f} MiB",
@@ -62,7 +65,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         "evaluation)",
         f"together    {memory['total']:,.0f} MiB a device, from shapes",
         f"on a CPU    {memory['on_cpu']:,.0f} MiB: with {memory['process']:,.0f} MiB that the process has without a "
-        f"model, and {memory['allocator']:,.0f} MiB that the allocator keeps beside",
+        f"model, {kept}",
     ]
     if measured is None:
         return lines
