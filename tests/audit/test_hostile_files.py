@@ -171,7 +171,7 @@ def adapter_of_hf_peft(files: dict[str, bytes]) -> Callable[[Path], object]:
 def tokens_of_code(run: Path) -> None:
     """In the cache, an array of objects, with the checksum that belongs to it."""
     cached = [path.parent for path in Path(os.environ["PEFTLAB_CACHE"]).rglob("complete.json")]
-    for folder in cached:
+    for folder in (folder for folder in cached if (folder / "ids.npy").exists()):
         rows = json.loads((folder / "complete.json").read_text())["rows"]
         np.save(folder / "ids.npy", np.array([Code()], dtype=object), allow_pickle=True)
         hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("ids.npy", "offsets.npy")}

@@ -153,8 +153,9 @@ class Training:
         self.backbone.train()
         ids, mask = _ids(self.kind, step % len(TEXTS))
         if self.backbone.says_next_tokens:
-            followed = F.pad(mask[:, 1:], (0, 1)).bool()
-            loss = F.cross_entropy(self.backbone(ids, mask, at=followed).float(), ids[:, 1:][mask[:, 1:].bool()])
+            # a prompt of two tokens: what edits prompts edits at most a half of one from either side
+            asked = F.pad(mask[:, 1:], (0, 1)).bool() & (mask.cumsum(1) > 1)
+            loss = F.cross_entropy(self.backbone(ids, mask, at=asked).float(), ids[:, 1:][asked[:, :-1]])
         else:
             loss = F.cross_entropy(self.backbone(ids, mask).float(), LABELS)
         penalty = self.adapter.regularization(step + 1, STEPS)

@@ -124,7 +124,7 @@ def test_one_file_is_an_objective(project: Path, scratch: Path) -> None:
         assert record["selection"]["epoch"] == best["epoch"]
         assert "1 as recorded" in call("verify", str(run), "--rerun-eval")
         assert "the same" in call("evaluate", str(run))
-        assert call("predict", str(run), "--text", "good good bad").startswith("about ")
+        assert call("predict", str(run), "--text", "good good bad").startswith("good good bad\tabout ")
         several = (
             f"data.tasks=[{{task: counts, name: text_files, path: {scores}, objective: counting}},"
             f"{{task: topics, name: text_files, path: {write_topics(scratch)}}}]"
@@ -141,7 +141,9 @@ def test_one_file_is_an_objective(project: Path, scratch: Path) -> None:
         assert "error" in call("train", *mixed, "trainer.monitor=counts/mean_error", "name=mixed")  # its head is broken
         (both,) = Path("outputs/mixed").iterdir()
         assert "1 as recorded" in call("verify", str(both), "--rerun-eval")
-        assert call("predict", str(both), "--task", "counts", "--text", "good good bad").startswith("counts\tabout ")
+        assert call("predict", str(both), "--task", "counts", "--text", "good good bad").startswith(
+            "counts\tgood good bad\tabout "
+        )
         errors = several.replace("task: topics", "task: more").replace("}]", ", objective: counting}]")
         errors = errors.replace("topics.jsonl", scores.name)
         call("train", *mixed, errors, "name=errors")

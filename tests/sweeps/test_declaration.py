@@ -144,7 +144,7 @@ def test_mistakes_before_anything_runs(
     ("typed", "said"),
     [
         (["-m"], "declares its jobs itself"),
-        (["--config-dir", "x"], "declares its jobs itself"),
+        (["--config-dir", "x"], "--config-dir x: there is no such folder"),
         (["nowhere.yaml"], "cannot read the sweep 'nowhere.yaml'"),
         (["--no-counts"], "--no-counts goes with -m or the file of a sweep"),
     ],

@@ -85,7 +85,8 @@ def test_a_file_to_begin_with(peftlab: Peftlab, scratch: Path) -> None:
     assert (sweep.name, [arm.id for arm in sweep.cells]) == ("mine", ["head", "lora_2", "lora_8"])
     listed = peftlab("sweep", "mine.yaml", "--dry-run")
     assert "12 jobs, 0 of them finished" in listed.out
-    shared, *jobs = listed.out.splitlines()[:-1]
+    data, shared, *jobs = listed.out.splitlines()[:-1]
+    assert data.startswith("data: 500 training, 200 validation and 500 test rows")
     common = shared.removeprefix("all jobs: ").split()
     assert len(common) > 2
     assert len(jobs) == 12

@@ -205,7 +205,7 @@ def test_predicting(peftlab: Peftlab, common: list[str], reviews: Path) -> None:
         assert sum(found["probabilities"].values()) == pytest.approx(1, abs=1e-6)
         assert found["label"] == max(found["probabilities"], key=found["probabilities"].__getitem__)
     other = peftlab("predict", folder, "--task", "reviews", "--text", "a dull film")
-    assert other.out.startswith(("reviews/bad\t", "reviews/good\t"))
+    assert other.out.startswith(("a dull film\treviews/bad\t", "a dull film\treviews/good\t"))
 
 
 def test_the_task_must_be_said_where_there_are_several(peftlab: Peftlab, common: list[str], reviews: Path) -> None:

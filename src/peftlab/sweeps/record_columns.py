@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from peftlab.metric_names import record_part
 from peftlab.objectives.base import figure_called
 from peftlab.sweeps.record_paths import LEAVES
 
@@ -33,10 +34,10 @@ MEANINGS: dict[str, str] = {
     "probe.texts": "how many texts",
     "probe.max_length": "tokens of each at most",
 }
+_TEST = record_part("test")
 FIGURES = {
-    "tasks": "of each task: metrics.test.tasks.<task>.<figure>",
-    "per_class": "of each class: metrics.test.per_class.f1.<class>, and accuracy (its recall)",
-    "accuracy_by_length": "accuracy, the options' likelihoods divided by their lengths",
+    "tasks": f"of each task: {_TEST}.tasks.<task>.<figure>",
+    "per_class": f"of each class: {_TEST}.per_class.<figure>.<class>",
     "rows": "how many rows the test has",
     "tokens": "tokens that are foretold",
 }
