@@ -34,8 +34,8 @@ LEAVES: dict[str, tuple[str, ...]] = {
     ),
     "timing": (
         "train_seconds", "train_samples_per_second", "test_seconds", "evaluation_samples_per_second",
-        "start_to_first_step_seconds", "total_seconds", "gpu_hours", "cpu_hours", "latency_seconds",
-        "latency_merged_seconds",
+        "start_to_first_step_seconds", "total_seconds", "threads", "gpu_hours", "cpu_hours",
+        "latency_seconds", "latency_merged_seconds",
     ),
     "memory": ("peak_mib", "peak_gpu_mib"),
     "forgetting": (
@@ -49,7 +49,7 @@ LEAVES: dict[str, tuple[str, ...]] = {
 """What stands directly below some places. The names below ``tasks`` and ``per_class``, and what ``data``, ``backbone``
 and ``selection`` hold, depend on the run."""
 NOT_IN_EVERY_RECORD = (
-    "timing.gpu_hours", "timing.cpu_hours", "timing.latency_seconds", "timing.latency_merged_seconds",
+    "timing.threads", "timing.gpu_hours", "timing.cpu_hours", "timing.latency_seconds", "timing.latency_merged_seconds",
     "memory.peak_gpu_mib",
 )  # fmt: skip
 """Those of a run that was not asked for them, ran on no GPU or was made before there were any, have none."""
