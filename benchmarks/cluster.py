@@ -100,7 +100,8 @@ class Trial:
     # -- what happens ---------------------------------------------------------------------------------
 
     def submitted(self) -> None:
-        """Four launchers, of which two are killed."""
+        """Four launchers, of which two are killed. No worker begins before them all: the jobs would be over."""
+        self.partition("DOWN")
         self.launch(KILLS_BEFORE)
         state = self.status("killed before sbatch")
         queued = state["sum"]["queued"] == state["sum"]["total"] == JOBS
@@ -117,6 +118,7 @@ class Trial:
 
     def disturbed(self) -> None:
         """Everything that goes wrong on a cluster, while the workers run."""
+        self.partition("UP")
         held = self.three_held()
         self.status("at work")
         (run, killed), (_, first), (_, second) = held
@@ -227,6 +229,10 @@ class Trial:
             for path, holder in ((lock, _holder(lock)) for lock in self.place.glob("remote/small/*/.lock"))
             if holder
         }
+
+    def partition(self, state: str) -> None:
+        """Whether Slurm starts what is queued: ``UP``, or ``DOWN``."""
+        self.slurm.ask("scontrol", "update", "PartitionName=all", f"State={state}")
 
     def workers(self) -> list[str]:
         return self.slurm.ask("squeue", "--noheader", "--array", "--format=%i").split()
