@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TextIO, cast
 
 from peftlab.errors import PeftlabError, nearest
+from peftlab.outliving import Outliving
 from peftlab.process import uncollected
 from peftlab.signals import CTRL_C, Interrupted
 from peftlab.terminal import fitted, half_character, printable, say
@@ -66,10 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exit status: 0 done, 1 a run failed, 2 something given cannot be used,
         85 asked by a signal to end, and resumable, 130 the same by Ctrl-C.
     """
-    if (
-        arguments is None
-    ):  # the process is ours: all of it ends at once, without a search for garbage among torch's objects
-        atexit.register(gc.freeze)
+    if arguments is None:  # the process is ours
+        atexit.register(gc.freeze)  # all of it ends at once, without a search for garbage among torch's objects
+        sys.stdout = cast(TextIO, Outliving(sys.stdout))  # what is begun is done, whoever still reads what it says
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(usage())
@@ -109,9 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PeftlabError as error:
         return _report(command, error)
     except OSError as error:  # a full disk, a folder that may not be written
-        if isinstance(error, BrokenPipeError):  # the reader of a pipe (head) has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
         return _report(command, error, status=1)
     except KeyboardInterrupt as error:
         if arguments is None:  # the process ends anyway: once more would interrupt its leaving

@@ -86,8 +86,9 @@ class Run:
     def model(self) -> Backbone:
         """The trained model, in eval mode; rebuilt once and kept.
 
-        Called with ids and mask, each (B, T), it returns the logits; ``model().model`` is the network,
-        ``model().tokenizer`` makes the ids.
+        Called with ids and mask, each (B, T), it returns the logits; ``model().model`` is the network, and
+        ``model().tokenizer.encode(texts, max_length)`` makes the ids, a list for each text, special tokens included and
+        nothing padded: pad with ``model().tokenizer.pad_id``, where the mask is 0. :meth:`predict` does all of this.
         """
         return self._assembled[0].backbone
 

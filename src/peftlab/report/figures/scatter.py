@@ -184,7 +184,7 @@ def draw_costs(report: Analysis) -> Drawn | str:
             draw_panel(panel, report, points[path], named, log=log)
             if not log:
                 panel.xaxis.set_major_locator(MaxNLocator(6))
-                panel.set_xlim(left=0)  # else two MiB of five hundred look like a world
+                panel.set_xlim(0, 1.06 * max(values))  # else two MiB of five hundred look like a world
             panel.set_xlabel(cost)
         panels[0].set_ylabel(report.metric.head)
         return figure, panels

@@ -27,6 +27,7 @@ function asLatex(table, { caption, notes }) {
   });
   return [
     "% needs \\usepackage{booktabs} and \\usepackage{graphicx}", "\\begin{table}", "  \\centering",
+    "  \\setlength{\\abovecaptionskip}{4pt}\\setlength{\\belowcaptionskip}{6pt}%  article has no room below one",
     `  \\caption{${latexEscaped(caption)}}`, `  \\label{tab:${data.label}}`,
     "  \\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%  never wider than the text",
     `  \\begin{tabular}{${heads.map((head) => (head.number ? "r" : "l")).join("")}}`, "    \\toprule",
