@@ -29,7 +29,7 @@ MOST_LEGEND = 8
 FRONT_STYLES: tuple[Any, ...] = ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
 """Of the fronts of several test sets; they may cross."""
 MOST_SPREADS = 100
-"""Grey points that have an error bar; of more, the bars would hide the points."""
+"""Grey points that have an error bar, and points that are named directly: of more, one would hide the other."""
 
 
 def draw_panel(panel: Any, report: Analysis, points: Sequence[Point], named: dict[str, int], *, log: bool) -> None:
@@ -215,7 +215,8 @@ def _with_names(
     """
     for most in (MOST_NAMED_POINTS, MOST_NAMED):
         named = named_groups(report, points[-1], most)
-        for height in (least + 2.0, least + 4.0) if len(named) > MOST_LEGEND else ():
+        crowded = len(points[-1]) > MOST_SPREADS  # in a cloud of points no name has a place
+        for height in (least + 2.0, least + 4.0) if len(named) > MOST_LEGEND and not crowded else ():
             figure, panels = drawn(named, widths[1], height)
             if keys := [*_front_handles(report, points), *_others_handle(points[-1], named)]:
                 figure.legend(handles=keys, loc="outside lower right", ncols=2, frameon=False, fontsize=8)
