@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,8 @@ from peftlab.objectives.recorded import FIELD as OBJECTIVE
 from peftlab.records import environment
 from peftlab.records.continuing import FIELD as CONTINUED
 from peftlab.records.continuing import parent_of
-from peftlab.records.divergence import STATUS, diverged, in_words
-from peftlab.records.folder import ASIDE, RunFolder
+from peftlab.records.divergence import diverged, in_words
+from peftlab.records.folder import RunFolder
 from peftlab.records.history import write_metrics_csv
 from peftlab.records.identity import FIELD, recorded
 from peftlab.records.predictions import as_bytes
@@ -49,6 +47,7 @@ from peftlab.runs.forgetting import measure_forgetting
 from peftlab.runs.generating import generated
 from peftlab.runs.latency import latency
 from peftlab.runs.memory import memory_told
+from peftlab.runs.no_result import forget, leaving_no_empty, note_failure, remove_if_untouched, write_diverged
 from peftlab.runs.predictions import predictions_table
 from peftlab.runs.probe import probe, require_probing
 from peftlab.runs.summary import print_before, say_where_it_was_begun
@@ -94,7 +93,7 @@ def train(
         return _train_beside(config, folder, argv, ranks, meeting)
     folder.require_inside()
     folder.recover()
-    with _leaving_no_empty(folder.path.parents), folder.locked():
+    with leaving_no_empty(folder.path.parents), folder.locked():
         if (finished := finished_record(config, folder)) is not None:
             return finished
         work = _work_folder(config, folder)
@@ -109,19 +108,6 @@ def train(
     else:
         print_result(folder.path, written, config.data.what_is_learned())
     return written
-
-
-@contextmanager
-def _leaving_no_empty(folders: Sequence[Path]) -> Iterator[None]:
-    """Take those of ``folders``, from the inner to the outer, away again that a refused run has made and left empty."""
-    new = [folder for folder in folders if not folder.exists()]
-    try:
-        yield
-    except PeftlabError:
-        for folder in new:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
 
 
 def _train_beside(
@@ -154,12 +140,12 @@ def _train_noting_failure(
 ) -> dict[str, Any]:
     folder.require_no_links()
     if config.force:
-        _forget(folder)
+        forget(folder)
     try:
         parent = parent_of(config, folder)
         begin = begins_at(config, folder, parent)
     except PeftlabError:
-        _remove_if_untouched(folder)
+        remove_if_untouched(folder)
         raise
     if not begin.checkpoint:
         say_where_it_was_begun(config)
@@ -172,13 +158,13 @@ def _train_noting_failure(
             meeting.tell(Decision(train=True, key=folder.key, folder=str(folder.path), resume=begin.checkpoint))
         return _train(config, folder, argv, began, said=said, ranks=ranks, begin=begin)
     except Diverged as error:
-        return _write_diverged(config, folder, argv, error, said=said)
+        return write_diverged(config, folder, argv, error, said=said)
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, PeftlabError) or folder.checkpoints.exists():
             if folder != RunFolder.of(config).aside:  # there, the record of the old result stays
-                _note_failure(config, folder, argv, error, said=said)
+                note_failure(config, folder, argv, error, said=said)
         else:  # refused before it began: leave nothing behind
-            _remove_if_untouched(folder)
+            remove_if_untouched(folder)
         raise
 
 
@@ -408,47 +394,3 @@ class _Run:
         }
         folder.write_record(written)
         return written
-
-
-def _write_diverged(
-    config: RunConfig, folder: RunFolder, argv: list[str], error: Diverged, *, said: dict[str, Any]
-) -> dict[str, Any]:
-    """Write down that the training diverged, which ends the run: started again, it would do so again."""
-    history = error.facts.pop("history")
-    write_metrics_csv(folder.metrics, history)
-    written = record.head(config, folder, argv, STATUS, said=said) | {
-        OBJECTIVE: config.data.what_is_learned().facts(),
-        "error": str(error),
-        STATUS: error.facts,
-        "history": history,
-    }
-    folder.write_record(written)
-    return folder.read_record() or written
-
-
-def _note_failure(
-    config: RunConfig, folder: RunFolder, argv: list[str], error: BaseException, *, said: dict[str, Any]
-) -> None:
-    """Write down that the run failed, so that reports can list it; starting it again resumes it."""
-    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-    try:
-        message = f"{type(error).__name__}: {error}"
-        folder.write_record(record.head(config, folder, argv, status, said=said) | {"error": message})
-    except (PeftlabError, OSError) as second:  # a full disk: the first error is the one to show
-        print(f"could not note the failure in {folder.record}: {second}", file=sys.stderr)
-
-
-def _forget(folder: RunFolder) -> None:
-    """Start anew; but go on with what an earlier ``force=true`` has begun aside, if it has not ended."""
-    if folder.path.name.startswith(ASIDE) and not folder.record.exists():
-        return
-    folder.record.unlink(missing_ok=True)
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)
-
-
-def _remove_if_untouched(folder: RunFolder) -> None:
-    """Remove the folder of a run that never began, if nothing but its config is in it."""
-    if {path.name for path in folder.path.iterdir()} <= {".lock", folder.config.name}:
-        shutil.rmtree(folder.path, ignore_errors=True)
-        with suppress(OSError):  # others are in it
-            folder.path.parent.rmdir()
