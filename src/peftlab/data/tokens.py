@@ -24,7 +24,8 @@ from peftlab.reading import read_json
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-CHUNK = 2_000  # texts handed to the tokenizer at once
+CHUNK = 100  # texts handed to the tokenizer at once: it keeps several times their size until the last is done
+SAID = 2_000  # texts after which a line says how far it is
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Name of a file, without its ending, to what is in it."""
 _ARRAYS = ("ids", "offsets")
@@ -107,7 +108,7 @@ def _encode(
     pieces: list[npt.NDArray[np.int32]] = []
     lengths: list[int] = []
     for start in range(0, len(texts), CHUNK):
-        if start:
+        if start and start % SAID == 0:
             logger.info("Tokenised %s of %s %s texts", f"{start:,}", f"{len(texts):,}", split)
         try:
             encoded = tokenizer.encode(texts[start : start + CHUNK], max_length)
