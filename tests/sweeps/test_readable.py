@@ -13,6 +13,7 @@ from peftlab.commands.estimate import main as estimate
 from peftlab.composition import checked
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
+from peftlab.data.in_words import found_in_words
 from peftlab.data.text_files import TextFiles
 from peftlab.errors import ConfigError, DataError, PeftlabError
 from peftlab.records.folder import RunFolder
@@ -62,13 +63,34 @@ def test_check_says_what_it_found(scratch: Path, capsys: pytest.CaptureFixture[s
     path = write_reviews(scratch, rows=100)  # 20 held out as test, then 8 of 80 for validation
     assert check.main(["--config", *TINY, f"data.path={path}"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("#")]
-    assert lines[:4] == [
+    assert lines[:3] == [
         "# data: train file (reviews.jsonl, 100 rows): 72 rows (bad 36, good 36)",
         "#       validation: 8 rows",
         "#       test, hold-out of reviews.jsonl: 20 rows",
-        "#       2 labels",
     ]
-    assert lines[4].startswith("# key ")
+    assert lines[3].startswith("# key ")
+
+
+def test_labels_are_counted_where_there_are_more_than_two(scratch: Path) -> None:
+    file = scratch / "kinds.csv"
+    file.write_text("text,label\n" + "".join(f"text {row},{'abc'[row % 3]}\n" for row in range(60)), encoding="utf-8")
+    data = checked(["data=text_files", f"data.path={file}"]).data
+    train_rows, *_ = found_in_words(data, data.load_here())
+    assert train_rows.endswith("(3 labels: a 14, b 14, c 15)"), train_rows
+
+
+def test_a_language_model_learns_texts_not_labels(scratch: Path) -> None:
+    file = scratch / "pairs.csv"
+    file.write_text("text,label\n" + "".join(f"text {row},{row % 2}\n" for row in range(60)), encoding="utf-8")
+    words = [
+        "data=instructions",
+        f"data.path={file}",
+        "data.template={prompt: '{text}', response: '{label}', words: {label: {0: no, 1: yes}}}",
+    ]
+    data = checked([*words, "backbone=llama"]).data
+    said = list(found_in_words(data, data.load_here()))
+    assert said[0].endswith("(texts of 2 labels)")
+    assert not [line for line in said[1:] if "label" in line]
 
 
 def test_what_a_hub_has_is_not_read(capsys: pytest.CaptureFixture[str]) -> None:

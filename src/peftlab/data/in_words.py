@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from peftlab.data.base import DataSet, Splits
-from peftlab.errors import counted
 
 NOT_READ = "not read: it, or a part of it, is in no files here that peftlab reads itself, and a check fetches nothing"
 
@@ -22,13 +21,11 @@ def rows_in_words(data: DataSet, splits: Splits) -> Iterator[str]:
 
 
 def found_in_words(data: DataSet, splits: Splits | None) -> Iterator[str]:
-    """The same of :meth:`DataSet.load_here`, with the number of labels; or that nothing was read, and why."""
+    """The same of :meth:`DataSet.load_here`; or that nothing was read, and why."""
     if splits is None:
         yield NOT_READ
         return
     yield from rows_in_words(data, splits)
-    if len(splits.label_names) > 1:
-        yield counted(len(splits.label_names), "label")
 
 
 def rows_in_brief(splits: Splits) -> str:

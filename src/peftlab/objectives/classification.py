@@ -97,9 +97,10 @@ class Classification(Objective, name="classification"):
         }
 
     def labels_in_words(self, labels: Sequence[int], names: Sequence[str]) -> str:
-        """``negative 12,500, positive 12,500``."""
+        """``negative 12,500, positive 12,500``; of more than two also how many they are."""
         counts = Counter(labels)
-        return ", ".join(f"{name} {counts[index]:,}" for index, name in enumerate(names))
+        rows = ", ".join(f"{name} {counts[index]:,}" for index, name in enumerate(names))
+        return f"{len(names)} labels: {rows}" if len(names) > 2 else rows
 
     def target(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:
         """Indices of classes, (B,) int64."""
