@@ -14,8 +14,9 @@ from peftlab.report.figures import runs as runs_module
 from peftlab.report.figures.direct import Spot, name_directly
 from peftlab.report.figures.labels import fitting
 from peftlab.report.figures.runs import draw_curves
-from peftlab.report.figures.style import blank, lay_out, percent_texts
+from peftlab.report.figures.style import Gallery, blank, lay_out, percent_texts
 from peftlab.report.figures.ticks import MOST_TICKS, tick_text, ticks_between
+from peftlab.report.render.page import render_page
 from peftlab.report.render.page_data import page_data
 from peftlab.report.report import Report
 from tests.report.made_up import record, sweep_file, write
@@ -258,3 +259,28 @@ def test_a_long_legend_becomes_names_beside_points(
     if not legend:
         assert len(names) == (rows if rows <= scatter.MOST_NAMED_POINTS else 10)
         assert (f"{rows - 10} other rows" in keys) == (rows > 24)
+
+
+def test_runs_of_the_same_figure_are_seen_each(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No dot lies on another; its place along the axis is its value still, and the line is its row's."""
+    values = [0.8, 0.8, 0.8, 0.81, 0.8]
+    runs = [record(value, key=f"k{seed}", seed=seed) for seed, value in enumerate(values)]
+    drawn = drawn_figures(monkeypatch, runs_module)
+    runs_module.draw_seeds(build(Request((str(write(scratch / "t", runs)),))))
+    (panel,) = drawn[0].axes
+    dots = panel.lines[0]
+    assert list(dots.get_xdata()) == values
+    assert max(abs(dots.get_ydata())) <= runs_module.ROOM
+    assert len(set(zip(dots.get_xdata(), dots.get_ydata(), strict=True))) == len(values)
+    assert min(label.get_fontsize() for label in [*panel.get_yticklabels(), *panel.get_xticklabels()]) >= 9
+
+
+def test_a_page_shows_pictures_at_a_size_whose_letters_are_legible(scratch: Path) -> None:
+    """A narrow window scrolls them: an inch of the picture is an inch, 96 pixels, at least."""
+    runs = [record(0.8 + seed / 100, key=f"k{seed}", seed=seed) for seed in range(2)]
+    report = build(Request((str(write(scratch / "t", runs)),)))
+    drawn = runs_module.draw_seeds(report)
+    assert not isinstance(drawn, str)
+    assert drawn.width == round(7.2 * 96)
+    page = render_page(report, Gallery([drawn]), scratch, files=False)
+    assert f'style="min-width: {drawn.width}px"' in page

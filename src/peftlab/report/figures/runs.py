@@ -15,13 +15,19 @@ from peftlab.report.figures.style import (
     Drawn,
     blank,
     finish,
+    lay_out,
     one_of_many,
     over_seeds,
     use_percent,
 )
+from peftlab.report.figures.swarm import swarm
 from peftlab.report.groups import Group
 
 MOST_STRIPS = 40
+DOT = 5.5
+"""Size of a dot, in points."""
+ROOM = 0.36
+"""How far from the middle of its line a dot may lie, in lines."""
 
 
 def draw_seeds(report: Analysis) -> Drawn | str:
@@ -31,15 +37,18 @@ def draw_seeds(report: Analysis) -> Drawn | str:
         return "seeds: no row has a finite value"
     kept = {group.id for group in usable[:MOST_STRIPS]}
     groups = [group for group in report.rows if group.id in kept]
-    labels = fitting([group.label for group in groups], 44, lines=2)
+    labels = fitting([group.label for group in groups], 40, lines=2)
     lines = sum(1 + 0.6 * label.count("\n") for label in labels)
-    figure, (panel,) = blank(9.6, 1.3 + 0.3 * lines + 0.1 * (len(groups) < 3))
+    figure, (panel,) = blank(7.2, 1.3 + 0.3 * lines + 0.1 * (len(groups) < 3))
+    dots = []
     for place, group in enumerate(groups):
         colour = COLOURS[place % len(COLOURS)]
         values = group.values(report.metric.value)
-        panel.plot(values, [place] * len(values), "o", color=colour, markersize=5.5, alpha=0.6, markeredgewidth=0)
+        dots += panel.plot(
+            values, [place] * len(values), "o", color=colour, markersize=DOT, alpha=0.6, markeredgewidth=0
+        )
         panel.plot([fmean(values)] * 2, [place - 0.32, place + 0.32], color=colour, linewidth=2.2)
-    panel.set_yticks(range(len(groups)), labels, fontsize=8)
+    panel.set_yticks(range(len(groups)), labels, fontsize=9)
     panel.set_ylim(len(groups) - 0.4, -0.6)
     panel.tick_params(axis="y", length=0)
     panel.set_xlabel(report.metric.head)
@@ -49,11 +58,24 @@ def draw_seeds(report: Analysis) -> Drawn | str:
     panel.grid(visible=False, axis="y")
     which = one_of_many(len(groups), len(report.rows), "the best" if len(usable) > MOST_STRIPS else "")
     title = f"{report.metric.title}: each run a dot, the mean a bar{which}"
+    lay_out(figure, title)
+    for line in dots:
+        _spread_out(panel, line)
     rows = [
         (group.id, group.label, run.seed, run.key, run.number(report.metric.value))
         for group in groups for run in group.runs
     ]  # fmt: skip
     return finish(figure, "seeds", title, ["group", "label", "seed", "key", "value"], rows)
+
+
+def _spread_out(panel: Any, dots: Any) -> None:
+    """Move the ``dots`` of one line apart where they would hide each other, as far as the line has room."""
+    line = dots.get_ydata()[0]
+    points = 72 / panel.figure.dpi * panel.transData.transform([(x, line) for x in dots.get_xdata()])
+    (_, start), (_, end) = 72 / panel.figure.dpi * panel.transData.transform([(0, 0), (0, 1)])
+    moved = [offset / abs(end - start) for offset in swarm([float(x) for x, _ in points], DOT)]
+    shrunk = min(1.0, ROOM / max(map(abs, moved))) if any(moved) else 1.0
+    dots.set_ydata([line + shrunk * offset for offset in moved])
 
 
 def draw_curves(report: Analysis) -> Drawn | str:

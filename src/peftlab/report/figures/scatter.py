@@ -189,7 +189,7 @@ def draw_costs(report: Analysis) -> Drawn | str:
         panels[0].set_ylabel(report.metric.head)
         return figure, panels
 
-    figure = _with_names(report, list(points.values()), drawn, title, widths=(11.5, 13.0), least=4.4)
+    figure = _with_names(report, list(points.values()), drawn, title, widths=(11.5, 11.5), least=4.4)
     rows = [(path, p.group.id, p.group.label, p.cost, p.value, p.spread) for path in costs for p in points[path]]
     return finish(figure, "costs", title, ["cost", "group", "label", "value", "mean", "std"], rows)
 

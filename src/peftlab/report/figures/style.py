@@ -16,6 +16,8 @@ from peftlab.report.table import csv_text
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#332288", "#999933", "#882255", "#555555")
 MARKERS = "osD^vP"
 GREY = "#b0b0b0"
+LETTERS_AN_INCH = 10.4
+"""Of a title."""
 MOST_NAMED = 10
 """Groups that a figure names; the others are grey."""
 
@@ -28,6 +30,8 @@ class Drawn:
     """Of its files, without ending."""
     title: str
     """Says what it shows, for a caption or a reader who cannot see it."""
+    width: int
+    """Pixels of a page (96 an inch) at which its letters have their size, 8 pt or more."""
     png: bytes
     pdf: bytes
     csv: str
@@ -82,7 +86,8 @@ def percent_texts(shares: Sequence[float]) -> list[str]:
 
 def lay_out(figure: Any, title: str) -> None:
     """Give ``figure`` its title, and everything in it its final place."""
-    figure.suptitle(wrapped(title, 100, lines=2), fontsize=10, x=0.01, horizontalalignment="left")
+    width = round(LETTERS_AN_INCH * figure.get_figwidth())
+    figure.suptitle(wrapped(title, width, lines=3), fontsize=10, x=0.01, horizontalalignment="left")
     figure.draw_without_rendering()
     figure.set_layout_engine(None)  # laid out now: with an engine, each file would be laid out and drawn twice
 
@@ -94,7 +99,7 @@ def finish(figure: Any, name: str, title: str, head: Sequence[str], rows: Iterab
     png, pdf = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=130, metadata={"Software": None})
     figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    return Drawn(name, title, png.getvalue(), pdf.getvalue(), csv_text(head, rows))
+    return Drawn(name, title, round(96 * figure.get_figwidth()), png.getvalue(), pdf.getvalue(), csv_text(head, rows))
 
 
 def wrapped(text: str, width: int, *, lines: int = 3) -> str:
