@@ -372,10 +372,7 @@ def test_latex_compiles(scratch: Path, peftlab: Peftlab) -> None:
     content["cells"][2] |= {"label": "LoRA_2 $x$ # & 中 “q”", "group": "low_rank & co"}
     (folder / "sweep.json").write_text(json.dumps(content))
     assert peftlab("report", folder, "--to", "out", "--format", "tex").status == 0
-    document = (
-        "\\documentclass{article}\\usepackage{booktabs}\\usepackage{graphicx}"
-        "\\begin{document}\\input{report.tex}\\end{document}"
-    )
+    document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{report.tex}\\end{document}"
     (scratch / "out" / "main.tex").write_text(document)
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
@@ -429,3 +426,42 @@ def test_runs_that_are_named_one_by_one_are_told_by_what_differs(scratch: Path) 
     fourth = str(write(scratch / "fourth", [newer]) / "newer")
     labels = [row.label for row in build(Request((folders[0], fourth))).rows]
     assert labels == ["compile=false", "compile=true"], "the record of an earlier version does not have the key"
+
+
+def marks(folder: Path, accuracies: dict[str, list[float]]) -> tuple[list[str], str]:
+    """The mark of each row, in their order, and what is said of them."""
+    runs = (
+        record(value, key=f"{method}{seed}", seed=seed, method=method)
+        for method, values in accuracies.items()
+        for seed, value in enumerate(values)
+    )
+    report = build(Request((str(write(folder, runs)),)))
+    return [report.marks.get(group.id, "") for group in report.rows], " ".join(report.results.notes)
+
+
+def test_where_all_rows_show_the_same_none_is_the_best(scratch: Path) -> None:
+    """Equal is what the table shows: 0.70004 and 0.69996, and means that only rounding in their sums tells apart."""
+    made = {"head": [0.1, 0.2, 0.3], "lora": [0.3, 0.2, 0.1]}
+    found, said = marks(scratch / "sums", made)
+    assert found == ["", ""]
+    assert "No row is marked as the best: all show the same mean." in said
+    assert marks(scratch / "digits", {"head": [0.70004] * 3, "lora": [0.69996] * 3})[0] == ["", ""]
+    found, said = marks(scratch / "tops", {"full": [0.5] * 3, "head": [0.70004] * 3, "lora": [0.69996] * 3})
+    assert found == ["", "best", "best"]
+    assert "No row is marked" not in said
+
+
+def test_sections_that_show_the_same_are_named(scratch: Path) -> None:
+    content = sweep_file(three_methods(scratch / "t"))
+    write(scratch / "t", [record(0.5, key="more0", method="bitfit"), record(0.5, key="even0", method="ia3")])
+    more = [
+        {**content["cells"][0], "id": name, "label": name, "group": "even", "runs": {"0": f"{name}0"}}
+        for name in ("more", "even")
+    ]
+    content["cells"] += more
+    (scratch / "t" / "sweep.json").write_text(json.dumps(content))
+    report = build(Request((str(scratch / "t"),)))
+    assert [report.marks.get(group.id, "") for group in report.rows] == ["best", "", "tied", "", ""]
+    said = " ".join(report.results.notes)
+    assert "Bold: the best mean of each section" in said
+    assert "Where all rows show the same mean, none is marked as the best: more; even." in said

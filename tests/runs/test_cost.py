@@ -46,7 +46,7 @@ def test_columns_of_costs(reviews: Path) -> None:
     assert value_of(record, "timing.gpu_hours") is None
     assert value_of(record, "timing.latency_seconds") is None, "it was not asked for"
     assert value_of({"timing": {}}, "timing.cpu_hours") is None, "an earlier version's"
-    assert cell_of([], "number", complete=1, expected=1).text == "–"
+    assert cell_of([], column_of("timing.cpu_hours"), complete=1, expected=1).text == "–"
     with pytest.raises(ConfigError, match="there is no 'cpu_hour'"):
         check_record_path("timing.cpu_hour")
 

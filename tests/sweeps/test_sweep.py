@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from peftlab.errors import PeftlabError
-from peftlab.report.columns import Form, cell_of
+from peftlab.report.columns import Column, Form, cell_of
 from peftlab.sweeps.plan import DeclaredPlan
 from peftlab.sweeps.reading import read_sweep
 from peftlab.sweeps.record_paths import PARTS, check_record_path
@@ -343,11 +343,21 @@ def test_forced_runs_are_to_run(peftlab: Peftlab, reviews: Path) -> None:
         ((0.0, 0.0, 0.3), "difference", "+0.1000 ± 0.1732"),
         ((456.0, 456.0, 456.0), "count", "456"),
         ((3000.0, 3008.0, 3000.0), "count", "3,000 … 3,008"),
-        ((1.25, 1.25, 1.25), "seconds", "1.2"),
+        ((1.25, 1.25, 1.25), "seconds", "1.2 ± 0.0"),
+        ((10.0, 11.0, 12.0), "seconds", "11.0 ± 1.0"),
+        ((820.0, 821.0, 822.0), "number", "821 ± 1"),
+        ((3.0, 3.5, 2.5), "number", "3.0 ± 0.5"),
+        ((1e-6, 2e-6, 3e-6), "number", "2e-06 ± 1e-06"),
+        ((12_000.0, 10_000.0, 8_000.0), "number", "10,000 ± 2,000"),
     ],
 )
 def test_figures(values: tuple[float, ...], form: Form, text: str) -> None:
-    assert cell_of(values, form, complete=3, expected=3).text == text
+    assert cell_of(values, Column(title="", value="", format=form), complete=3, expected=3).text == text
+
+
+def test_a_column_may_show_means_alone() -> None:
+    alone = Column(title="", value="", format="seconds", deviation=False)
+    assert cell_of((10.0, 11.0, 12.0), alone, complete=3, expected=3).text == "11.0"
 
 
 def test_the_lectures_sweep_composes(peftlab: Peftlab, monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:

@@ -44,7 +44,7 @@ class Analysis:
 
     @property
     def marks(self) -> Mapping[str, Mark]:
-        """Id of a row → ``best``, or ``tied``: not significantly worse than the best."""
+        """Id of a row → its mark; see :attr:`Marks.of`."""
         return self.marked.of
 
     @property
@@ -109,5 +109,5 @@ def analyse(grouped: Grouped, metric: Column, columns: Sequence[Column], curve: 
     return Analysis(
         metric=metric, curve=curve, highest=highest, columns=tuple(columns), rows=tuple(rows),
         others=tuple(group for group in grouped.groups if not group.row), grouped=grouped, summaries=summaries,
-        same=same, marked=marks_of(rows, metric.value, summaries, same, highest=highest),
+        same=same, marked=marks_of(rows, metric, summaries, same, highest=highest),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from peftlab.report.failures import failures_of
 from peftlab.report.groups import Grouped, group_runs
 from peftlab.report.groups_sweep import SweepFile, read_sweep_file
 from peftlab.report.key_names import keep_where
-from peftlab.report.legends import PLAIN, caption, comparison_caption, comparison_legend, legend
+from peftlab.report.legends import PLAIN, caption, comparison_caption, comparison_legend, legend, with_head
 from peftlab.report.notes import measured_on, notes_of, selection_of
 from peftlab.report.pairing import against, baseline_asked_for, require_a_pair, row_called
 from peftlab.report.records import Run, first_objective, number_paths, read_runs
@@ -84,6 +84,7 @@ def _told(
         name=" ".join(sorted({run.name for run in analysis.runs})),
         results=results_table(analysis, title, caption(analysis), legend(analysis)),
         comparison=comparison_table(analysis, comparison_caption(analysis), comparison_legend(analysis)),
+        with_head=with_head(analysis),
         legend_in_signs=tuple(legend(analysis, PLAIN)),
         details={group.id: details_of(analysis, group) for group in analysis.rows},
         filter_names=tuple(sorted(set(analysis.grouped.key_names.values()))),

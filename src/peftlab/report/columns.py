@@ -20,7 +20,9 @@ FORMATS: tuple[str, ...] = get_args(Form)
 NOTHING = "–"
 """In a cell without a value."""
 TELLING: tuple[Form, ...] = ("score", "percent", "difference")
-"""Formats of results, whose cells have a deviation and say what they lack; the others are of costs."""
+"""Formats of results, whose cells say what they lack; the others are of costs."""
+WITHOUT_DEVIATION: tuple[Form, ...] = ("count", "text")
+"""Formats whose cells have no deviation: they show the lowest and the highest count, or each text."""
 DIGITS: dict[str, int] = {"score": 4, "percent": 2, "difference": 4, "seconds": 1}
 """Digits behind the point where a column says nothing else."""
 LOWER_IS_BETTER = ("seconds", "hours", "bytes", "mib", "forgetting", "forgetting_with_adapter_off", "perplexity")
@@ -46,6 +48,8 @@ class Column:
     reports alone."""
     digits: Annotated[int, Field(ge=0, le=10)] | None = None
     """How many digits stand behind the point; null: as many as are usual for the format. Not of counts and texts."""
+    deviation: bool = True
+    """Whether the mean of several runs has their standard deviation beside it; counts and texts have none."""
 
     @property
     def head(self) -> str:
@@ -61,6 +65,11 @@ class Column:
     def places(self) -> int:
         """Digits behind the point of a result."""
         return DIGITS.get(self.format, DIGITS["score"]) if self.digits is None else self.digits
+
+    @property
+    def deviates(self) -> bool:
+        """Whether its cells have a deviation, where there are several runs."""
+        return self.deviation and self.format not in WITHOUT_DEVIATION
 
     def errors_in_words(self, errors: Sequence[float]) -> str:
         """Errors or deviations of the column's values, in its own form: the lowest, and the highest if it is another.
@@ -78,12 +87,13 @@ class Column:
         """The column as ``cells``, the values of each, want it: with one number of digits for all of them."""
         if self.format != "number" or self.digits is not None:
             return self
-        return replace(self, digits=common_digits(cells))
+        return replace(self, digits=common_digits(cells, deviation=self.deviation))
 
     def plain(self) -> dict[str, Any]:
         """As files of data hold it."""
-        found = {"title": self.title, "value": self.value, "format": self.format}
-        return found if self.digits is None else found | {"digits": self.digits}
+        found: dict[str, Any] = {"title": self.title, "value": self.value, "format": self.format}
+        found |= {} if self.digits is None else {"digits": self.digits}
+        return found if self.deviation else found | {"deviation": False}
 
     def lower_is_better(self, directions: Mapping[str, str]) -> bool:
         """Whether the lowest value is the best one; ``directions`` of figures are what the records say of them."""
@@ -132,7 +142,8 @@ _COSTS = {
     "timing.latency_merged_seconds": "seconds a text, merged",
 }
 """Titles of columns of what a run took; their numbers span too much for a fixed number of digits."""
-STANDARD = ("parameters.trainable", "parameters.trainable_without_head", "timing.train_seconds", "memory.peak_mib")
+TRAINABLE, TRAINABLE_WITHOUT_HEAD = "parameters.trainable", "parameters.trainable_without_head"
+STANDARD = (TRAINABLE, TRAINABLE_WITHOUT_HEAD, "timing.train_seconds", "memory.peak_mib")
 
 
 def columns_of(given: str | None, metric: str, of_sweep: Sequence[Column]) -> list[Column]:
@@ -157,40 +168,50 @@ def columns_of(given: str | None, metric: str, of_sweep: Sequence[Column]) -> li
     for column in columns:
         if column.format not in FORMATS:
             raise ConfigError(f"column '{column.title}': unknown format '{column.format}'. Known: {listed(FORMATS)}.")
-        require_digits_mean_something(column)
+        require_form_means_something(column)
     if not any(column.value == metric for column in columns):
         columns.insert(0, column_of(metric))
     return columns
 
 
-def require_digits_mean_something(column: Column) -> None:
-    """Raise ConfigError for digits of a count or a text, which have none."""
-    if column.digits is not None and column.format in ("count", "text"):
-        of = [form for form in FORMATS if form not in ("count", "text")]
+def require_form_means_something(column: Column) -> None:
+    """Raise ConfigError for digits and deviations of a count or a text, which have none."""
+    if column.format not in WITHOUT_DEVIATION:
+        return
+    of = listed([form for form in FORMATS if form not in WITHOUT_DEVIATION])
+    if column.digits is not None:
         raise ConfigError(
             f"column '{column.title}': digits {column.digits}, but its format is '{column.format}', which has none "
-            f"behind a point. Leave digits out, or choose another format: {listed(of)}."
+            f"behind a point. Leave digits out, or choose another format: {of}."
+        )
+    if not column.deviation:
+        raise ConfigError(
+            f"column '{column.title}': deviation false, but its format is '{column.format}', which has none. "
+            f"Leave deviation out, or choose another format: {of}."
         )
 
 
-def cell_of(
-    values: Sequence[float], form: Form, *, complete: int, expected: int, unit: str = "seeds", digits: int | None = None
-) -> Cell:
+def cell_of(values: Sequence[float], column: Column, *, complete: int, expected: int, unit: str = "seeds") -> Cell:
     """The cell of some runs' values: mean ± standard deviation, or a count; – if there are none.
 
     Args:
         values: the numbers of the runs that have one.
-        form: of the column; not ``text``.
+        column: which it is of; not one of texts.
         complete: how many values there are where none is missing; with fewer, the cell says how many there are.
         expected: of how many it then says so.
         unit: what is counted.
-        digits: behind the point; None: as the format has it.
     """
     if not values:
         return Cell(NOTHING)
     lacking = "" if len(values) == complete else f" ({len(values)}/{expected} {unit})"
     finite = [value for value in values if isfinite(value)]
-    return Cell(f"{_number_text(values, form, digits)}{lacking}", sum(finite) / len(finite) if finite else None)
+    text = _number_text(values, column.format, column.digits, deviation=column.deviation)
+    return Cell(f"{text}{lacking}", sum(finite) / len(finite) if finite else None)
+
+
+def mean_text(mean: float, column: Column) -> str:
+    """``mean`` as a cell of ``column`` shows it."""
+    return _number_text([mean], column.format, column.digits)
 
 
 def cell_of_texts(texts: Sequence[Any]) -> Cell:
@@ -199,17 +220,19 @@ def cell_of_texts(texts: Sequence[Any]) -> Cell:
     return Cell(" | ".join(shown) or NOTHING)
 
 
-def common_digits(cells: Iterable[Sequence[float]]) -> int | None:
+def common_digits(cells: Iterable[Sequence[float]], *, deviation: bool = True) -> int | None:
     """How many digits behind the point all means of a column of numbers have; None if each had better have its own.
 
-    The largest shows four digits that count, and the smallest two; zeros that end all of them are left out. Where that
-    would give the largest more than two digits beyond its four, numbers are too far apart for one form, and where all
-    are below 0.0001, an exponent says more.
+    The largest shows four digits that count, and the smallest two; zeros that end all of them, and all deviations, are
+    left out. Where that would give the largest more than two digits beyond its four, numbers are too far apart for one
+    form, and where all are below 0.0001, an exponent says more.
 
     Args:
         cells: the values of each cell; those without one, or with one that is not finite, have no say.
+        deviation: whether the deviations of the cells are shown too.
     """
-    means = [summarise(values).finite_mean for values in cells]
+    summaries = [summarise(values) for values in cells]
+    means = [one.finite_mean for one in summaries]
     sizes = [abs(mean) for mean in means if mean]
     if not sizes:
         return 0 if 0.0 in means else None
@@ -217,7 +240,8 @@ def common_digits(cells: Iterable[Sequence[float]]) -> int | None:
     digits = max(of_largest, _digits_for(min(sizes), 2))
     if max(sizes) < 1e-4 or digits > of_largest + 2:
         return None
-    ends = (format(size, f".{digits}f").partition(".")[2] for size in sizes)
+    shown = [*sizes, *(one.std for one in summaries if deviation and one.std)]
+    ends = (format(size, f".{digits}f").partition(".")[2] for size in shown)
     return max(len(end.rstrip("0")) for end in ends)
 
 
@@ -237,7 +261,7 @@ def single_text(value: float | None, form: Form, digits: int | None = None) -> s
     return fixed(value) if form == "score" else plain_number(value)
 
 
-def _number_text(values: Sequence[float], form: Form, digits: int | None = None) -> str:
+def _number_text(values: Sequence[float], form: Form, digits: int | None = None, *, deviation: bool = True) -> str:
     lost = sum(not isfinite(value) for value in values)
     if lost:
         return "not finite" if lost == len(values) else f"not finite in {lost} of {len(values)}"
@@ -248,13 +272,18 @@ def _number_text(values: Sequence[float], form: Form, digits: int | None = None)
         return "0 (exactly)"
     found = summarise(values)
     assert found.mean is not None
+    std = found.std if deviation else None
     places = DIGITS.get(form) if digits is None else digits
-    if form not in TELLING:
-        return plain_number(found.mean) if places is None else _with_commas(found.mean, places)
-    assert places is not None
-    scale = 100 if form == "percent" else 1
-    text = fixed(scale * found.mean, sign=form == "difference", digits=places)
-    return text if found.std is None else f"{text} ± {scale * found.std:.{places}f}"
+    if form in TELLING:
+        assert places is not None
+        scale = 100 if form == "percent" else 1
+        text = fixed(scale * found.mean, sign=form == "difference", digits=places)
+        return text if std is None else f"{text} ± {scale * std:.{places}f}"
+    places = common_digits([values], deviation=deviation) if places is None else places
+    if places is None:
+        return plain_number(found.mean) if std is None else f"{plain_number(found.mean)} ± {plain_number(std)}"
+    text = _with_commas(found.mean, places)
+    return text if std is None else f"{text} ± {std:,.{places}f}"
 
 
 def fixed(value: float, *, sign: bool = False, digits: int = 4) -> str:

@@ -84,6 +84,7 @@ def _column(given: dict[str, Any]) -> Column:
         value=str(given["value"]),
         format=form,
         digits=None if digits is None else int(digits),
+        deviation=given.get("deviation") is not False,
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from peftlab.report.analysis import Analysis
+from peftlab.report.columns import TRAINABLE, TRAINABLE_WITHOUT_HEAD, WITHOUT_DEVIATION
 from peftlab.report.groups import Group
 from peftlab.report.statistics import LEVEL, RESAMPLES
-from peftlab.report.words import counted, names, runs_of_each
+from peftlab.report.words import counted, names, runs_of_each, with_the_head
 
 
 class MarkWords(NamedTuple):
@@ -36,24 +37,39 @@ def caption(analysis: Analysis) -> str:
 
 def without_deviation(analysis: Analysis) -> str:
     """Which columns are means alone, in a sentence; empty if none is, or nothing has a deviation."""
-    titles = [column.title for column in analysis.columns if column.format in ("seconds", "number")]
+    titles = [one.title for one in analysis.columns if not one.deviates and one.format not in WITHOUT_DEVIATION]
     if not titles or all(len(group.runs) < 2 for group in analysis.rows):
         return ""
     return f"Means without a deviation: {'; '.join(titles)}."
+
+
+def with_head(analysis: Analysis) -> str:
+    """Which column counts the head beside what the method trains, in a sentence; empty if none does."""
+    title = next((column.title for column in analysis.columns if column.value == TRAINABLE), None)
+    if title is None:
+        return ""
+    pairs = [(run.number(TRAINABLE), run.number(TRAINABLE_WITHOUT_HEAD)) for row in analysis.rows for run in row.runs]
+    return with_the_head(title, (all_ - alone for all_, alone in pairs if all_ is not None and alone is not None))
 
 
 def legend(analysis: Analysis, words: MarkWords = TYPESET) -> list[str]:
     """What the marks mean, which rows could not be tested, and what the number of test rows leaves open."""
     best = "highest" if analysis.highest else "lowest"
     marks: list[str] = []
+    one_place = len({(group.section, analysis.same.of(group)) for group in analysis.rows if group.runs}) == 1
     if analysis.marks:
-        places = {(group.section, analysis.same.of(group)) for group in analysis.rows if group.runs}
-        where = " of the rows" if len(places) == 1 else " of each section and of each test set"
+        where = " of the rows" if one_place else " of each section and of each test set"
         marks.append(f"{words.best}: the best mean{where} ({best} {analysis.metric.title}).")
         marks += _about_tests(analysis, words)
-    elif len(analysis.rows) > 1:
+    elif len(analysis.rows) > 1 and not analysis.marked.alike:
         marks.append("No row is marked as the best: no two that may be compared have a finite mean.")
-    said = [without_deviation(analysis), " ".join([*marks, *_about_untested(analysis)]), *_about_sampling(analysis)]
+    if alike := analysis.marked.alike:
+        marks.append(
+            "No row is marked as the best: all show the same mean." if len(alike) == len(analysis.rows) and one_place
+            else f"Where all rows show the same mean, none is marked as the best: {names(alike)}."
+        )  # fmt: skip
+    columns = " ".join(filter(None, [without_deviation(analysis), with_head(analysis)]))
+    said = [columns, " ".join([*marks, *_about_untested(analysis)]), *_about_sampling(analysis)]
     return list(filter(None, said))
 
 

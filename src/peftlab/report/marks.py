@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from peftlab.report.best import AgainstBest, against_best
+from peftlab.report.columns import Column, mean_text
 from peftlab.report.groups import Group
 from peftlab.report.same_rows import SameRows
 from peftlab.report.statistics import LEVEL, Summary, summarise
@@ -17,7 +19,10 @@ class Marks:
     """What was found beside the means."""
 
     of: Mapping[str, Mark] = field(default_factory=dict)
-    """Id of a row → ``best``, or ``tied``: not significantly worse than the best."""
+    """Id of a row → ``best``: no row shows a better mean, and one a worse one; or ``tied``: not significantly worse
+    than the best."""
+    alike: Sequence[Group] = ()
+    """Rows without a mark since all that they may be compared with show the same mean."""
     untested: Mapping[str, str] = field(default_factory=dict)
     """Id of a row that could not be compared with the best → why."""
     tested: Sequence[int] = ()
@@ -27,7 +32,7 @@ class Marks:
 
 
 def marks_of(
-    rows: Sequence[Group], metric: str, summaries: Mapping[str, Summary], same: SameRows, *, highest: bool
+    rows: Sequence[Group], metric: Column, summaries: Mapping[str, Summary], same: SameRows, *, highest: bool
 ) -> Marks:
     """The best of the rows that may be compared, and those that cannot be told from it.
 
@@ -51,28 +56,33 @@ def marks_of(
             untested |= {group.id: "no other row to compare it with" for group in usable}
         else:
             comparable.append(usable)
+    metric = metric.with_digits_of(group.values(metric.value) for group in rows)  # as the table shows it
     found = [_of_one_kind(usable, metric, same, LEVEL / len(comparable), highest=highest) for usable in comparable]
     return Marks(
         {name: mark for one in found for name, mark in one.of.items()},
-        untested | {name: why for one in found for name, why in one.untested.items()},
-        [count for one in found for count in one.tested],
-        {name: by for one in found for name, by in one.differences.items()},
+        alike=[group for one in found for group in one.alike],
+        untested=untested | {name: why for one in found for name, why in one.untested.items()},
+        tested=[count for one in found for count in one.tested],
+        differences={name: by for one in found for name, by in one.differences.items()},
     )
 
 
-def _of_one_kind(usable: Sequence[Group], metric: str, same: SameRows, level: float, *, highest: bool) -> Marks:
-    means = {group.id: summarise(group.values(metric)).finite_mean or 0.0 for group in usable}
-    top = (max if highest else min)(means.values())
+def _of_one_kind(usable: Sequence[Group], metric: Column, same: SameRows, level: float, *, highest: bool) -> Marks:
+    means = {group.id: summarise(group.values(metric.value)).finite_mean or 0.0 for group in usable}
+    in_order = sorted(means.items(), key=lambda item: item[1], reverse=highest)
+    top, shown = in_order[0][1], mean_text(in_order[0][1], metric)
+    if mean_text(in_order[-1][1], metric) == shown:
+        return Marks(alike=usable)
     best = max((group for group in usable if means[group.id] == top), key=lambda group: len(group.runs))
-    tests = _tests(best, [group for group in usable if group is not best], metric, same, level)
+    tests = _tests(best, [group for group in usable if group is not best], metric.value, same, level)
     marks: dict[str, Mark] = {name: "tied" for name, test in tests.items() if test.worse is False}
-    marks |= {name: "best" for name, mean in means.items() if mean == top}
+    marks |= {name: "best" for name, _ in takewhile(lambda item: mean_text(item[1], metric) == shown, in_order)}
     tested = sum(test.worse is not None for test in tests.values())
     return Marks(
         marks,
-        {name: test.why_not for name, test in tests.items() if test.worse is None and name not in marks},
-        [tested and tested + 1],
-        {name: abs(test.difference) for name, test in tests.items() if test.worse},
+        untested={name: test.why_not for name, test in tests.items() if test.worse is None and name not in marks},
+        tested=[tested and tested + 1],
+        differences={name: abs(test.difference) for name, test in tests.items() if test.worse and name not in marks},
     )
 
 

@@ -22,6 +22,8 @@ class Report(Analysis):
     """With the baseline, if there is one."""
     name: str
     """Of the sweep, or of the runs: what outputs that need a short name call it."""
+    with_head: str
+    """Which column of ``results`` counts the head too, as its notes say it; empty if none does."""
     legend_in_signs: tuple[str, ...]
     """The notes of ``results`` for outputs that have neither bold nor underlined letters."""
     details: Mapping[str, Details]

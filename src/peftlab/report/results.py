@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftlab.report.analysis import Analysis
-from peftlab.report.columns import NOTHING, TELLING, Column, cell_of, cell_of_texts, fixed, single_text
+from peftlab.report.columns import (
+    NOTHING,
+    TELLING,
+    WITHOUT_DEVIATION,
+    Column,
+    cell_of,
+    cell_of_texts,
+    fixed,
+    single_text,
+)
 from peftlab.report.groups import Group
 from peftlab.report.legends import shared_seeds
 from peftlab.report.notes import settings
 from peftlab.report.records import Run
-from peftlab.report.statistics import Comparison
+from peftlab.report.statistics import Comparison, summarise
 from peftlab.report.table import Cell, Head, Mark, Row, Section, Table
 from peftlab.report.words import runs_of_each
 
@@ -87,13 +96,8 @@ def _cell(group: Group, column: Column, mark: Mark) -> Cell:
     tells = column.format in TELLING
     complete = group.expected - lost if tells else len(group.runs)
     made = cell_of(
-        group.values(column.value),
-        column.format,
-        complete=complete,
-        expected=group.expected,
-        unit=group.unit,
-        digits=column.digits,
-    )
+        group.values(column.value), column, complete=complete, expected=group.expected, unit=group.unit
+    )  # fmt: skip
     return Cell(f"{made.text} ({told})" if told and tells else made.text, made.value, mark)
 
 
@@ -177,6 +181,8 @@ def _facts(analysis: Analysis, group: Group) -> dict[str, Any]:
         if column.value != analysis.metric.value and column.format != "text":
             values = group.values(column.value)
             facts[f"mean {column.value}"] = sum(values) / len(values) if values else None
+            if column.format not in WITHOUT_DEVIATION:
+                facts[f"std {column.value}"] = summarise(values).std
     if analysis.baseline is not None:
         facts |= _comparison_facts(analysis.comparisons.get(group.id, Comparison(0)))
     return facts | dict(group.keys)

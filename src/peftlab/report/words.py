@@ -21,6 +21,21 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
+def with_the_head(title: str, heads: Iterable[float]) -> str:
+    """That a column counts the head too, in a sentence; empty where no head trains.
+
+    Args:
+        title: of a column of all parameters that train.
+        heads: how many of each run's are its head's.
+    """
+    found = {round(number) for number in heads}
+    sizes = sorted(found - {0})
+    if not sizes:
+        return ""
+    count = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    return f"The head's {count}{', where it trains,' if 0 in found else ''} are counted in: {title}."
+
+
 def names(groups: Iterable[Group]) -> str:
     """Labels of the first few groups, and how many there are beyond."""
     labels = [group.label for group in groups]

@@ -13,7 +13,7 @@ from peftlab.errors import ConfigError, listed, nearest
 from peftlab.fields import NAME_PATTERN
 from peftlab.metric_names import MetricName, record_part
 from peftlab.reading import Unreadable, read_yaml
-from peftlab.report.columns import FORMATS, Column, require_digits_mean_something
+from peftlab.report.columns import FORMATS, Column, require_form_means_something
 from peftlab.schema import check_keys, validate
 from peftlab.sweeps.declaration import (
     Arm,
@@ -217,7 +217,7 @@ def _check_table(sweep: Sweep) -> None:
     ids = [arm.id for arm in sweep.cells]
     paths = [column.value for column in sweep.columns]
     for column in sweep.columns:
-        require_digits_mean_something(column)
+        require_form_means_something(column)
         if column.format == "text":
             numeric = [form for form in FORMATS if form != "text"]
             raise ConfigError(

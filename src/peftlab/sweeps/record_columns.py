@@ -8,8 +8,8 @@ from peftlab.sweeps.record_paths import LEAVES
 
 MEANINGS: dict[str, str] = {
     "parameters.total": "parameters of the model, adapter and head included",
-    "parameters.trainable": "those that train",
-    "parameters.trainable_without_head": "those that train, but for the head",
+    "parameters.trainable": "those that train, with the head where it trains",
+    "parameters.trainable_without_head": "those that train, but for the head: as papers on PEFT mostly count",
     "parameters.head": "those of the head",
     "parameters.added": "those that the backbone has not",
     "parameters.adapted": "weights of the adapted layers: what full fine-tuning of them would train",

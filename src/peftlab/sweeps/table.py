@@ -14,12 +14,13 @@ from peftlab.metric_names import MetricName
 from peftlab.objectives.base import figure_called
 from peftlab.records.divergence import diverged
 from peftlab.records.identity_tags import standing
-from peftlab.report.columns import NOTHING, Column, cell_of, fixed
+from peftlab.report.columns import NOTHING, TRAINABLE, TRAINABLE_WITHOUT_HEAD, Column, cell_of, fixed
 from peftlab.report.records_config import COMPUTED
 from peftlab.report.render.markdown import escaped, markdown_table
 from peftlab.report.render.terminal import print_lines, print_table
 from peftlab.report.statistics import binomial_error
 from peftlab.report.table import Cell, Head, Row, Section, Table, csv_text
+from peftlab.report.words import with_the_head
 from peftlab.sweeps.choice import Choice, Tried, value_of
 from peftlab.sweeps.declaration import Arm, Sweep
 from peftlab.terminal import flowed
@@ -46,7 +47,7 @@ def cell(sweep: Sweep, arm: Arm, column: Column, records: Records, stopped: Stop
     """The same as a table shows it; what lacks seeds says how many it has, and how many diverged."""
     n, lost = len(sweep.seeds), len(seeds_that_diverged(sweep, arm, records, stopped or {}))
     values = values_of(sweep, arm, column, records)
-    shown = cell_of(values, column.format, complete=n - lost, expected=n, digits=column.digits)
+    shown = cell_of(values, column, complete=n - lost, expected=n)
     if not lost:
         return shown
     told = f"diverged {lost} of {n}"
@@ -249,7 +250,20 @@ def _about(sweep: Sweep, records: Records, stopped: Stopped) -> list[str]:
                 f"Training “{escaped(cell.title)}” diverged with seed {', '.join(map(str, lost))}: its loss is not "
                 "finite, and it has no part in the means."
             )
-    return [" ".join([*about, *_about_sampling(sweep, records)])]
+    return [" ".join([*about, *_about_the_head(sweep, records), *_about_sampling(sweep, records)])]
+
+
+def _about_the_head(sweep: Sweep, records: Records) -> list[str]:
+    """Which column counts the head beside what the method trains."""
+    title = next((column.title for column in sweep.columns if column.value == TRAINABLE), None)
+    if title is None:
+        return []
+    of_rows = {arm.id for arm in rows_of(sweep)}
+    counts = [record["parameters"] for (arm, _), record in records.items() if arm in of_rows and "parameters" in record]
+    names = [path.rpartition(".")[2] for path in (TRAINABLE, TRAINABLE_WITHOUT_HEAD)]
+    pairs = [[of.get(name) for name in names] for of in counts]
+    said = with_the_head(title, (every - alone for every, alone in pairs if None not in (every, alone)))
+    return [escaped(said)] if said else []
 
 
 def _about_sampling(sweep: Sweep, records: Records) -> list[str]:

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from peftlab.report.build import Request, build
-from peftlab.report.columns import cell_of, column_of, fixed
+from peftlab.report.columns import Column, cell_of, column_of, fixed
 from peftlab.report.render import terminal_report
 from peftlab.report.render.markdown import render_markdown
 from peftlab.report.render.terminal import PlainConsole, print_facts, print_lines, print_table
@@ -89,7 +89,10 @@ def test_nothing_is_cut(width: int) -> None:
 def test_what_rounds_to_zero_has_no_sign(scratch: Path) -> None:
     assert (fixed(-4e-19), fixed(4e-19, sign=True), fixed(-0.1, sign=True)) == ("0.0000", "0.0000", "−0.1000")
     assert interval_text((-4e-19, 0.25), column_of("metrics.test.accuracy")) == "[0.0000, +0.2500]"
-    assert cell_of((-1e-9, 0.0), "difference", complete=2, expected=2).text == "0.0000 ± 0.0000"
+    assert (
+        cell_of((-1e-9, 0.0), Column(title="", value="", format="difference"), complete=2, expected=2).text
+        == "0.0000 ± 0.0000"
+    )
     runs = [
         record(0.5 + sign * (seed - 1) / 10, key=f"{method}{seed}", seed=seed, method=method)
         for method, sign in (("head", 1), ("lora", -1))

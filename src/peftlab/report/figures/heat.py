@@ -94,7 +94,7 @@ def _bar_title(report: Analysis, noise: float, of_what: str) -> str:
 
 def _written(report: Analysis, group: Group) -> str:
     metric, values = report.metric, group.values(report.metric.value)
-    text = cell_of(values, metric.format, complete=len(values), expected=len(values), digits=metric.digits).text
+    text = cell_of(values, metric, complete=len(values), expected=len(values)).text
     return text.replace(" ± ", "\n± ")
 
 

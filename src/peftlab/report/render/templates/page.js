@@ -326,7 +326,7 @@ function shownTable() {
 function wordsOf({ sections }) {
   const rows = sections.flatMap((section) => section.rows.map((cells) => cells.row));
   const fewer = shownBodies().length < bodies.length;
-  const own = seeds || groups ? [seeds ? `Seeds ${[...seeds].join(", ")}.` : "", meansAlone(rows)] : [data.notes];
+  const own = seeds || groups ? [seeds ? `Seeds ${[...seeds].join(", ")}.` : "", meansAlone(rows), data.with_head] : [data.notes];
   const marks = seeds || groups ? "" : " What is said of the best row and of tests is said of all rows.";
   if (fewer) own.push(`${shownBodies().length} of ${bodies.length} rows.${marks}`);
   return { caption: `${data.title} ${cellsInWords(rows)}`, notes: [own.filter(Boolean).join(" "), data.about] };

@@ -66,7 +66,7 @@ function asCsv({ heads, sections, leads }) {
   const formula = (text) => /^\s*[=+\-@]/.test(text) && (text.trim() === "" || Number.isNaN(Number(text)));
   const safe = (value) => quoted(value === null || Number.isNaN(value) ? "" : formula(String(value)) ? `'${value}` : String(value));
   const titles = heads.slice(0, leads).map((head) => head.title || "row");
-  data.columns.forEach(([title], column) => titles.push(title, ...(tells(column) ? [`${title}, std`] : [])));
+  data.columns.forEach((column) => titles.push(column[0], ...(deviates(column) ? [`${column[0]}, std`] : [])));
   const lines = [["section", ...titles, "n"]];
   for (const section of sections) {
     for (const cells of section.rows) {
@@ -75,7 +75,7 @@ function asCsv({ heads, sections, leads }) {
         const values = valuesOf(row, column);
         if (isText(column)) return [[...new Set(values)].join(" | ")];
         const { mean, std } = summarise(values);
-        return tells(column) ? [mean, std] : [mean];
+        return deviates(data.columns[column]) ? [mean, std] : [mean];
       });
       lines.push([section.title, ...cells.slice(0, leads).map((cell) => cell.text), ...figures, row.runs.length]);
     }

@@ -72,22 +72,25 @@ const withCommas = (value, digits) => {
 const digitsThatCount = (size, counting) => counting - 1 - Number(size.toExponential(counting - 1).split("e")[1]);
 
 // How many digits behind the point all means of a column of numbers have; null if each had better have its own.
-function commonDigits(cells) {
-  const means = cells.map((values) => summarise(values).mean).filter(Number.isFinite);
+function commonDigits(cells, deviation = true) {
+  const summaries = cells.map(summarise);
+  const means = summaries.map(({ mean }) => mean).filter(Number.isFinite);
   const sizes = means.filter((mean) => mean !== 0).map(Math.abs);
   if (!sizes.length) return means.length ? 0 : null;
   const [largest, smallest] = [sizes.reduce((a, b) => Math.max(a, b)), sizes.reduce((a, b) => Math.min(a, b))];
   const ofLargest = Math.max(0, digitsThatCount(largest, 4));
   const digits = Math.max(ofLargest, digitsThatCount(smallest, 2));
   if (largest < 1e-4 || digits > ofLargest + 2) return null;
-  const ends = sizes.map((size) => (decimals(size, digits).split(".")[1] ?? "").replace(/0+$/, ""));
+  const stds = summaries.map(({ std }) => std).filter((std) => deviation && std);
+  const ends = [...sizes, ...stds].map((size) => (decimals(size, digits).split(".")[1] ?? "").replace(/0+$/, ""));
   return ends.reduce((most, end) => Math.max(most, end.length), 0);
 }
 
 const DIGITS = { score: 4, percent: 2, difference: 4, seconds: 1 };
+const WITHOUT_DEVIATION = ["count", "text"];
 const TELLING = ["score", "percent", "difference"];
 
-function numberText(values, form, digits = null) {
+function numberText(values, form, digits = null, deviation = true) {
   const lost = values.filter((value) => !Number.isFinite(value)).length;
   if (lost) return lost === values.length ? "not finite" : `not finite in ${lost} of ${values.length}`;
   if (form === "count") {
@@ -96,13 +99,16 @@ function numberText(values, form, digits = null) {
   }
   if (form === "difference" && values.every((value) => value === 0)) return "0 (exactly)";
   const { mean, std } = summarise(values);
-  const places = digits ?? DIGITS[form];
-  if (!TELLING.includes(form)) {
-    return places === undefined ? plainNumber(mean) : withCommas(mean, places);
+  const alone = std === null || !deviation;
+  let places = digits ?? DIGITS[form];
+  if (TELLING.includes(form)) {
+    const scale = form === "percent" ? 100 : 1;
+    const text = fixed(scale * mean, form === "difference", places);
+    return alone ? text : `${text} ± ${decimals(scale * std, places)}`;
   }
-  const scale = form === "percent" ? 100 : 1;
-  const text = fixed(scale * mean, form === "difference", places);
-  return std === null ? text : `${text} ± ${decimals(scale * std, places)}`;
+  places ??= commonDigits([values], deviation);
+  const text = (number) => (places === null ? plainNumber(number) : withCommas(number, places));
+  return alone ? text(mean) : `${text(mean)} ± ${text(std)}`;
 }
 
 // Two-sided p of Student's t for whole degrees of freedom (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).

@@ -5,6 +5,7 @@ const asNumber = (value) => (typeof value === "string" ? ({ inf: Infinity, "-inf
 const headOf = (column) => data.heads[data.leads + column][0];
 const isText = (column) => data.columns[column][1] === "text";
 const tells = (column) => TELLING.includes(data.columns[column][1]);
+const deviates = ([, form, , deviation]) => deviation && !WITHOUT_DEVIATION.includes(form);
 
 for (const row of data.rows) {
   row.runs = row.runs.map(([seed, value, key, folder, has, log, values, texts, curves]) => ({
@@ -28,8 +29,8 @@ const valuesOf = (row, column) => row.runs.map((run) => run.values[column]).filt
 
 // Of each column, how many digits its numbers have behind the point in a table of `rows`.
 const digitsFor = (rows) =>
-  data.columns.map(([, form, digits], column) =>
-    form === "number" && digits === null ? commonDigits(rows.map((row) => valuesOf(row, column))) : digits);
+  data.columns.map(([, form, digits, deviation], column) =>
+    form === "number" && digits === null ? commonDigits(rows.map((row) => valuesOf(row, column)), deviation) : digits);
 
 function cellOf(row, column, digits) {
   const lost = row.diverged.length;
@@ -39,7 +40,8 @@ function cellOf(row, column, digits) {
   if (isText(column)) return { text: [...new Set(values)].join(" | ") || NOTHING, value: null };
   const complete = tells(column) ? expected(row) - lost : row.runs.length;
   const lacking = values.length === complete ? "" : ` (${values.length}/${expected(row)} ${unit(row)})`;
-  const text = values.length ? `${numberText(values, data.columns[column][1], digits)}${lacking}` : NOTHING;
+  const [, form, , deviation] = data.columns[column];
+  const text = values.length ? `${numberText(values, form, digits, deviation)}${lacking}` : NOTHING;
   const finite = values.filter(Number.isFinite);
   return {
     text: told && tells(column) ? `${text} (${told})` : text,
@@ -69,7 +71,8 @@ function cellsInWords(rows) {
 }
 
 function meansAlone(rows) {
-  const titles = data.columns.filter(([, form]) => ["seconds", "number"].includes(form)).map(([title]) => title);
+  const alone = data.columns.filter((column) => !deviates(column) && !WITHOUT_DEVIATION.includes(column[1]));
+  const titles = alone.map(([title]) => title);
   const none = !titles.length || rows.every((row) => row.runs.length < 2);
   return none ? "" : `Means without a deviation: ${titles.join("; ")}.`;
 }
