@@ -24,7 +24,7 @@ def test_the_wheel_runs_from_an_empty_folder(scratch: Path, reviews: Path) -> No
     templates = Path("peftlab/report/render/templates")
     there = {path.name for path in (installed / templates).iterdir()}
     assert {path.name for path in (REPOSITORY / "src" / templates).iterdir()} <= there
-    assert {"page.html", "page.css", "page.js", "report.tex"} <= there
+    assert {"page.html", "page.css", "page.js", "table.tex"} <= there
     assert not (installed / "hydra_plugins/__init__.py").exists()
     empty = scratch / "empty"
     empty.mkdir()

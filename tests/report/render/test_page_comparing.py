@@ -21,7 +21,7 @@ from peftlab.report.build import Request, build
 from peftlab.report.columns import Form, _number_text, common_digits, plain_number
 from peftlab.report.figures.style import Gallery
 from peftlab.report.render.environment import FOLDER
-from peftlab.report.render.latex import render_latex
+from peftlab.report.render.latex import latex_tables
 from peftlab.report.render.markdown import markdown_table
 from peftlab.report.render.page import render_page
 from peftlab.report.render.page_data import page_data
@@ -158,10 +158,10 @@ def test_percent_and_digits_are_a_columns_choice(scratch: Path) -> None:
     report = reported(folder)
     assert [head.title for head in report.results.heads[1:4]] == ["accuracy (%)", "F1 in %", "seconds"]
     head_only = next(row for row in report.results.rows if row.id == "head")
-    assert [cell.text for cell in head_only.cells[1:4]] == ["71.00 ± 1.00", "71.0 ± 1.0", "11.000"]
+    assert [cell.text for cell in head_only.cells[1:4]] == ["71.00 ± 1.00", "71.0 ± 1.0", "11.000 ± 1.000"]
     assert head_only.cells[1].value == pytest.approx(0.71)
     line = returned(page_of(report, scratch), scratch, f"return {SHOWN}", "seeds=0,2&q=head")[0]
-    assert line[1:4] == ["71.00 ± 1.41", "71.0 ± 1.4", "11.000"]
+    assert line[1:4] == ["71.00 ± 1.41", "71.0 ± 1.4", "11.000 ± 1.414"]
     sweep_file(folder, columns=[columns[0], {**columns[1], "format": "count"}])
     with pytest.raises(ConfigError, match="digits 1, but its format is 'count'"):
         reported(folder)
@@ -218,9 +218,7 @@ COPIED = """return ["latex", "markdown", "csv"].map((kind) => {
 
 
 def first_table(report: Report) -> str:
-    text = render_latex(report)
-    end = r"\end{table}" + "\n"
-    return text[: text.index(end) + len(end)]
+    return latex_tables(report)["results.tex"]
 
 
 def odd(folder: Path) -> Report:
@@ -253,7 +251,7 @@ def test_what_is_shown_is_copied_in_its_order(scratch: Path) -> None:
     shown = [line[:6] for line in markdown.splitlines()[2:]]
     assert shown == ["| **tw", "| =1+1", "| **on", r"| \- ["]
     assert "2 of 3 rows." in latex
-    assert latex.count(r"\midrule") == 2  # below the head, and between the two sections
+    assert latex.count(r"  \midrule") == 2  # below the head, and between the two sections
     # sections that sorting takes apart become a column
     latex, markdown, values = returned(page, scratch, COPIED, "sort=4&dir=ascending")
     assert [line.split(" | ")[0] for line in markdown.splitlines()] == [
@@ -263,7 +261,7 @@ def test_what_is_shown_is_copied_in_its_order(scratch: Path) -> None:
         r"| one_1",
         "| two",
     ]
-    assert r"\begin{tabular}{llrr}" in latex
+    assert r"\begin{tabular}{@{}llrr@{}}" in latex
     assert [line.split(",")[0] for line in values.splitlines()] == ["section", "two", "one_1", "two"]
 
 

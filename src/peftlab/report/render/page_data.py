@@ -7,8 +7,9 @@ from typing import Any
 from urllib.parse import quote
 
 from peftlab.report.groups import Group
-from peftlab.report.render.latex import SPECIAL, about_the_runs, label_of, sentence
+from peftlab.report.render.latex import SPECIAL, TABLE, about_the_runs, label_of, sentence
 from peftlab.report.render.links import relative
+from peftlab.report.render.paper import GAP, LETTERS, ROOM, TEXT, USUAL, WIDTHS
 from peftlab.report.report import Report
 from peftlab.report.results import RunLine
 from peftlab.report.run_numbers import RunNumbers, in_percent, keys_of, quantiles_of, quantities_of, short_keys
@@ -36,6 +37,8 @@ def page_data(report: Report, target: Path) -> dict[str, Any]:
         "columns": [[column.title, column.format, column.digits, column.deviation] for column in report.columns],
         "keys": short_keys(report),
         "signs": SPECIAL,
+        "latex": TABLE,
+        "paper": {"room": ROOM, "text": TEXT, "letters": LETTERS, "gap": GAP, "usual": USUAL, "widths": WIDTHS},
         "quantiles": quantiles_of(report),
         "other_texts": report.same.why_not,
         "quantities": [f"{name} (%)" if in_percent(report, name) else name for name in quantities_of(report)],

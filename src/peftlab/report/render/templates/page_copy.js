@@ -15,26 +15,78 @@ function brief({ heads, sections, leads }) {
   return { heads: heads.slice(0, -1), sections: shorter, leads };
 }
 
-function asLatex(table, { caption, notes }) {
-  const { heads, sections } = brief(table);
-  const marked = { best: (text) => `\\textbf{${text}}`, tied: (text) => `\\underline{${text}}` };
-  const cell = ({ text, mark }) => (marked[mark] ?? ((same) => same))(latexEscaped(text));
+const widthOf = (text) =>
+  data.paper.letters * [...text].map((sign) => data.paper.widths[sign] ?? data.paper.usual).reduce((sum, one) => sum + one, 0);
+const widest = (lines) => Math.max(0, ...lines.map(widthOf));
+
+function broken(text, room) {
   const lines = [];
-  sections.forEach(({ title, rows }, number) => {
-    if (number) lines.push("    \\midrule");
-    if (title) lines.push(`    \\multicolumn{${heads.length}}{l}{\\textit{${latexEscaped(title)}}} \\\\`);
-    lines.push(...rows.map((cells) => `    ${cells.map(cell).join(" & ")} \\\\`));
+  for (const word of text.split(/\s+/).filter(Boolean)) {
+    const longer = lines.length ? `${lines.at(-1)} ${word}` : word;
+    if (lines.length && widthOf(longer) <= room) lines[lines.length - 1] = longer;
+    else lines.push(word);
+  }
+  return lines.length ? lines : [""];
+}
+
+// What of a table finds room on paper, as peftlab.report.render.paper has it.
+const cellLines = (text, head) => broken(text, head.number ? data.paper.room : data.paper.text);
+
+function headLines({ heads, sections }) {
+  const rows = sections.flatMap((section) => section.rows);
+  return heads.map((head, i) => {
+    const cells = Math.max(0, ...rows.map((row) => widest(cellLines(row[i].text, head))));
+    return broken(head.title, Math.max(cells, widest(head.title.split(/\s+/))));
   });
-  return [
-    "% needs \\usepackage{booktabs} and \\usepackage{graphicx}", "\\begin{table}", "  \\centering",
-    "  \\setlength{\\abovecaptionskip}{4pt}\\setlength{\\belowcaptionskip}{6pt}%  article has no room below one",
-    `  \\caption{${latexEscaped(caption)}}`, `  \\label{tab:${data.label}}`,
-    "  \\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%  never wider than the text",
-    `  \\begin{tabular}{${heads.map((head) => (head.number ? "r" : "l")).join("")}}`, "    \\toprule",
-    `    ${heads.map((head) => latexEscaped(head.title)).join(" & ")} \\\\`, "    \\midrule", ...lines,
-    "    \\bottomrule", "  \\end{tabular}}", "  \\par\\smallskip", "  \\begin{minipage}{\\linewidth}\\footnotesize",
-    ...notes.filter(Boolean).map((note) => `    ${latexEscaped(note)}\\par`), "  \\end{minipage}", "\\end{table}", "",
-  ].join("\n");
+}
+
+function blocksOf({ heads, sections, leads }, titles) {
+  const rows = sections.flatMap((section) => section.rows);
+  const widths = heads.map((head, i) => Math.max(widest(titles[i]), ...rows.map((row) => widest(cellLines(row[i].text, head)))));
+  const figures = [...heads.keys()].slice(leads);
+  let blocks = [figures];
+  for (let count = 1; count <= figures.length; count++) {
+    const size = Math.ceil(figures.length / count);
+    blocks = Array.from({ length: Math.ceil(figures.length / size) }, (_, i) => figures.slice(i * size, (i + 1) * size));
+    const beside = blocks[0].map((_, place) => Math.max(...blocks.filter((of) => place < of.length).map((of) => widths[of[place]])));
+    const columns = [...widths.slice(0, leads), ...beside];
+    if (columns.reduce((sum, one) => sum + one, 0) + data.paper.gap * (columns.length - 1) <= data.paper.room) break;
+  }
+  return blocks;
+}
+
+function asLatex(table, { caption, notes }) {
+  const { heads, sections, leads } = brief(table);
+  const titles = headLines({ heads, sections });
+  const blocks = blocksOf({ heads, sections, leads }, titles);
+  const size = leads + blocks[0].length;
+  const marked = { best: (text) => `\\textbf{${text}}`, tied: (text) => `\\underline{${text}}` };
+  const safe = (text) => (/^[[*]/.test(text) ? `{}${text}` : text);
+  const line = (cells) => `${safe([...cells, ...Array(size - cells.length).fill("")].join(" & "))} \\\\`;
+  const inLines = (lines, end, side) =>
+    lines.length === 1 ? lines[0] : `\\begin{tabular}[${end}]{@{}${side}@{}}${lines.map(safe).join("\\\\")}\\end{tabular}`;
+  const title = (i) => inLines(titles[i].map(latexEscaped), "b", heads[i].number ? "r" : "l");
+  const cell = ({ text, mark }, i) =>
+    inLines(cellLines(text, heads[i]).map(latexEscaped).map(marked[mark] ?? ((same) => same)), "t", "l");
+  const made = [];
+  blocks.forEach((columns, number) => {
+    const shown = [...Array(leads).keys(), ...columns];
+    if (number) made.push("\\midrule[\\heavyrulewidth]");
+    made.push(line(shown.map(title)), "\\midrule");
+    sections.forEach((section, place) => {
+      if (place) made.push("\\midrule");
+      if (section.title) made.push(`\\multicolumn{${size}}{@{}l@{}}{\\textit{${latexEscaped(section.title)}}} \\\\`);
+      made.push(...section.rows.map((cells) => line(shown.map((i) => cell(cells[i], i)))));
+    });
+  });
+  const values = {
+    columns: heads.slice(0, size).map((head) => (head.number ? "r" : "l")).join(""),
+    rows: made.map((row) => `    ${row}`).join("\n"),
+    caption: latexEscaped(caption),
+    label: data.label,
+    notes: notes.filter(Boolean).map((note) => `    ${latexEscaped(note)}\\par`).join("\n"),
+  };
+  return data.latex.replace(/<< (\w+) >>/g, (_, name) => values[name]);
 }
 
 function markdownEscaped(text) {
