@@ -243,6 +243,7 @@ def test_the_table_of_a_sweep_has_two_rows_and_says_why(monkeypatch: pytest.Monk
         "| head only | 0.5000 ± 0.0000 | 1,000 |",
     ]
     assert f"- {SAID} Rows: LoRA, computed before lora-dropout-1." in table
+    assert "The head's 100 are counted in: trainable." in " ".join(table)
     assert "- LoRA: a paper gives 0.9; measured 0.9000 (1/3 seeds), 0.0000: within ± 0.01." in table
     about = "- LoRA, computed before lora-dropout-1: a paper gives 0.9; measured 0.7000 ± 0.1414 (2/3 seeds), "
     assert f"{about}−0.2000: outside ± 0.01." in table

@@ -267,8 +267,8 @@ def test_the_table_has_one_form_a_column() -> None:
     cells = [{"id": name, "overrides": [f"peft={name}"]} for name in memory]
     plan = DeclaredPlan(declared(cells=cells, columns=columns))
     table = render_markdown(plan.sweep, plan.records(play(plan, ran)))
-    assert "| head | 50.00 ± 0.00 | 820.9 |" in table
-    assert "| lora | 50.00 ± 0.00 | 819.0 |" in table
+    assert "| head | 50.00 ± 0.00 | 820.9 ± 0.0 |" in table
+    assert "| lora | 50.00 ± 0.00 | 819.0 ± 0.0 |" in table
     assert "a standard error of 2.50 percentage points (binomial)" in table
 
 
