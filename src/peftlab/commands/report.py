@@ -12,7 +12,7 @@ from peftlab.process import uncollected
 from peftlab.report.build import Request, build, default_target
 from peftlab.report.owned import write_report
 from peftlab.report.render.data import render_groups_csv, render_json, render_runs_csv
-from peftlab.report.render.latex import latex_tables, render_latex
+from peftlab.report.render.latex import latex_tables
 from peftlab.report.render.markdown import render_markdown
 from peftlab.report.render.terminal import console, print_lines
 from peftlab.report.render.terminal_report import print_report
@@ -114,7 +114,8 @@ def write(report: Report, target: Path, formats: Sequence[str], *, chosen: bool 
     if "md" in formats:
         files["report.md"] = render_markdown(report, names, absent, target)
     if "tex" in formats:
-        files |= {"report.tex": render_latex(report), **latex_tables(report)}
+        tables = latex_tables(report)
+        files |= {"report.tex": "\n".join(tables.values()), **tables}
     if "csv" in formats:
         files |= {"report.csv": render_runs_csv(report), "groups.csv": render_groups_csv(report)}
     if "json" in formats:

@@ -12,7 +12,7 @@ import pytest
 
 from peftlab.report.build import Request, build
 from peftlab.report.columns import Column, common_digits
-from peftlab.report.render.latex import latex_tables, render_latex
+from peftlab.report.render.latex import latex_tables
 from peftlab.report.render.markdown import render_markdown
 from peftlab.report.render.paper import ROOM, blocks_of, broken, head_lines, width_of
 from peftlab.report.report import Report
@@ -77,13 +77,13 @@ def test_what_all_rows_say_alike_has_no_column(scratch: Path) -> None:
     folder = three_methods(scratch / "t")
     report = build(Request((str(folder),)))
     assert "| n |" not in render_markdown(report)
-    assert "& n " not in render_latex(report)
+    assert "& n " not in tables(report)[0]
     assert report.results.heads[-1].title == "n", "the page chooses seeds, and has it"
     write(folder, [record(0.8, key="lora3", seed=3)])
     report = build(Request((str(folder),)))
     assert report.results.caption == "Mean ± standard deviation (n − 1) over the n seeds of a row."
     assert "| n |" in render_markdown(report)
-    assert "4 seeds" in render_latex(report)
+    assert "4 seeds" in tables(report)[0]
 
 
 def test_values_of_one_seed_are_no_means(scratch: Path) -> None:
@@ -166,7 +166,7 @@ def test_each_table_compiles_alone_without_being_shrunk(columns: str, scratch: P
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-1500:]
     assert "Overfull" not in done.stdout
-    assert "resizebox" not in render_latex(report)
+    assert "resizebox" not in "".join(tables(report))
 
 
 @pytest.mark.parametrize(

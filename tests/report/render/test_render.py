@@ -15,7 +15,7 @@ from rich.console import Console
 from peftlab.report.build import Request, build
 from peftlab.report.figures.style import Gallery
 from peftlab.report.render.data import render_groups_csv, render_json, render_runs_csv
-from peftlab.report.render.latex import render_latex
+from peftlab.report.render.latex import latex_tables
 from peftlab.report.render.markdown import render_markdown
 from peftlab.report.render.page import render_page
 from peftlab.report.render.terminal_report import print_report
@@ -31,7 +31,7 @@ def on_a_terminal(report: Report) -> str:
 
 RENDERERS: dict[str, Callable[[Report], str]] = {
     "markdown": render_markdown,
-    "latex": render_latex,
+    "latex": lambda report: "\n".join(latex_tables(report).values()),
     "json": render_json,
     "runs": render_runs_csv,
     "groups": render_groups_csv,

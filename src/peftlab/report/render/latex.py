@@ -54,11 +54,6 @@ BREAK = r"\\"
 """Of a line."""
 
 
-def render_latex(report: Report) -> str:
-    """report.tex: all tables."""
-    return "\n".join(latex_tables(report).values())
-
-
 def latex_tables(report: Report) -> dict[str, str]:
     """The file of each table, by its name: the results, and the comparison with the baseline if there is one."""
     label = label_of(report)

@@ -4,6 +4,7 @@ that find no room beside the others stand below them. ``page_copy.js`` does the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from peftlab.report.table import Head, Table
 
@@ -28,6 +29,7 @@ WIDTHS = {
 """Width of signs that are narrower or wider than most."""
 
 
+@lru_cache(1 << 16)  # most cells are asked for twice, and many are alike
 def width_of(text: str) -> float:
     """How wide ``text`` is in the smallest letters, in points."""
     return LETTERS * sum(WIDTHS.get(sign, USUAL) for sign in text)
@@ -35,6 +37,8 @@ def width_of(text: str) -> float:
 
 def broken(text: str, room: float) -> list[str]:
     """``text`` in lines of at most ``room`` points, broken between words."""
+    if LETTERS * len(text) <= room:  # as of most cells: no sign is as wide as its letters are high
+        return [" ".join(text.split())]
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
