@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from peftlab.config import RunConfig
+
 TAGS = {"dynamic_dora": "dynamic-dora-1"}
 """Method → the tag of :mod:`peftlab.records.identity_tags` since which it trains to other numbers."""
 
@@ -14,6 +16,18 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "peft=dynamic_dora": ("peft.alpha=16", "peft.dropout=0", "peft.warmup_fraction=0.1", "peft.interval=10"),
 }
 """Option of a group → what its YAML said then, where it says something else now."""
+
+
+SHORT = {"trainer.precision=16": "16"}
+"""Override → what its run had in its key, where the config now has it in full."""
+
+
+def spelled_as_then(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """``config`` with the spelling that was in its key when the goldens were made."""
+    for override in overrides:
+        if override in SHORT:
+            config.trainer.precision = SHORT[override]  # type: ignore[assignment]
+    return config
 
 
 def with_defaults_of_then(overrides: Sequence[str]) -> list[str]:

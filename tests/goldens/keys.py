@@ -13,6 +13,7 @@ from pathlib import Path
 from peftlab.composition import checked
 from peftlab.records.identity import run_key
 from peftlab.shipped import config_folder
+from tests.goldens.changed import spelled_as_then
 
 KEYS = Path(__file__).with_name("keys.json")
 
@@ -244,8 +245,9 @@ def write_files(folder: Path) -> None:
 
 
 def key_of(overrides: Sequence[str], folder: Path | str = ".") -> str:
-    """The key of a config whose files are in ``folder``."""
-    return run_key(checked([override.replace("{folder}", str(folder)) for override in overrides]))
+    """The key of a config whose files are in ``folder``, its values spelled as when the goldens were made."""
+    config = checked([override.replace("{folder}", str(folder)) for override in overrides])
+    return run_key(spelled_as_then(config, overrides))
 
 
 def make() -> None:

@@ -52,6 +52,24 @@ def run(reviews: Path) -> Path:
     return finished(reviews)
 
 
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [("32", "32-true"), ("'32'", "32-true"), ("64", "64-true"), ("bf16", "bf16-mixed"), ("16", "16-mixed")],
+)
+def test_two_spellings_of_a_precision_are_one_run(rows: Path, short: str, full: str) -> None:
+    """Lightning computes the same for both."""
+    spelled = [checked(["backbone=tiny", *ROWS, f"trainer.precision={given}"]) for given in (short, full)]
+    assert [config.trainer.precision for config in spelled] == [full, full]
+    assert run_key(spelled[0]) == run_key(spelled[1])
+    again = from_plain(
+        spelled[1].plain() | {"trainer": {**spelled[1].plain()["trainer"], "precision": short.strip("'")}}
+    )
+    assert run_key(again) == run_key(spelled[1]), "of a record that an earlier version wrote, too"
+    assert (run_key(spelled[1]) == dict(KEYS[1:2])["backbone=tiny", *ROWS]) == (full == "32-true"), (
+        "the default's holds"
+    )
+
+
 @pytest.mark.parametrize(("overrides", "key"), KEYS, ids=[key for _, key in KEYS])
 def test_keys_are_what_they_were(rows: Path, overrides: tuple[str, ...], key: str) -> None:
     config = checked([*overrides, "logger=none"])

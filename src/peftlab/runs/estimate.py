@@ -26,7 +26,6 @@ from peftlab.runs.batches import batches_a_step
 from peftlab.runs.memory import memory_told
 from peftlab.runs.shapes import Memory, Shape, Work, memory_of, on_meta
 from peftlab.training.module import TrainingModule
-from peftlab.training.precision import in_full
 from peftlab.training.ranks import world_size
 
 
@@ -164,7 +163,7 @@ def _moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def _autocast(config: RunConfig, device: torch.device) -> Any:
-    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(in_full(config.trainer.precision))
+    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.trainer.precision)
     return torch.autocast(device.type, dtype=mixed, enabled=mixed is not None)
 
 

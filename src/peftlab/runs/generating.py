@@ -16,7 +16,6 @@ from peftlab.data.target_rows import DialogueRows, language_tokenizer
 from peftlab.dialogues import ASKS, Turn, turns_of, written
 from peftlab.errors import RunError
 from peftlab.language import answers
-from peftlab.training.precision import in_full
 
 if TYPE_CHECKING:
     from peftlab.config import RunConfig
@@ -145,7 +144,7 @@ def _written(
     assert isinstance(backbone, LanguageModelBackbone)
     before = next(backbone.parameters()).device
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
-    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(in_full(config.trainer.precision))
+    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.trainer.precision)
     backbone.to(device)
     try:
         with torch.autocast(device.type, dtype=mixed, enabled=mixed is not None):

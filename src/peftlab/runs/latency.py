@@ -16,7 +16,6 @@ from peftlab.data.module import TextDataModule
 from peftlab.errors import PeftlabError, first_line
 from peftlab.peft.adapter import Adapter
 from peftlab.training.module import Batch, TrainingModule
-from peftlab.training.precision import in_full
 
 _SHARDED = "no process has the whole model: trainer.strategy=fsdp"
 TEXTS, WARM_UP = 20, 3
@@ -74,7 +73,7 @@ def _batches(data: TextDataModule, module: TrainingModule, device: torch.device)
 
 @torch.inference_mode()
 def _seconds(config: RunConfig, module: TrainingModule, batches: Sequence[Batch], device: torch.device) -> float:
-    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(in_full(config.trainer.precision))
+    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.trainer.precision)
     taken = []
     with torch.autocast(device.type, dtype=mixed) if mixed is not None else nullcontext():
         for batch in (*batches[:WARM_UP], *batches):

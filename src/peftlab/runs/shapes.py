@@ -32,7 +32,7 @@ from peftlab.backbones.base import Backbone
 from peftlab.config import RunConfig
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import attach
-from peftlab.training.precision import in_full, into_precision
+from peftlab.training.precision import into_precision
 from peftlab.training.ranks import world_size
 from peftlab.training.trunk import FrozenTrunk
 from peftlab.training.trunk_cache import BATCH
@@ -236,7 +236,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _shapes_alone(config: RunConfig, adapter: Adapter) -> Iterator[None]:
-    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(in_full(config.trainer.precision))
+    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.trainer.precision)
     with (
         adapter.backbone.without_a_look(full=False),
         torch.autocast("cpu", dtype=mixed, enabled=mixed is not None),

@@ -14,7 +14,6 @@ from peftlab.data.batching import pad
 from peftlab.data.module import SplitName, TextDataModule
 from peftlab.runs.assemble import Assembled
 from peftlab.training.config import TrainerConfig
-from peftlab.training.precision import in_full
 from peftlab.training.trunk import FrozenTrunk
 from peftlab.training.trunk_cache import trunk_states
 
@@ -50,12 +49,12 @@ def frozen_trunk(config: RunConfig, assembled: Assembled, data: TextDataModule, 
         "quantize": config.backbone.quantize,
         "blocks": trunk.count,
         "kept": trunk.kept,
-        "precision": in_full(config.trainer.precision),
+        "precision": config.trainer.precision,
         "versions": [torch.__version__, transformers.__version__, device.type],
     }
 
     def compute(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(in_full(config.trainer.precision))
+        mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(config.trainer.precision)
         with torch.autocast(device.type, dtype=mixed, enabled=mixed is not None):
             return trunk.compute(input_ids.to(device), attention_mask.to(device))
 

@@ -58,14 +58,20 @@ class ScheduleConfig(ABC):
         return self.decay(min(progress, 1.0), step // max(1, steps_per_epoch))
 
 
-def _as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+_SHORT = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+"""What Lightning takes for the same precision: short → in full."""
+
+
+def _in_full(value: Any) -> Any:
+    given = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return _SHORT.get(given, given) if isinstance(given, str) else given
 
 
 Precision = Annotated[
     Literal["32", "64", "bf16", "16", "32-true", "64-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"],
-    BeforeValidator(_as_text),
+    BeforeValidator(_in_full),  # one spelling, so that the same run has one key
 ]
+"""What may be typed; a config that was checked holds it in full."""
 
 
 OnNaN = Literal["stop", "skip"]
@@ -82,7 +88,7 @@ class TrainerConfig:
     precision: Precision = "32-true"
     """Type of numbers. ``…-true``: all are in that type (``32-true`` leaves frozen weights as ``backbone.dtype`` says);
     ``…-mixed``: weights in float32, products in 16 bits (autocast). ``32`` and ``64`` are short for ``32-true`` and
-    ``64-true``, ``bf16`` and ``16`` for ``bf16-mixed`` and ``16-mixed``."""
+    ``64-true``, ``bf16`` and ``16`` for ``bf16-mixed`` and ``16-mixed``; a config has them in full."""
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     """What computes; auto: a GPU if there is one."""
     devices: PositiveInt | Literal["auto"] = 1

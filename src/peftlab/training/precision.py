@@ -16,19 +16,13 @@ from peftlab.errors import ConfigError
 from peftlab.peft.names import into_type
 from peftlab.training.config import OptimizerConfig, Precision, TrainerConfig
 
-_SHORT: dict[Precision, Precision] = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 _TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 """``32-true`` is not here: it leaves a backbone in the type that ``backbone.dtype`` says."""
 
 
-def in_full(precision: Precision) -> Precision:
-    """What ``precision`` is short for."""
-    return _SHORT.get(precision, precision)
-
-
 def into_precision(model: nn.Module, precision: Precision) -> None:
     """Give all floats of ``model`` the type that ``trainer.precision`` asks for; parameters stay the same objects."""
-    if (dtype := _TRUE.get(in_full(precision))) is None:
+    if (dtype := _TRUE.get(precision)) is None:
         return
     into_type(model, dtype)
     module: Any
@@ -44,12 +38,12 @@ def require_precision(config: TrainerConfig, optimizer: OptimizerConfig) -> None
         ConfigError: for 16-mixed on a CPU, where Lightning takes bf16-mixed; and for an optimizer whose ``eps`` is 0 in
             the type of the weights: its first step divides 0 by 0.
     """
-    if in_full(config.precision) == "16-mixed" and not _has_gpu(config):
+    if config.precision == "16-mixed" and not _has_gpu(config):
         raise ConfigError(
             f"trainer.precision={config.precision} needs a GPU: on a CPU it would be computed in bf16-mixed. "
             "Set trainer.precision=bf16-mixed, or run on a machine with a GPU."
         )
-    dtype, eps = _TRUE.get(in_full(config.precision)), getattr(optimizer, "eps", None)
+    dtype, eps = _TRUE.get(config.precision), getattr(optimizer, "eps", None)
     if dtype is not None and eps is not None and not torch.tensor(eps, dtype=dtype):
         smallest = torch.finfo(dtype).smallest_normal
         raise ConfigError(

@@ -30,7 +30,6 @@ from peftlab.peft.adapter import Adapter
 from peftlab.training.checkpoint import AtomicCheckpointIO, KeepsCheckpoints
 from peftlab.training.config import TrainerConfig
 from peftlab.training.meeting import address
-from peftlab.training.precision import in_full
 from peftlab.training.ranks import Ranks
 from peftlab.training.sharding import ShardedStrategy
 from peftlab.training.validations import Validates
@@ -101,7 +100,7 @@ def _trainer(
             devices=1 if config.devices == "auto" else config.devices,
             num_nodes=config.num_nodes,
             strategy=_strategy(config, adapter),
-            precision=in_full(config.precision),
+            precision=config.precision,
             max_epochs=config.max_epochs,
             accumulate_grad_batches=config.accumulate_grad_batches,
             gradient_clip_val=config.gradient_clip_norm or None,
