@@ -28,8 +28,8 @@ ROOMS = [
     "language",
     "shipped",
     "schema",
-    "allocator choices class_names dialogues errors fields files interpolations machine metric_names pairs process "
-    "outliving raw_rows reading remembered seeding signals terminal trusted version",
+    "allocator allowed choices class_names dialogues errors fields files interpolations machine metric_names pairs "
+    "process outliving raw_rows reading remembered seeding signals terminal trusted version",
 ]
 """From the top floor down; rooms of one floor may not import each other, but for the ground."""
 

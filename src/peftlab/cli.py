@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO, cast
 
+from peftlab.allowed import with_config_dir
 from peftlab.errors import PeftlabError, nearest
 from peftlab.outliving import Outliving
 from peftlab.process import uncollected
@@ -31,6 +32,7 @@ COMMANDS = {
     "predict": "label texts with a finished run",
     "explain": "explain a group, an option or a key of the config",
     "methods": "list the PEFT methods, or explain one",
+    "allow": "say once which modules of yours may be imported in this folder",
     "completion": "print the script that lets bash or zsh complete all of this",
     "export": "write a finished run as a folder of HF peft, or of transformers with --merged",
     "inspect": "measure the rank and size of a run's weight updates, and what two runs share",
@@ -103,6 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(as_hydra_asks([word for word in rest if word not in HYDRAS_COMPLETION]), end="")
             return 0
+        (_, *rest), config_dir = with_config_dir(given)
+        if config_dir is not None:
+            _say(f"peftlab {command}: --config-dir {config_dir}, as you have allowed in this folder (peftlab allow)")
+            if arguments is None:  # Lightning starts other ranks by these words
+                sys.argv[1:] = [command, *rest]
         with uncollected():
             module = importlib.import_module(f"peftlab.commands.{command.replace('-', '_')}")
         status: int = module.main(rest)

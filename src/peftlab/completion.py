@@ -11,6 +11,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +19,10 @@ from typing import Any
 
 import yaml
 
+from peftlab.allowed import here
 from peftlab.errors import ConfigError, listed
 from peftlab.shipped import config_folder
+from peftlab.trusted import registered_methods
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PACKAGE = Path(__file__).resolve().parent
@@ -204,8 +207,11 @@ _NO_KEYS = ("defaults", "hydra")
 
 
 def _folders(before: Sequence[str]) -> list[Path]:
-    """Where configs are looked for: what ``--config-dir`` names, too."""
+    """Where configs are looked for: what ``--config-dir`` names, or was allowed for this folder, too."""
     given = [after for option, after in pairwise(before) if option in ("-cd", "--config-dir")]
+    if not given:
+        with suppress(ConfigError):
+            given = [one for one in [here().config_dir] if one is not None]
     return [*map(Path, given), config_folder()]
 
 
@@ -217,7 +223,8 @@ def _groups(before: Sequence[str]) -> list[str]:
 
 
 def _files(group: str, before: Sequence[str]) -> list[str]:
-    return sorted({file.stem for folder in _folders(before) for file in (folder / group).glob("*.yaml")})
+    found = {file.stem for folder in _folders(before) for file in (folder / group).glob("*.yaml")}
+    return sorted({*found, *(registered_methods() if group == "peft" else ())})
 
 
 def _option(group: str, before: Sequence[str]) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from peftlab import interpolations
 from peftlab.config import GROUPS, RunConfig, check
 from peftlab.errors import ConfigError, first_line, listed, nearest
 from peftlab.hydra_changes import SELECTORS, exchange, one_option
-from peftlab.peft.base import names_elsewhere
-from peftlab.shipped import config_folder
+from peftlab.shipped import config_folder, own_option
 from peftlab.training.ranks import Ranks
+from peftlab.trusted import registered_methods
 
 exchange()
 
@@ -186,12 +186,11 @@ def _about_missing(error: MissingConfigException, arguments: Sequence[str]) -> s
         return f"there is no config '{wanted}'. {first_line(error)}"
     options = sorted(error.options or [path.stem for path in (config_folder() / group).glob("*.yaml")])
     if group == "peft":
-        options = sorted({*options, *names_elsewhere()})
+        options = sorted({*options, *registered_methods()})
     given = next((a for a in arguments if re.fullmatch(rf"\+?{re.escape(wanted.replace('/', '='))}", a)), None)
     return (
         f"unknown option {given or f'{group}={option}'}.{nearest(option, options)} "
-        f"The options of '{group}' are: {listed(options)}. One of your own: --config-dir FOLDER, where "
-        f"FOLDER/{group}/{option}.yaml names its class."
+        f"The options of '{group}' are: {listed(options)}. {own_option(group, option)}"
     )
 
 

@@ -27,10 +27,11 @@ from peftlab.class_names import stable_name
 from peftlab.config import GROUPS, WITHOUT_DEFAULT, RunConfig
 from peftlab.errors import ConfigError, listed, nearest
 from peftlab.fields import NAME_PATTERN, is_bookkeeping, names_files
-from peftlab.peft.base import method_elsewhere, names_elsewhere
+from peftlab.peft.base import method_elsewhere
 from peftlab.schema import import_class
-from peftlab.shipped import config_folder
+from peftlab.shipped import config_folder, own_option
 from peftlab.training.config import TrainerConfig
+from peftlab.trusted import registered_methods
 
 ABOUT = {
     "data": "the labelled texts and how they are batched",
@@ -148,9 +149,10 @@ def option(group: str, name: str) -> Option:
     if name not in known and group == "peft" and (cls := method_elsewhere(name)) is not None:
         return Option(group, name, (inspect.getdoc(cls) or ""), f"{cls.__module__}.{cls.__qualname__}", {})
     if name not in known:
-        known += names_elsewhere() if group == "peft" else []
+        known += registered_methods() if group == "peft" else []
         raise ConfigError(
-            f"there is no {group}={name}.{nearest(name, known)} The options are: {listed(sorted(known))}."
+            f"there is no {group}={name}.{nearest(name, known)} The options are: {listed(sorted(known))}. "
+            f"{own_option(group, name)}"
         )
     text = _files(group)[name].read_text(encoding="utf-8")
     values = yaml.safe_load(text) or {}

@@ -62,8 +62,9 @@ def _import_module(name: str, target: str, key: str) -> ModuleType:
     if spec is None:
         raise ConfigError(
             f"{key}={target}: there is no module '{name}'.{_nearest_module(name)} "
-            "Check the spelling, or that its package is installed here. The current folder is not looked in: a file "
-            "that lies in FOLDER is found with PYTHONPATH=FOLDER in the environment."
+            "Check the spelling, or that its package is installed here. The current folder is not looked in by itself: "
+            f"a file that lies in it is found after `peftlab allow {name.partition('.')[0]}` there, and one in another "
+            "FOLDER with PYTHONPATH=FOLDER in the environment."
         )
     try:
         with uncollected():  # the first brings torch

@@ -22,6 +22,11 @@ def config_folder() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "conf"
 
 
+def own_option(group: str, option: str) -> str:
+    """How an option that is not in ``conf/`` is found, as a sentence."""
+    return f"One of your own: --config-dir FOLDER, where FOLDER/{group}/{option}.yaml names its class."
+
+
 def shipped_values(group: str, target: str) -> Mapping[str, Any] | None:
     """The fields of the class ``target`` as the first file of ``conf/<group>`` has them that names it; None: none does.
 

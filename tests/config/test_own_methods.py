@@ -68,9 +68,13 @@ def test_every_verb_takes_a_folder_of_configs(
     assert yaml.safe_load(checked.out)["peft"] == {
         "_target_": "gated_lora.GatedLoRA", "rank": 4, "targets": ["query", "value"]
     }  # fmt: skip
-    typed = [line.split() for line in PAGE.splitlines() if line.startswith("peftlab ") and "--config-dir" in line]
-    assert {words[1] for words in typed} == {"check", "train"}
-    assert all(words[2:] == [*chosen, "peft.rank=4"] for words in typed), "as the page has it"
+    typed = [line.partition("#")[0].split() for line in PAGE.splitlines() if line.startswith("peftlab ")]
+    assert [words[1:] for words in typed if "gated_lora" in " ".join(words)] == [
+        ["allow", "gated_lora", "--config-dir", "configs"],  # tests/config/test_allowed.py
+        ["check", "peft=gated_lora", "peft.rank=4"],
+        ["train", "peft=gated_lora", "peft.rank=4"],
+        ["train", *chosen, "peft.rank=4"],
+    ], "as the page has it"
     assert "Rank of the update" in peftlab("methods", "gated_lora", "-cd", configs).out
     assert "Rank of the update" in peftlab("explain", "peft=gated_lora", "-cd", configs).out
     assert "peft=gated_lora" in peftlab("explain", "peft", "-cd", configs).out

@@ -232,7 +232,7 @@ def test_a_delta_that_cannot_be_folded_leaves_everything_as_it_was() -> None:
 
 ALLOWED = {
     "adapter": {"Adapter"},
-    "base": {"PEFTStrategy", "attach", "methods", "method_elsewhere", "names_elsewhere"},
+    "base": {"PEFTStrategy", "attach", "methods", "method_elsewhere"},
     "gradients": {"TrainingLosses"},  # what a method that starts from data is given
     "hf.codec": None,
     "hf.files": None,

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from peftlab.allowed import AS_TYPED
 from peftlab.audit.pinned import moving, pinned, pins
 from peftlab.composition import composed, override_keys, override_values
 from peftlab.config import GROUPS, RunConfig, check, from_plain
@@ -302,4 +303,5 @@ def write_config_file(reproduction: Reproduction) -> None:
 
 def environment() -> dict[str, str]:
     """For the process that runs again: this one's, without what would make it a rank of another run."""
-    return of_its_own(os.environ) | {"PYTHONSAFEPATH": "1"}  # nor is anything imported from the folder it runs in
+    apart = {"PYTHONSAFEPATH": "1", AS_TYPED: "1"}  # the folder it runs in adds neither modules nor configs
+    return of_its_own(os.environ) | apart

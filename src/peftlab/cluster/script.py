@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from peftlab.allowed import AS_TYPED
 from peftlab.cluster.settings import Cluster
 from peftlab.signals import RESUMABLE
 from peftlab.sweeps.beside import WORKER
@@ -23,7 +24,7 @@ say "turn $(( ${{SLURM_RESTART_COUNT:-0}} + 1 )) begins"
 
 cd -- {cwd} || exit 1
 {setup}export {worker}="$worker" {grace_name}={grace}
-export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1
+export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1 {as_typed}=1
 
 # Asked to end, the worker ends its jobs with checkpoints. USR1 says that its time is nearly over: it goes on in another
 # turn. TERM says that it was cancelled, or must make room: whether there is another turn Slurm itself knows then.
@@ -78,6 +79,7 @@ def worker_script(
         cwd=shlex.quote(str(cwd)),
         setup="".join(f"{line}\n" for line in cluster.setup),
         worker=WORKER,
+        as_typed=AS_TYPED,
         grace_name=GRACE,
         grace=max(GRACE_SECONDS, cluster.lead_seconds - TO_LEAVE),
         code=shlex.quote(str(code)),

@@ -16,6 +16,7 @@ from peftlab.report.published import replace_table, require_markers
 from peftlab.report.render.markdown import markdown_table
 from peftlab.report.render.terminal import console, print_facts, print_lines, print_table
 from peftlab.report.table import Head, Table, plain_table
+from peftlab.shipped import own_option
 from peftlab.terminal import filled, flowed
 
 
@@ -40,7 +41,10 @@ def main(arguments: Sequence[str]) -> int:
         print(markdown(known)) if given.markdown else _print(known)
         return 0
     if given.name not in known:
-        raise ConfigError(f"there is no method '{given.name}'.{nearest(given.name, known)} There are: {listed(known)}.")
+        raise ConfigError(
+            f"there is no method '{given.name}'.{nearest(given.name, known)} There are: {listed(known)}. "
+            f"{own_option('peft', given.name)}"
+        )
     print(explain(known[given.name], console().width))
     return 0
 

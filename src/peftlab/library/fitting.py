@@ -9,11 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
+from peftlab.allowed import here
 from peftlab.composition import composed, override_values
 from peftlab.config import GROUPS, RunConfig, check, from_plain, plain, resolved
 from peftlab.data.given import GivenRows, GivenTexts, given_rows
@@ -28,7 +30,13 @@ _COMPOSING = threading.Lock()
 """Hydra keeps what it composes in the process."""
 
 
-def fit(*overrides: str, data: Any = None, peft: Any = None, **keys: Any) -> Run:
+def fit(
+    *overrides: str,
+    data: Any = None,
+    peft: Any = None,
+    config_dir: str | PathLike[str] | None = None,
+    **keys: Any,
+) -> Run:
     """Train what ``peftlab train`` trains with the same words, or find that it is finished.
 
     The run has the key, the folder and the record that it has from the command line. Started again, as a notebook's
@@ -41,6 +49,8 @@ def fit(*overrides: str, data: Any = None, peft: Any = None, **keys: Any) -> Run
             of train. The run is known by their content. ``"data.text_column=…"`` and the like name the columns.
         peft: a method with its fields, ``LoRA(rank=4)``, one's own too, or its class; or its name. The run is the one
             that the method's words or file give.
+        config_dir: a further folder of configs, as ``--config-dir``; None: the one that ``peftlab allow`` has noted for
+            the current folder, if any.
         keys: top-level keys: ``seed=1``, ``name="first"``, ``output_dir="outputs"``, ``force=True``.
 
     Returns:
@@ -55,7 +65,8 @@ def fit(*overrides: str, data: Any = None, peft: Any = None, **keys: Any) -> Run
     if isinstance(peft, str):
         keys, peft = {"peft": peft, **keys}, None
     words, method = [*_strings(overrides), *_from_keys(keys)], _method(peft)
-    config, rows = _config(words, data, method)
+    folder_of_configs = here().config_dir if config_dir is None else str(config_dir)
+    config, rows = _config(words, data, method, folder_of_configs)
     _require_one_device(config)
     from peftlab.runs.finished import finished_record
     from peftlab.runs.train import train
@@ -63,7 +74,7 @@ def fit(*overrides: str, data: Any = None, peft: Any = None, **keys: Any) -> Run
     with _signals_as_they_were():
         if (record := finished_record(config, folder := known_folder(config))) is None:
             folder = RunFolder.of(config)
-            record = train(config, argv=_argv(words, rows, method), began=began)
+            record = train(config, argv=_argv(words, rows, method, folder_of_configs), began=began)
     if record["status"] == STATUS:
         raise Diverged(record[STATUS], f"{folder.path}: {in_words(record)}.")
     run = Run(folder, config, record)
@@ -128,16 +139,18 @@ def _from_keys(keys: dict[str, Any]) -> list[str]:
     return found
 
 
-def _config(words: list[str], data: Any, method: PEFTStrategy | None = None) -> tuple[RunConfig, GivenRows | None]:
+def _config(
+    words: list[str], data: Any, method: PEFTStrategy | None = None, config_dir: str | None = None
+) -> tuple[RunConfig, GivenRows | None]:
     if method is not None and (twice := [word for word in words if re.match(r"[+~]*peft[.=]", word)]):
         raise ConfigError(
             f"peft= is given twice: as {type(method).__name__}(…), and by {twice[0]}. Leave one of them out."
         )
     with _COMPOSING, _hydra_as_it_was():
         if data is None and method is None:
-            return check(composed(words)), None
+            return check(composed(words, config_dir=config_dir)), None
         if data is None:
-            return from_plain(_with(method, resolved(composed(words)))), None
+            return from_plain(_with(method, resolved(composed(words, config_dir=config_dir)))), None
         if isinstance(data, str):
             raise ConfigError(f"data={data!r} is rows in memory; a data set by name is a word: fit('data={data}').")
         if any(word.lstrip("+~").startswith("data=") for word in words):
@@ -149,7 +162,7 @@ def _config(words: list[str], data: Any, method: PEFTStrategy | None = None) -> 
             if (key := f"data.{name}") in told
         }
         rows = given_rows(data, **columns)
-        values = resolved(composed(["data=text_files", *words]))
+        values = resolved(composed(["data=text_files", *words], config_dir=config_dir))
     values["data"] |= {
         "_target_": f"{GivenTexts.__module__}.{GivenTexts.__qualname__}",
         "content": rows.content,
@@ -208,8 +221,9 @@ def _signals_as_they_were() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _argv(words: list[str], rows: GivenRows | None, method: PEFTStrategy | None) -> list[str]:
+def _argv(words: list[str], rows: GivenRows | None, method: PEFTStrategy | None, config_dir: str | None) -> list[str]:
     """What the record says was typed; rows in memory, or a method, cannot be typed."""
+    words = words if config_dir is None else ["--config-dir", config_dir, *words]
     given = [] if method is None else [f"peft={method!r}"]
     given += [] if rows is None else [f"data=<{rows.kind}>"]
     return ["fit", *words, *given] if given else ["peftlab", "train", *words]

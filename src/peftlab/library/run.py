@@ -8,11 +8,12 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from peftlab.config import RunConfig
-from peftlab.errors import DataError, PeftlabError, listed
+from peftlab.errors import DataError, PeftlabError, RunError, listed
 from peftlab.pairs import paired
 from peftlab.raw_rows import FROM_0
 from peftlab.records.folder import RunFolder, finished_run
 from peftlab.terminal import half_character
+from peftlab.trusted import NotTrusted
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -121,9 +122,14 @@ def load_run(folder: str | PathLike[str]) -> Run:
     """A finished run from its folder, ``outputs/<name>/<key>``.
 
     Raises:
-        RunError: saying what is missing, and what there is instead.
+        RunError: saying what is missing, and what there is instead; or which module is yours to import.
     """
-    return Run(*finished_run(str(folder)))
+    try:
+        return Run(*finished_run(str(folder)))
+    except NotTrusted as error:
+        raise RunError(f"the run in '{folder}': {error} Or, in Python: `import {error.module}` before.") from None
+    except PeftlabError as error:
+        raise error.with_traceback(None) from None  # it is about files and words, which the message names
 
 
 def _checked(text: Any, number: int, pairs: bool) -> str:

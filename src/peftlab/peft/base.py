@@ -339,8 +339,3 @@ def method_elsewhere(name: str) -> type[PEFTStrategy] | None:
     if found is None or found.__module__ == "__main__" or "<locals>" in found.__qualname__:
         return None
     return None if found.__module__.startswith("peftlab.peft.") else found
-
-
-def names_elsewhere() -> list[str]:
-    """Names under which other packages have registered methods, without importing any."""
-    return sorted({entry.name for entry in entry_points(group="peftlab.methods")})
