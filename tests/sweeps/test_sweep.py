@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,7 @@ def test_values_are_chosen_on_validation_and_run_with_the_other_seeds(peftlab: P
     assert "cost: none, all is finished." in checked
     more = peftlab("check", "small.yaml", "--no-counts").out.splitlines()  # other seeds: an estimate from these runs
     assert more[-1].startswith("cost: about ")
+    assert re.search(r"from [1-9]\d* similar finished runs?\.", more[-1])
 
 
 def test_a_search_stops_a_running_trial(peftlab: Peftlab, reviews: Path) -> None:

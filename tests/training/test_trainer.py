@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -10,6 +11,8 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 from lightning.pytorch.demos.boring_classes import BoringModel
+from rich.console import Console
+from rich.progress import Progress
 
 from peftlab.objectives.base import objective
 from peftlab.training.config import TrainerConfig
@@ -50,6 +53,30 @@ def test_the_bar_takes_one_line(monkeypatch: pytest.MonkeyPatch, columns: int, s
     bar._trainer = SimpleNamespace(max_epochs=3)  # type: ignore[assignment]
     assert list(bar.get_metrics(None, None)) == shown  # type: ignore[arg-type]
     assert bar._get_train_description(0).rstrip() == "epoch 1/3"
+
+
+BARS = (("epoch 1/3", 1000), ("Validation", 5), ("Testing", 1), ("Testing", 0))
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_of_a_bar_only_the_bar_gives_way(width: int) -> None:
+    """A test of one batch has a speed; what is validated comes in batches of its own size."""
+    bar = SamplesProgressBar(32, 100)
+    now = 0.0
+    console = Console(file=io.StringIO(), width=width)
+    columns = bar.configure_columns(None)  # type: ignore[arg-type]
+    progress = Progress(*columns, console=console, auto_refresh=False, get_time=lambda: now)
+    done = {progress.add_task(name, total=12345): number for name, number in BARS}
+    now = 10.0
+    for task, number in done.items():
+        progress.update(task, completed=number)
+    console.print(progress.get_renderable())
+    trains, validates, tests, begins = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert "1000/12345" in trains
+    assert trains.rstrip().endswith(" 3200.0 samples/s")
+    assert validates.rstrip().endswith(" 50.0 samples/s")
+    assert tests.rstrip().endswith(" 10.0 samples/s")
+    assert "samples/s" not in begins
 
 
 def test_a_line_after_a_slow_first_batch(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:

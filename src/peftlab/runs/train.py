@@ -261,6 +261,7 @@ class _Run:
             checkpoints=folder.checkpoints,
             logger=self.logger,
             rows_per_step=rows_of_a_batch(config),
+            rows_per_evaluation=config.data.eval_batch_size * world_size(config.trainer),
             ranks=self.ranks,
             adapter=self.assembled.adapter,
         )

@@ -35,11 +35,15 @@ def finished_records(output_dir: Path) -> list[Record]:
 
 def seconds(config: RunConfig, records: Sequence[Record]) -> float | None:
     """Seconds that a run of ``config`` will take; None if no record is of a similar run."""
-    wanted = config.plain()
-    similar = [record for record in records if _kind(record["config"]) == _kind(wanted)]
-    same_method = [record for record in similar if _method(record["config"]) == _method(wanted)]
-    estimates = [_scaled(config, record) for record in same_method or similar]
+    estimates = [_scaled(config, record) for record in similar(config, records)]
     return median(estimates) if estimates else None
+
+
+def similar(config: RunConfig, records: Sequence[Record]) -> list[Record]:
+    """Those of ``records`` that tell how long a run of ``config`` takes."""
+    wanted = config.plain()
+    found = [record for record in records if _kind(record["config"]) == _kind(wanted)]
+    return [record for record in found if _method(record["config"]) == _method(wanted)] or found
 
 
 def _kind(config: Mapping[str, Any]) -> tuple[Any, ...]:

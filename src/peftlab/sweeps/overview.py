@@ -11,7 +11,7 @@ from peftlab.errors import counted
 from peftlab.report.table import Head, Table, plain_table
 from peftlab.sweeps import pool
 from peftlab.sweeps.call import Call
-from peftlab.sweeps.estimate import finished_records, in_words, seconds
+from peftlab.sweeps.estimate import finished_records, in_words, seconds, similar
 from peftlab.sweeps.plan import DeclaredPlan
 from peftlab.sweeps.preflight import Checked, check_all, check_records, duplicates, lines, require_data
 
@@ -28,6 +28,8 @@ class ArmJobs:
     finished: int
     seconds: float | None
     """Of one job; None without a record of a similar run."""
+    known_from: frozenset[str]
+    """Keys of the runs whose records say so."""
     trainable: str
 
     def line(self) -> list[str]:
@@ -99,6 +101,7 @@ def _rows(plan: DeclaredPlan, first: Mapping[str, Checked], trainable: Mapping[s
             jobs[arm.id],
             finished[arm.id],
             seconds(first[arm.id].config, records),
+            frozenset(str(record["key"]) for record in similar(first[arm.id].config, records)),
             _shown(trainable[arm.id]) if trainable else "",
         )
         for arm in plan.sweep.cells
@@ -127,7 +130,11 @@ def _cost(plan: DeclaredPlan, rows: Sequence[ArmJobs]) -> str:
     if not known:
         said = f"{plan.sweep.cost} (the file's word; " if plan.sweep.cost else "not known ("
         return f"cost: {said}no record here is of a similar run)"
+    basis = len(frozenset().union(*(row.known_from for row in waiting)))
     unknown = len(waiting) - len(known)
     but = f", without {counted(unknown, 'cell')} of which no record is similar" if unknown else ""
     said = f" The file says: {plan.sweep.cost}" if plan.sweep.cost else ""
-    return f"cost: about {in_words(sum(known))} of runs one after the other{but}.{said}"
+    return (
+        f"cost: about {in_words(sum(known))} of runs one after the other, from "
+        f"{counted(basis, 'similar finished run')}{but}.{said}"
+    )

@@ -9,13 +9,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from peftlab.errors import counted
 from peftlab.objectives.recorded import objective_facts, selected
 from peftlab.report.render.terminal import PlainConsole, renderable
 from peftlab.report.table import Head, plain_table
+from peftlab.terminal import filled
+
+BELOW = "    "
+"""In front of what goes on below a line."""
 
 
 def _console() -> PlainConsole:
@@ -53,7 +59,7 @@ class Progress:
     """Name of that figure."""
 
     def __enter__(self) -> Progress:
-        self._began = self.clock()
+        self._began = self._ended = self.clock()
         self._live = Live(get_renderable=self.render, console=self.console, transient=True, refresh_per_second=2)
         if self.console.is_terminal:
             self._live.start()
@@ -68,9 +74,13 @@ class Progress:
         """Take the live table away; what is printed from here on stays below what was said."""
         self._live.stop()
 
-    def say(self, line: str) -> None:
-        """A line that stays: above the table, or in the log file."""
-        self.console.print(Text(line))
+    def say(self, line: str, behind: str = "") -> None:
+        """A line that stays: above the table, or in the log file; ``behind`` it, or below where it has no room."""
+        whole = f"{line}   {behind}".rstrip()
+        if self.console.is_terminal and cell_len(whole) > (width := self.console.width):
+            below = filled(behind, width, first=BELOW, then=BELOW) if behind else []
+            whole = "\n".join([*filled(line, width, then=BELOW), *below])
+        self.console.print(Text(whole), soft_wrap=True)  # a path that is longer than a line stays whole
         self.console.file.flush()
 
     def start(self, key: str, title: str, place: str) -> None:
@@ -125,19 +135,25 @@ class Progress:
 
     def _end(self, key: str, title: str, said: str) -> None:
         self.done += 1
+        self._ended = self.clock()
         self.waiting.pop(key, None)
         job = self.running.pop(key, None)
-        took = f"took {self.clock() - job.began:.0f} s, " if job else ""
-        self.say(f"[{self.done}/{self.to_run}] {title}: {said}   {took}about {self.seconds_left():.0f} s to go")
+        took = f"took {self.clock() - job.began:.0f} s" if job else ""
+        self.say(f"[{self.done}/{self.to_run}] {title}: {said}", ", ".join(filter(None, [took, self.to_go()])))
 
     @property
     def to_run(self) -> int:
         """Jobs that were not finished before, as far as is known."""
         return max(self.total - self.skipped, self.done)
 
-    def seconds_left(self) -> float:
-        """At the pace so far."""
-        return (self.clock() - self._began) / self.done * (self.to_run - self.done) if self.done else 0.0
+    def to_go(self) -> str:
+        """How long it will take at the pace so far, and of how many jobs that is; empty before there is one."""
+        finished, left = self.done - self.failed, self.to_run - self.done
+        if not finished or not left:
+            return ""
+        since = self.clock() - self._ended  # of jobs at work: it is no sign that they are slow
+        seconds = max(0.0, (self._ended - self._began) / finished * left - since)
+        return f"about {_duration(seconds)} to go (from {counted(finished, 'finished job')})"
 
     def render(self) -> RenderableType:
         """The live table."""
@@ -150,12 +166,11 @@ class Progress:
             f"{self.done - self.failed} done, {self.failed} failed, {self.skipped} finished before, "
             f"{len(self.running)} running, {max(left, 0)} to come"
         )
-        if self.done:
-            counts += f"; about {_duration(self.seconds_left())} left"
         lines = [Text(line) for line in self.waiting.values()]
         if self.best is not None:
             lines.append(Text(f"best validation {self.figure} so far: {self.best[0]:.4f} ({self.best[1]})"))
-        return Group(renderable(table, self.console.width), *lines, Text(counts))
+        lines += [Text(line) for line in (counts, self.to_go()) if line]
+        return Group(renderable(table, self.console.width), *lines)
 
 
 def _duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressB
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
-from rich.progress import ProgressColumn, Task
+from rich.progress import BarColumn, ProgressColumn, Task
+from rich.table import Column
 from rich.text import Text
 
 from peftlab.errors import ConfigError
@@ -45,6 +47,7 @@ def build_trainer(
     checkpoints: Path,
     logger: Logger | list[Logger] | None,
     rows_per_step: int,
+    rows_per_evaluation: int | None = None,
     ranks: Ranks = ALONE,
     adapter: Adapter | None = None,
 ) -> L.Trainer:
@@ -57,6 +60,7 @@ def build_trainer(
         checkpoints: where ``best.ckpt`` and ``last.ckpt`` go.
         logger: what gets values of steps, one or several, or None.
         rows_per_step: texts a step takes in all processes, for the bar's samples/s.
+        rows_per_evaluation: those of a batch that is validated or tested; None: as many.
         ranks: which of the run's processes this is.
         adapter: what trains; None: nothing will.
 
@@ -73,7 +77,7 @@ def build_trainer(
     notebook = in_notebook()
     show_bar = config.progress_bar and (notebook or sys.stdout.isatty())
     if show_bar:
-        callbacks.append(TQDMProgressBar() if notebook else SamplesProgressBar(rows_per_step))
+        callbacks.append(TQDMProgressBar() if notebook else SamplesProgressBar(rows_per_step, rows_per_evaluation))
     elif config.progress_bar:
         callbacks.append(ProgressLines(rows_per_step))
     keeps = KeepsCheckpoints(checkpoints, config, monitor)
@@ -286,9 +290,10 @@ class SamplesProgressBar(RichProgressBar):
     It takes one line, however narrow the terminal: a bar of several lines is drawn over the line of the epoch before.
     """
 
-    def __init__(self, rows_per_step: int) -> None:
+    def __init__(self, rows_per_step: int, rows_per_evaluation: int | None = None) -> None:
         super().__init__()
         self._rows_per_step = rows_per_step
+        self._rows_per_evaluation = rows_per_step if rows_per_evaluation is None else rows_per_evaluation
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Beside the bar, where there is room: the loss of the step and the figure that selects."""
@@ -301,18 +306,28 @@ class SamplesProgressBar(RichProgressBar):
         return f"{counted:{len(self.validation_description)}}"  # below each other, the bars begin at one place
 
     def configure_columns(self, trainer: L.Trainer) -> list[Any]:
-        """Lightning's columns, the speed in samples/s."""
-        columns = super().configure_columns(trainer)
-        return [
-            _SamplesPerSecond(self._rows_per_step) if type(column).__name__ == "ProcessingSpeedColumn" else column
-            for column in columns
+        """Lightning's columns, the speed in samples/s; where there is no room the bar gives way: it is one line."""
+        columns = [
+            _SamplesPerSecond(self._rows) if type(column).__name__ == "ProcessingSpeedColumn" else column
+            for column in super().configure_columns(trainer)
         ]
+        for column in columns:
+            if not isinstance(column, BarColumn):
+                column._table_column = Column(no_wrap=True)
+        return columns
+
+    def _rows(self, task: Task) -> int:
+        """Texts of a batch of what ``task`` shows."""
+        evaluates = any(name in task.description for name in (self.validation_description, self.test_description))
+        return self._rows_per_evaluation if evaluates else self._rows_per_step
 
 
 class _SamplesPerSecond(ProgressColumn):
-    def __init__(self, rows_per_step: int) -> None:
-        self._rows_per_step = rows_per_step
+    def __init__(self, rows: Callable[[Task], int]) -> None:
+        self._rows = rows
         super().__init__()
 
     def render(self, task: Task) -> Text:
-        return Text(f"{(task.speed or 0.0) * self._rows_per_step:.1f} samples/s")
+        """At the pace of the last seconds, or of all so far where there are too few; nothing before a batch is done."""
+        speed = task.speed or (task.completed / task.elapsed if task.elapsed else 0.0)
+        return Text(f"{speed * self._rows(task):.1f} samples/s" if speed else "")
