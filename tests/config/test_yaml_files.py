@@ -83,7 +83,15 @@ def test_check_prints_key_and_folder(peftlab: Peftlab) -> None:
     both = peftlab("check", "--config", "-m", "peft.rank=1,2")
     assert (both.status, "leave -m out" in both.err) == (2, True)
     sweep = peftlab("check", "-m", "peft.rank=1,2", "seed=0,1,1")
-    assert sweep.out.splitlines()[-1] == "6 jobs, 4 different runs, 2 duplicates"
+    assert sweep.out.splitlines()[-2:] == [
+        "the same run: jobs 1 = 2, 4 = 5. They say the same: give each value once.",
+        "6 jobs, 4 different runs",
+    ]
+    loggers = peftlab("check", "-m", "logger=csv,tensorboard", "trainer.precision=32,32-true", "--no-counts").out
+    assert "the same run: jobs 0 = 1 = 2 = 3. The values of logger and trainer.precision mean the same" in loggers
+    why = peftlab("check", "-m", "logger=csv,tensorboard", "peft.rank=1,2", "--no-counts").out.splitlines()[-2]
+    assert why.startswith("the same run: jobs 0 = 2, 1 = 3. logger is no part of a run's key")
+    assert why.endswith("logger=several 'logger.loggers=[csv,tensorboard]'.")
 
 
 @pytest.mark.parametrize(

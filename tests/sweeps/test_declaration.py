@@ -146,12 +146,11 @@ def test_mistakes_before_anything_runs(
         (["-m"], "declares its jobs itself"),
         (["--config-dir", "x"], "--config-dir x: there is no such folder"),
         (["nowhere.yaml"], "cannot read the sweep 'nowhere.yaml'"),
-        (["--no-counts"], "--no-counts goes with -m or the file of a sweep"),
     ],
 )
 def test_check_and_its_flags(typed: list[str], said: str, peftlab: Peftlab, reviews: Path) -> None:
     declare(cells=[CELL])
-    file = [] if typed[0] in ("nowhere.yaml", "--no-counts") else ["sweep.yaml"]
+    file = [] if typed[0] == "nowhere.yaml" else ["sweep.yaml"]
     result = peftlab("check", *file, *typed)
     assert result.status == 2
     assert said in result.err

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from peftlab.commands.check_screen import facts, tag_lines
+from peftlab.commands.check_screen import alike_lines, facts, tag_lines
 from peftlab.composition import composed, jobs_of, parse
 from peftlab.config import RunConfig, check
+from peftlab.data.base import Splits
 from peftlab.data.in_words import found_in_words
 from peftlab.errors import ConfigError, counted, listed
 from peftlab.records.continuing import parent_of
@@ -20,6 +21,7 @@ from peftlab.records.folder import RunFolder
 from peftlab.sweeps.faults import Faults, titles
 from peftlab.sweeps.readable import read_here, require_readable
 from peftlab.sweeps.soundness import Soundness
+from peftlab.terminal import say
 from peftlab.training.ranks import Ranks
 
 
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--no-counts",
         action="store_true",
-        help="of a declared sweep or -m: build no models on shapes, to count or to try them, which takes some seconds",
+        help="build no models on shapes, to count parameters or to try them, which takes some seconds",
     )
     for flag in ("--on", "--cluster", "--set"):
         parser.add_argument(flag, action="append", help=argparse.SUPPRESS)
@@ -49,10 +51,6 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"check asks for no cluster. What would be submitted, and its checks: peftlab {what}")
     if file is not None:
         return _check_file(file, [word for word in given.overrides if word != str(file)], given)
-    if given.no_counts and not given.multirun:
-        raise ConfigError(
-            "--no-counts goes with -m or the file of a sweep, as in peftlab check sweeps/lecture.yaml --no-counts."
-        )
     if folders := [word for word in given.overrides if "=" not in word and Path(word).is_dir()]:
         files = listed(str(path) for path in Path(folders[0]).glob("*.yaml"))
         raise ConfigError(f"{folders[0]} is a folder. Give one sweep's file; there are: {files}.")
@@ -71,7 +69,8 @@ def _check_one(given: argparse.Namespace) -> int:
     folder = known_folder(config)
     if (state := _state(folder)) == "new" and getattr(config.backbone, "cache_frozen", False):
         _require_sound(config)
-    data = found_in_words(config.data, read_here(config))  # as training: what cannot be used is said in its words
+    splits = read_here(config)
+    data = found_in_words(config.data, splits)  # as training: what cannot be used is said in its words
     parent = None if state == "finished" else parent_of(config, folder)
     goes_on = None if parent is None else f"{parent.given} after its {counted(parent.epochs, 'epoch')}"
     if given.config:
@@ -87,11 +86,29 @@ def _check_one(given: argparse.Namespace) -> int:
     said += [("", "every other key is as these options have it; --config prints all")]
     said += [("" if number else "data", line.strip()) for number, line in enumerate(data)]
     said += [("goes on with", goes_on)] if goes_on is not None else []
+    said += [] if given.no_counts else [("trainable", _trainable(config, splits, folder))]
     from peftlab.report.render.terminal import console, print_facts
 
     print_facts(console(), [*said, ("key", folder.key), ("state", state)])
     print(f"folder  {folder.path}")  # whole, to be copied
     return 0
+
+
+def _trainable(config: RunConfig, splits: Splits | None, folder: RunFolder) -> str:
+    """As training says it; of a model that is not here, that this is not known."""
+    from peftlab.runs.summary import trainable_in_words
+    from peftlab.sweeps.counting import Unknown, parameters_of
+
+    record = folder.read_record()
+    if record is not None and (known := record.get("parameters")):
+        return trainable_in_words(known)
+    try:
+        found = parameters_of(config, splits)
+    except Unknown as error:
+        return f"not known before the model is here ({error})"
+    if splits is None and config.data.what_is_learned().head == "new":
+        return f"{found['trainable_without_head']:,} without the head, whose size the data decides"
+    return trainable_in_words(found)
 
 
 def _require_sound(config: RunConfig) -> None:
@@ -111,9 +128,10 @@ def _check_file(file: Path, overrides: Sequence[str], given: argparse.Namespace)
     from peftlab.sweeps.overview import overview
 
     found = overview(Call(file, overrides, given.config_dir), counts=not given.no_counts)
-    print(found.title)
+    say(found.title)
     print_table(console(), found.table)
-    print("\n".join(found.notes))
+    for note in found.notes:
+        say(note)
     if found.mistakes:
         raise ConfigError(f"{counted(len(found.mistakes), 'cell')} cannot be built: {' '.join(found.mistakes)}")
     return 0
@@ -121,21 +139,23 @@ def _check_file(file: Path, overrides: Sequence[str], given: argparse.Namespace)
 
 def _check_sweep(given: argparse.Namespace) -> int:
     jobs = jobs_of(given.overrides, config_dir=given.config_dir, config_name=given.config_name)
-    folders: dict[str, RunFolder] = {}
     named: list[tuple[str, RunConfig]] = []
+    listed_jobs: list[tuple[list[str], RunConfig, RunFolder]] = []
     faults = Faults("job", len(jobs))
     for number, (overrides, title) in enumerate(zip(jobs, titles(jobs), strict=True)):
         name = f"{number} ({title})"
         with faults.noting(name):
             config = check(composed(overrides, config_dir=given.config_dir, config_name=given.config_name))
-            folder = folders[name] = known_folder(config)
+            folder = known_folder(config)
             named.append((name, config))
+            listed_jobs.append((overrides, config, folder))
             print(f"{number:4d}  {folder.key}  {_state(folder):12s}  {title}")
     faults.require_none()
     data = require_readable(named, "job") if given.no_counts else Soundness().require(named, "job")
-    different = len({folder.path for folder in folders.values()})
-    alike = f", {len(jobs) - different} duplicates" if different < len(jobs) else ""
-    print("\n".join([*data, f"{counted(len(jobs), 'job')}, {counted(different, 'different run')}{alike}"]))
+    different = len({folder.path for _, _, folder in listed_jobs})
+    for line in [*data, *alike_lines(listed_jobs)]:
+        say(line)
+    print(f"{counted(len(jobs), 'job')}, {counted(different, 'different run')}")
     return 0
 
 

@@ -87,18 +87,22 @@ def _facts(
             f"they adapt: {ratio:.1f} times fewer",
         )
     yield ("head", _head_line(backbone, parameters, config))
-    share = parameters["trainable"] / parameters["total"]
-    yield (
-        "trainable",
-        f"{parameters['trainable']:,} of {parameters['total']:,} parameters ({share:.3%}); "
-        f"{parameters['trainable_without_head']:,} without the head",
-    )
+    yield ("trainable", trainable_in_words(parameters))
     yield (
         "stored",
         f"{parameters['stored']:,} numbers in about {parameters['adapter_bytes']:,} bytes; the whole model has "
         f"{parameters['model_bytes']:,} bytes",
     )
     yield ("batch", f"{_step_line(config)}, at most {config.data.max_length} tokens each")
+
+
+def trainable_in_words(parameters: Mapping[str, int]) -> str:
+    """``294,912 of 66,955,010 parameters (0.440%); 294,912 without the head``."""
+    share = parameters["trainable"] / parameters["total"]
+    return (
+        f"{parameters['trainable']:,} of {parameters['total']:,} parameters ({share:.3%}); "
+        f"{parameters['trainable_without_head']:,} without the head"
+    )
 
 
 def _step_line(config: RunConfig) -> str:

@@ -12,11 +12,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from peftlab.config import RunConfig, from_plain, plain
+from peftlab.data.base import Splits
 from peftlab.errors import PeftlabError, RunError, first_line
 
 
@@ -45,19 +47,60 @@ def count_all(configs: Sequence[RunConfig]) -> list[Count]:
     return [counts[one] for one in shapes]
 
 
-def _imported() -> bool:
-    return "transformers" in sys.modules
+def parameters_of(config: RunConfig, splits: Splits | None) -> dict[str, int]:
+    """Parameters of one config's model, as training counts them (:func:`~peftlab.runs.assemble.count_parameters`).
+
+    Without its data nothing is known of a new head: then the head's size is that of two classes.
+
+    Raises:
+        PeftlabError: if the method does not fit the model.
+        Unknown: if the model cannot be built from what is here.
+    """
+    from peftlab.peft.base import attach
+    from peftlab.runs.assemble import count_parameters
+
+    learned = config.data.what_is_learned()
+    more: dict[str, Any] = {"head": "own"} if learned.head == "own" else {}
+    outputs = 2
+    if splits is not None:
+        outputs, more["train_texts"] = learned.head_size(splits.label_names), splits.train.texts
+    alone = replace(config.backbone, from_run=None)  # an earlier run's weights have the same shapes
+    with _without_hub():
+        try:
+            backbone = alone.build(outputs, seed=0, device="meta", **more)
+        except Exception as error:
+            raise Unknown(first_line(error)) from error
+        try:
+            return count_parameters(attach(backbone, config.peft, seed=0, train_head=config.trains_head))
+        except PeftlabError:
+            raise
+        except Exception as error:  # a method that needs values, of a package of its own
+            raise Unknown(first_line(error)) from error
 
 
-def _counted_here(given: str) -> list[Count]:
+class Unknown(Exception):
+    """What cannot be counted here; the message says why."""
+
+
+@contextmanager
+def _without_hub() -> Iterator[None]:
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
     try:
-        return [_count(one) for one in json.loads(given)]
+        yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def _imported() -> bool:
+    return "transformers" in sys.modules
+
+
+def _counted_here(given: str) -> list[Count]:
+    with _without_hub():
+        return [_count(one) for one in json.loads(given)]
 
 
 def _counted_apart(given: str) -> list[Count]:
