@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from peftlab import terminal
-from peftlab.terminal import fitted, flowed, say
+from peftlab.terminal import fitted, flowed, say, say_command
 
 TEXT = """\
 A sentence that is
@@ -67,3 +67,16 @@ def test_a_sentence_is_whole_in_a_file_and_broken_between_words_on_a_terminal(
         "outputs/a_name/0123456789ab is finished",
         "  already; force=true runs it again.",
     ]
+
+
+def test_a_command_is_whole_in_a_file_and_the_same_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["peftlab", "train", "data=text_files", "data.note=it's two words", "name=a_long_name_of_a_run", "seed=3"]
+    say_command(shlex.join(words), first="$ ")
+    assert capsys.readouterr().out == f"$ {shlex.join(words)}\n"
+    monkeypatch.setattr(terminal, "columns_of", lambda stream: 40)
+    say_command(shlex.join(words), first="$ ")
+    shown = capsys.readouterr().out
+    assert all(len(line) <= 40 for line in shown.splitlines())
+    assert shlex.split(shown.removeprefix("$ ").replace("\\\n", "")) == words

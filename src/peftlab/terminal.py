@@ -72,6 +72,20 @@ def say(text: str, *, then: str = "  ", file: TextIO | None = None) -> None:
     print(text if width is None else fitted(text, width, hanging=len(then)).rstrip("\n"), file=stream, flush=True)
 
 
+def say_command(text: str, *, first: str = "", file: TextIO | None = None) -> None:
+    """Print a command at once; where a terminal is too narrow, on lines that a shell takes together.
+
+    Args:
+        text: as for a shell.
+        first: in front of it.
+        file: standard output, or standard error.
+    """
+    stream = file or sys.stdout
+    width = columns_of(stream)
+    fits = width is None or len(first) + len(text) <= width
+    print(first + text if fits else "\n".join(_command(text, width or 80, first, "    ")), file=stream, flush=True)
+
+
 _ITEM = re.compile(r"- |\d+\. ")
 _COMMAND = re.compile(r"\s*(peftlab |pip |make |')")
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|<[^>]*>|\S)+""")

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
 from peftlab.errors import ConfigError
 from peftlab.records.folder import finished_run
 from peftlab.report.figures.spectra import Spectrum, draw_inspection
 from peftlab.report.owned import require_own_picture
-from peftlab.report.render.terminal import console, print_table
+from peftlab.report.render.terminal import console, print_lines, print_table
 from peftlab.report.table import Head, plain_table
 
 if TYPE_CHECKING:
@@ -120,10 +118,10 @@ def _print_probe(probed: Probe, *, as_json: bool = False, beside: str = "") -> N
         return
     out = console()
     if beside:
-        out.print(Text(beside, style="yellow"))
+        print_lines(out, [beside], style="yellow")
     tokens = probed.trained["tokens"]
     title = f"{probed.file}: {probed.texts:,} texts, {tokens:,} tokens foretold in windows of {probed.max_length}"
-    out.print(Text(title, style="bold"))
+    print_lines(out, [title], style="bold")
     shown = ("loss", "perplexity", "token_accuracy")
     lines = [
         [name, *("–" if of is None or of[key] is None else f"{of[key]:.4f}" for key in shown)]
@@ -131,9 +129,9 @@ def _print_probe(probed: Probe, *, as_json: bool = False, beside: str = "") -> N
     ]
     names = ("", "loss a token", *(name.replace("_", " ") for name in shown[1:]))
     print_table(out, plain_table([Head(name, number=number > 0) for number, name in enumerate(names)], lines))
-    out.print(Text(f"untrained: {probed.untrained_is}"))
+    print_lines(out, [f"untrained: {probed.untrained_is}"])
     if (lost := probed.forgetting) is not None:
-        out.print(Text(f"forgetting: {lost:+.4f} nats a token"))
+        print_lines(out, [f"forgetting: {lost:+.4f} nats a token"])
 
 
 def _short(run: str) -> str:
@@ -165,20 +163,17 @@ def _print(
 ) -> None:
     out = console()
     prefix = _common_prefix([layer.name for layer in first.layers])
-    out.print(Text(f"{first.run}, peft={first.method}: {len(first.layers)} weight matrices changed", style="bold"))
+    print_lines(out, [f"{first.run}, peft={first.method}: {len(first.layers)} weight matrices changed"], style="bold")
     if second is not None:
-        out.print(Text(f"beside {second.run}, peft={second.method}", style="bold"))
+        print_lines(out, [f"beside {second.run}, peft={second.method}"], style="bold")
         if first.backbone_fingerprint != second.backbone_fingerprint:
-            out.print("The two did not start from the same backbone weights.", style="yellow")
+            print_lines(out, ["The two did not start from the same backbone weights."], style="yellow")
         if first.seed == second.seed:
-            out.print(
-                f"Both have seed {first.seed}: what they share may be a random start (A of LoRA), not learned.",
-                style="yellow",
-            )
-    for note in notes:
-        out.print(Text(note, style="yellow"))
+            said = f"Both have seed {first.seed}: what they share may be a random start (A of LoRA), not learned."
+            print_lines(out, [said], style="yellow")
+    print_lines(out, notes, style="yellow")
     if prefix:
-        out.print(f"Names of layers begin with {prefix}", highlight=False)
+        print_lines(out, [f"Names of layers begin with {prefix}"])
     columns = ["layer", "out × in", "effective rank", "stable rank", "σ above 1 %", "‖ΔW‖ / ‖W‖", "amplified"]
     counted = first.layers[0].intruders is not None
     columns += ["intruders"] if counted else []
@@ -202,27 +197,24 @@ def _print(
         ]
         for layer in first.layers
     ]
-    print_table(out, plain_table([Head(name, number=number > 0) for number, name in enumerate(columns)], lines))
-    for line in [
-        *MEANINGS,
-        *(INTRUDER_MEANINGS if counted else []),
-        *(SIMILARITY_MEANINGS if phi else []),
-        f"{picture}",
-    ]:
-        out.print(Text(line))
+    heads = [Head(name, number=name != "layer", whole=name == "layer", optional=name in OPTIONAL) for name in columns]
+    print_table(out, plain_table(heads, lines), elsewhere="--json")
+    print_lines(out, [MEANINGS, *([INTRUDERS] if counted else []), *([SIMILARITY] if phi else []), str(picture)])
 
 
+OPTIONAL = ("out × in", "σ above 1 %", "amplified")
+"""Columns that give way, the last first, where there is not room for all."""
 MEANINGS = (
-    "effective rank: exp of the entropy of the singular values' shares; stable rank: ‖ΔW‖_F² / ‖ΔW‖₂²;",
-    "σ above 1 %: singular values above 1 % of the first; amplified: ‖ΔW‖ / ‖UᵀWV‖ over those (LoRA paper, 7.3).",
+    "effective rank: exp of the entropy of the singular values' shares; stable rank: ‖ΔW‖_F² / ‖ΔW‖₂²; "
+    "σ above 1 %: singular values above 1 % of the first; amplified: ‖ΔW‖ / ‖UᵀWV‖ over those (LoRA paper, 7.3)."
 )
-INTRUDER_MEANINGS = (
-    "intruders: of the first left-singular vectors of W + ΔW, those whose cosine with each of W's is below 0.5",
-    "(arXiv:2410.21228).",
+INTRUDERS = (
+    "intruders: of the first left-singular vectors of W + ΔW, those whose cosine with each of W's is below 0.5 "
+    "(arXiv:2410.21228)."
 )
-SIMILARITY_MEANINGS = (
-    "φ(i, j): share of the first i and j right-singular directions in common, 0 … 1 (LoRA paper, eq. 4);",
-    "of random directions it is max(i, j) / in on average.",
+SIMILARITY = (
+    "φ(i, j): share of the first i and j right-singular directions in common, 0 … 1 (LoRA paper, eq. 4); "
+    "of random directions it is max(i, j) / in on average."
 )
 
 

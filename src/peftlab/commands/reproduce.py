@@ -9,15 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.text import Text
-
 from peftlab.audit.compare import Compared, compare, compare_adapters
 from peftlab.audit.reproduce import Reproduction, environment, prepare, write_config_file
 from peftlab.composition import parse
 from peftlab.config import from_plain
 from peftlab.errors import PeftlabError, RunError
-from peftlab.report.render.terminal import console
-from peftlab.terminal import printable
+from peftlab.report.render.terminal import console, print_hanging
+from peftlab.terminal import printable, say, say_command
 
 DESCRIPTION = """\
 Run a record again, in a folder of its own, and compare the results to the bit. Says first which command that is, and
@@ -51,13 +49,13 @@ def main(arguments: Sequence[str]) -> int:
     said = before(reproduction, check_data=given.check_data)
     stream = sys.stderr if given.json else sys.stdout
     for line in said:
-        print(printable(line), file=stream, flush=True)
+        say(printable(line), file=stream)
     if given.print:
-        print(printable(reproduction.command))
+        say_command(printable(reproduction.command))
         return 0
     if reproduction.record["config"]["trainer"]["num_nodes"] != 1:
         raise RunError("the run needs several nodes: take its command from --print and start it with your launcher.")
-    print(printable(f"$ {reproduction.command}"), file=stream, flush=True)
+    say_command(printable(reproduction.command), first="$ ", file=stream)
     done = subprocess.run(
         [sys.executable, "-P", "-m", "peftlab", "train", *reproduction.arguments],
         check=False,
@@ -65,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         env=environment(),
     )
     if done.returncode:
-        print(f"peftlab reproduce: the run ended with exit status {done.returncode}; see above.", file=sys.stderr)
+        say(f"peftlab reproduce: the run ended with exit status {done.returncode}; see above.", file=sys.stderr)
         return 1
     found = results(reproduction)
     if given.json:
@@ -131,9 +129,9 @@ def _print(reproduction: Reproduction, found: list[Compared]) -> None:
     width = max(len(one.name) for one in found)
     for one in found:
         mark = ("same  ", "green") if one.identical else ("OTHER ", "red")
-        out.print(Text.assemble(mark, f"{one.name:<{width}}  {one.said}"), soft_wrap=True)
+        print_hanging(out, f"{one.name:<{width}}  {one.said}", then=" " * (len(mark[0]) + 2), first=mark)
     others = sum(not one.identical for one in found)
-    print(
+    say(
         f"{reproduction.folder.path}: "
         + (f"{others} of {len(found)} results differ" if others else "the same bits in every result")
     )

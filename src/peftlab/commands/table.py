@@ -13,6 +13,7 @@ from peftlab.report.render.markdown import escaped, markdown_table
 from peftlab.report.render.terminal import console, print_facts, print_lines, print_table
 from peftlab.report.table import Cell, Head, Row, Section, Table, Tone
 from peftlab.tables.declared import Computed, compute, known_tables, read_table
+from peftlab.terminal import say
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         _print(table)
     for failure in table.failures:
-        print(f"peftlab table: not as declared: {failure}", file=sys.stderr)
+        say(f"peftlab table: not as declared: {failure}", file=sys.stderr)
     return 1 if table.failures else 0
 
 

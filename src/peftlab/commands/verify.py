@@ -10,13 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from zipfile import is_zipfile
 
-from rich.text import Text
-
 from peftlab.audit.bundle import unpacked
 from peftlab.audit.verify import Verdict, verify
 from peftlab.records.find import run_folders
 from peftlab.records.folder import RunFolder
-from peftlab.report.render.terminal import console
+from peftlab.report.render.terminal import console, print_hanging
+from peftlab.terminal import printable, say
 
 DESCRIPTION = """\
 Check finished runs against their own records: that the record is whole and its figures agree with each other, that the
@@ -101,26 +100,30 @@ def _called(verdict: Verdict, called: Mapping[str, str]) -> str:
 
 
 def _print(verdict: Verdict, called: Mapping[str, str]) -> None:
-    line = Text.assemble((f"{verdict.status:<11}", _STYLES[verdict.status]), _called(verdict, called))
+    out, line = console(), _called(verdict, called)
     if verdict.status == "unfinished":
-        line.append(f": {verdict.unfinished}")
+        line += f": {verdict.unfinished}"
     elif verdict.status == "diverged":
-        line.append(": as recorded, but its training diverged, or the loss of the tested weights is not finite")
-    details = [f"    {finding}" for finding in verdict.differences]
-    details += [f"    note: {finding}" for finding in verdict.notes]
+        line += ": as recorded, but its training diverged, or the loss of the tested weights is not finite"
+    print_hanging(out, line, then="    ", first=(f"{verdict.status:<11}", _STYLES[verdict.status]))
+    for finding in verdict.differences:
+        print_hanging(out, f"    {finding}", then="      ")
+    for finding in verdict.notes:
+        print_hanging(out, f"    note: {finding}", then="      ")
     if verdict.changes:
-        details += ["    other than when the run was recorded:", *(f"      {line}" for line in verdict.changes)]
-    console().print(line, *map(Text, details), sep="\n", soft_wrap=True)
+        out.print("    other than when the run was recorded:")
+    for change in verdict.changes:
+        print_hanging(out, f"      {change}", then="        ")
 
 
 def _print_summary(verdicts: list[Verdict], counts: Counter[str]) -> None:
     parts = [f"{counts[name]} {words}" for name, words in _WORDS.items() if counts[name]]
-    print(f"{len(verdicts)} {'run' if len(verdicts) == 1 else 'runs'}: {', '.join(parts)}")
+    say(f"{len(verdicts)} {'run' if len(verdicts) == 1 else 'runs'}: {', '.join(parts)}")
     skipped = Counter(str(finding) for verdict in verdicts for finding in verdict.not_checked)
     if skipped:
         print("not checked:")
     for reason, count in skipped.items():
-        print(f"  {reason}" + (f" ({count} runs)" if count > 1 else ""))
+        say(printable(f"  {reason}") + (f" ({count} runs)" if count > 1 else ""))
 
 
 _WORDS = {

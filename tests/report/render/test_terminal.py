@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from peftlab.report.build import Request, build
 from peftlab.report.columns import Column, cell_of, column_of, fixed
 from peftlab.report.render import terminal_report
 from peftlab.report.render.markdown import render_markdown
-from peftlab.report.render.terminal import PlainConsole, print_facts, print_lines, print_table
+from peftlab.report.render.terminal import PlainConsole, print_facts, print_hanging, print_lines, print_table
 from peftlab.report.report import Report
 from peftlab.report.results import interval_text
 from peftlab.report.table import Head, plain_table
@@ -130,3 +131,29 @@ def test_what_is_no_terminal_gets_no_trailing_blanks() -> None:
     assert lines[:2] == ["name     a fact", "another  x"]
     assert lines[-1] == "a line"
     assert [line for line in lines if line != line.rstrip()] == []
+
+
+def test_a_long_line_hangs_on_a_terminal_and_is_whole_in_a_file() -> None:
+    path = f"outputs/{'a_long_name_' * 6}/0123456789ab"
+    said = f"{path}: test accuracy is 0.8125 in the record, and 0.8000 by the counts of its confusion matrix"
+    for text, below in ((said, path), (f"note: {said}", "    " + path)):
+        terminal, file = io.StringIO(), io.StringIO()
+        for out in (PlainConsole(file=terminal, width=80, force_terminal=True), PlainConsole(file=file, width=110)):
+            print_hanging(out, text, then="    ", first=("differs    ", "red"))
+        assert file.getvalue() == f"differs    {text}\n"
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
+        assert any(line.strip().startswith(below.strip()) for line in shown), "no path is cut"
+        assert all(len(line) <= 80 for line in shown if path not in line)
+        assert all(line.startswith("    ") for line in shown[1:])
+        assert " ".join(" ".join(shown).split()) == " ".join(f"differs    {text}".split())
+
+
+def test_of_lines_no_path_is_cut() -> None:
+    path, file = f"outputs/{'a_long_name_' * 8}/picture.png", io.StringIO()
+    print_lines(PlainConsole(file=file, width=80, force_terminal=True, color_system=None), [f"see {path} and read on"])
+    assert file.getvalue() == f"see\n{path}\nand read on\n"
+    file = io.StringIO()
+    print_lines(
+        PlainConsole(file=file, width=20, force_terminal=True, color_system=None), ["  four of 12 rows", "a b " * 6]
+    )
+    assert file.getvalue() == "  four of 12 rows\na b a b a b a b a b\na b\n"

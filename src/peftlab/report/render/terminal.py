@@ -20,7 +20,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from peftlab.report.table import Cell, Head, Mark, Row, Table, Tone
-from peftlab.terminal import columns_of, printable
+from peftlab.terminal import columns_of, filled, printable
 
 BETWEEN = 3
 """Characters between two columns."""
@@ -74,9 +74,27 @@ def _width_behind_a_pipe() -> int | None:
 
 
 def print_lines(out: Console, lines: Iterable[str], style: str = "") -> None:
-    """Print each of ``lines`` as it is, broken between words where it is longer than ``out`` is wide."""
+    """Print each of ``lines`` as it is, broken between words where ``out`` is narrower; no path is cut."""
     for line in lines:
-        out.print(line, highlight=False, markup=False, style=style)
+        whole = "\n".join(filled(line, out.width)) if cell_len(line) > out.width else line
+        out.print(whole, highlight=False, markup=False, style=style, soft_wrap=True)
+
+
+def print_hanging(out: Console, text: str, *, then: str, first: tuple[str, str] = ("", "")) -> None:
+    """Print ``text`` as one line, on a terminal with ``then`` in front of what goes on below.
+
+    Args:
+        out: where to.
+        text: of one line.
+        then: blanks.
+        first: what ``text`` begins with, and the style of that.
+    """
+    begin, style = first
+    whole = begin + text
+    if out.is_terminal and cell_len(whole) > out.width:
+        whole = "\n".join(filled(whole, out.width, then=then))
+    marked = begin.rstrip()  # a path may begin the line below
+    out.print(Text.assemble((marked, style), whole.removeprefix(marked)), soft_wrap=True)
 
 
 def print_facts(out: Console, facts: Iterable[tuple[str, str]]) -> None:
