@@ -89,8 +89,10 @@ def _check_one(given: argparse.Namespace) -> int:
     said += [] if given.no_counts else [("trainable", _trainable(config, splits, folder))]
     from peftlab.report.render.terminal import console, print_facts
 
-    print_facts(console(), [*said, ("key", folder.key), ("state", state)])
-    print(f"folder  {folder.path}")  # whole, to be copied
+    said += [("key", folder.key), ("state", state)]
+    print_facts(console(), said)
+    beside = max(len(name) for name, _ in said)
+    print(f"{'folder':{beside}}  {folder.path}")  # whole, to be copied
     return 0
 
 
