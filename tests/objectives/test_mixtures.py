@@ -157,7 +157,11 @@ def test_a_run_from_start_to_report(peftlab: Peftlab, files: list[str]) -> None:
     assert list(topics["per_class"]["f1"]) == CLASSES
     values = outputs[task == 1, 3]
     assert scores["pearson"] == pytest.approx(stats.pearsonr(values, true[task == 1]).statistic, abs=1e-6)
-    assert scores["spearman"] == pytest.approx(stats.spearmanr(values, true[task == 1]).statistic, abs=1e-3)
+    # Equal texts in batches of other lengths differ in their last bits, or not: their ranks are tied, or none are.
+    dice = np.random.default_rng(0)
+    asked = [values.round(4), *(values + 1e-6 * dice.standard_normal(len(values)) for _ in range(50))]
+    ranks = [stats.spearmanr(outputs, true[task == 1]).statistic for outputs in asked]
+    assert min(ranks) - 1e-6 <= scores["spearman"] <= max(ranks) + 1e-6
     assert scores["mse"] == pytest.approx(((values - true[task == 1]) ** 2).mean(), rel=1e-4)
     for number, figures in enumerate((topics, scores)):
         assert figures["loss"] == pytest.approx(losses[task == number].mean(), rel=1e-4)

@@ -359,7 +359,7 @@ def test_a_server_that_was_killed_is_replaced(monkeypatch: pytest.MonkeyPatch) -
 def test_a_job_without_memory_runs_again_with_fewer_beside_it(reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     said: list[str] = []
-    monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
+    monkeypatch.setattr(Progress, "say", lambda self, text, more="": said.append(text))
     jobs = [job(1, "data.act=no_memory", "data.once=true"), job(2)]
     outcome = pool.run(FixedPlan(jobs), PoolOptions(jobs_per_device=2))
     assert len(outcome.records) == 2
