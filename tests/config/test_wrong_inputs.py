@@ -195,6 +195,7 @@ def test_checking_a_config_imports_nothing_heavier_than_torch() -> None:
         done = peftlab_alone("check", *typed, "--no-counts")  # which are counted on the model's shapes
         assert done.status == 0, done.err
         assert set(done.heavy) <= {"torch"}
+    assert not {"lightning", "torchmetrics"} & set(peftlab_alone("check", "peft=lora").heavy)  # counting needs neither
 
 
 def test_a_sweep_is_checked_before_its_first_job(peftlab: Peftlab, scratch: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from peftlab.data.base import DataSet, Splits
 
+TOO_LONG = "too_long"
+"""Where a record's ``data`` says how many rows of each split are too long; of train and validation, left out."""
 NOT_READ = "not read: it, or a part of it, is in no files here that peftlab reads itself, and a check fetches nothing"
 
 

@@ -19,15 +19,13 @@ import numpy as np
 
 from peftlab.backbones.base import Tokenizer
 from peftlab.data.base import DataSet, Splits, Texts
+from peftlab.data.in_words import TOO_LONG
 from peftlab.data.labels import SHOWN
 from peftlab.data.module import SPLITS, content_hash
 from peftlab.data.splits import also_in_train
 from peftlab.data.target_rows import RowEncoder
 from peftlab.data.target_tokens import tokenize_targets
 from peftlab.errors import DataError
-
-FIELD = "too_long"
-"""Where a record's ``data`` says how many rows of each split are too long; of train and validation, left out."""
 
 
 def within_length(data: DataSet, splits: Splits, tokenizer: Tokenizer) -> Splits:
@@ -84,7 +82,7 @@ def _without_longer(data: DataSet, splits: Splits, lengths: Mapping[str, list[in
         "rows": {split: len(kept[split]) for split in SPLITS},
         "also_in_train": also_in_train(kept),
         **data.objective_of().label_facts(labels, splits.label_names),
-        FIELD: longer,
+        TOO_LONG: longer,
     }
     return replace(
         splits,

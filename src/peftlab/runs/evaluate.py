@@ -21,7 +21,8 @@ from peftlab.objectives.base import objective as known
 from peftlab.objectives.causal_lm import CausalLM
 from peftlab.objectives.parts.mixture import NAME as MIXTURE
 from peftlab.records.folder import RunFolder
-from peftlab.runs.assemble import Assembled, count_parameters, lightning_module, reassemble
+from peftlab.runs.assemble import Assembled, lightning_module, reassemble
+from peftlab.runs.counted import count_parameters
 from peftlab.runs.generating import GENERATED, answered, generated
 from peftlab.runs.memory import memory_told
 from peftlab.runs.predictions import predictions_table

@@ -9,8 +9,7 @@ from typing import Any
 from peftlab.backbones.base import Backbone
 from peftlab.config import RunConfig
 from peftlab.data.base import Splits
-from peftlab.data.in_words import rows_in_words
-from peftlab.data.too_long import FIELD as TOO_LONG
+from peftlab.data.in_words import TOO_LONG, rows_in_words
 from peftlab.records.find import begun_on_other_devices
 from peftlab.records.folder import RunFolder
 from peftlab.report.render.terminal import console, print_facts

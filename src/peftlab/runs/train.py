@@ -37,9 +37,10 @@ from peftlab.report.figures.training import draw_curves
 from peftlab.report.result import print_result
 from peftlab.runs import record
 from peftlab.runs.adapter_file import frozen_fingerprint, save_adapter
-from peftlab.runs.assemble import Assembled, assemble, count_parameters, lightning_module
+from peftlab.runs.assemble import Assembled, assemble, lightning_module
 from peftlab.runs.batches import batches_a_step, rows_of_a_batch
 from peftlab.runs.beginning import Begin, begins_at, print_where
+from peftlab.runs.counted import count_parameters
 from peftlab.runs.epochs import WritesEpochs
 from peftlab.runs.evaluate import measure, require_all_rows
 from peftlab.runs.finished import finished_record

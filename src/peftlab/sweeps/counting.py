@@ -48,7 +48,7 @@ def count_all(configs: Sequence[RunConfig]) -> list[Count]:
 
 
 def parameters_of(config: RunConfig, splits: Splits | None) -> dict[str, int]:
-    """Parameters of one config's model, as training counts them (:func:`~peftlab.runs.assemble.count_parameters`).
+    """Parameters of one config's model, as training counts them (:func:`~peftlab.runs.counted.count_parameters`).
 
     Without its data nothing is known of a new head: then the head's size is that of two classes.
 
@@ -57,7 +57,7 @@ def parameters_of(config: RunConfig, splits: Splits | None) -> dict[str, int]:
         Unknown: if the model cannot be built from what is here.
     """
     from peftlab.peft.base import attach
-    from peftlab.runs.assemble import count_parameters
+    from peftlab.runs.counted import count_parameters
 
     learned = config.data.what_is_learned()
     more: dict[str, Any] = {"head": "own"} if learned.head == "own" else {}

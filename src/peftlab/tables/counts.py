@@ -140,7 +140,7 @@ def count(row: CountedRow, table: CountsTable) -> Count:
     from peftlab.backbones.config import BackboneConfig
     from peftlab.config import validate_group
     from peftlab.peft.base import attach, methods
-    from peftlab.runs.assemble import count_model, count_parameters
+    from peftlab.runs.counted import count_model, count_parameters
 
     assert row.backbone is not None
     assert row.peft is not None

@@ -61,7 +61,7 @@ def count_bytes(memory: Memory, table: CountsTable) -> Stored:
     from peftlab.config import validate_group
     from peftlab.peft.base import attach
     from peftlab.peft.lora import LoRA
-    from peftlab.runs.assemble import count_model
+    from peftlab.runs.counted import count_model
 
     if memory.backbone not in table.backbones:
         close = nearest(memory.backbone, table.backbones)
