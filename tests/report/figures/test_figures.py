@@ -284,3 +284,24 @@ def test_a_page_shows_pictures_at_a_size_whose_letters_are_legible(scratch: Path
     assert drawn.width == round(7.2 * 96)
     page = render_page(report, Gallery([drawn]), scratch, files=False)
     assert f'style="min-width: {drawn.width}px"' in page
+
+
+def test_points_of_one_cost_stand_beside_each_other(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+    monkeypatch.setattr(scatter, "finish", lambda figure, *_: found.append(figure))
+    costs = (100, 100, 100, 200)
+    runs = [record(0.5, key=f"{n:012x}", keys={"optim.lr": n + 1.0}, trainable=cost) for n, cost in enumerate(costs)]
+    scatter.draw_parameters(build(Request((str(write(scratch / "t", runs)),))))
+    (figure,) = found
+    figure.canvas.draw()
+    panel = figure.axes[0]
+    dots = [line for line in panel.lines if line.get_marker() not in ("None", "", "_")]
+    places = sorted(line.get_transform().transform(line.get_xydata())[0][0] * 72 / figure.dpi for line in dots)
+    assert len(places) == 4
+    assert places[1] - places[0] == pytest.approx(scatter.POINT_APART)
+    assert places[2] - places[1] == pytest.approx(scatter.POINT_APART)
+    assert places[1] * figure.dpi / 72 == pytest.approx(
+        panel.transData.transform((100, 0.5))[0]
+    )  # the middle one is there
+    low, high = panel.get_xlim()
+    assert low < 100 < 200 < high

@@ -28,12 +28,16 @@ MOST_LEGEND = 8
 """Names in a legend; of more, each stands beside its point."""
 FRONT_STYLES: tuple[Any, ...] = ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
 """Of the fronts of several test sets; they may cross."""
+POINT_APART = 8.0
+"""Between the middles of two points of one cost, in points (1/72 inch)."""
 MOST_SPREADS = 100
 """Grey points that have an error bar, and points that are named directly: of more, one would hide the other."""
 
 
 def draw_panel(panel: Any, report: Analysis, points: Sequence[Point], named: dict[str, int], *, log: bool) -> None:
     """Draw ``points``: those of ``named`` in their colours, the others grey, and a front for each test set."""
+    from matplotlib.transforms import offset_copy
+
     if log:
         panel.set_xscale("log")
     if report.metric.format == "percent":
@@ -51,22 +55,39 @@ def draw_panel(panel: Any, report: Analysis, points: Sequence[Point], named: dic
         costs, values = [p.cost for p in others], [p.value for p in others]
         spreads = [p.spread or 0.0 for p in others] if len(others) <= MOST_SPREADS else None
         panel.errorbar(costs, values, yerr=spreads, fmt="o", color=GREY, markersize=3.5, elinewidth=0.8, zorder=2)
+    aside = _aside([point for point in points if point.group.id in named])
     for point in points:
         if (number := named.get(point.group.id)) is None:
             continue
         colour, marker = style_of(number)
+        reach = point.spread or 0.0
+        panel.update_datalim([(point.cost, point.value - reach), (point.cost, point.value + reach)])
+        place = offset_copy(panel.transData, fig=panel.figure, x=aside[point.group.id], units="points")
         panel.errorbar(
-            point.cost, point.value, yerr=point.spread, fmt="none", ecolor=colour, elinewidth=1, capsize=3, zorder=3
-        )
+            point.cost, point.value, yerr=point.spread, fmt="none", ecolor=colour, elinewidth=1, capsize=3, zorder=3,
+            transform=place,
+        )  # fmt: skip
         panel.plot(
             point.cost, point.value, marker, color=colour, markersize=6.5, markeredgecolor="white",
-            markeredgewidth=0.5, zorder=4,
+            markeredgewidth=0.5, zorder=4, transform=place,
         )  # fmt: skip
     panel.margins(0.06, 0.08)
     if log and len({point.cost for point in points}) == 1:  # one place has no width on a logarithmic axis
         panel.set_xlim(points[0].cost / 3, points[0].cost * 3)
     if log:
         use_round_ticks(panel)
+
+
+def _aside(points: Sequence[Point]) -> dict[str, float]:
+    """Id → how far a point is moved to the side, in points (1/72 inch): those of one cost stand beside each other."""
+    of_cost: dict[float, list[str]] = {}
+    for point in points:
+        of_cost.setdefault(point.cost, []).append(point.group.id)
+    return {
+        name: POINT_APART * (number - (len(names) - 1) / 2)
+        for names in of_cost.values()
+        for number, name in enumerate(names)
+    }
 
 
 def named_groups(report: Analysis, points: Sequence[Point], most: int) -> dict[str, int]:
