@@ -20,7 +20,7 @@ from peftlab.errors import RunError
 from peftlab.peft.adapter import Adapter
 from peftlab.peft.base import attach
 from peftlab.runs.adapter_file import adapter_bytes
-from peftlab.runs.assemble import count_parameters
+from peftlab.runs.counted import count_parameters
 from tests.conftest import TINY
 
 METHODS = sorted(

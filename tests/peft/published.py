@@ -7,7 +7,7 @@ from typing import Any
 from peftlab.backbones.transformer import TransformerConfig
 from peftlab.backbones.transformer_backbone import TransformerBackbone
 from peftlab.peft.base import PEFTStrategy, attach
-from peftlab.runs.assemble import count_parameters
+from peftlab.runs.counted import count_parameters
 
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 _ROBERTA = {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}

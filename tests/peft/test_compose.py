@@ -22,7 +22,7 @@ from peftlab.peft.low_rank import LowRank
 from peftlab.peft.rank_budget import Prunable, prunable, ranks
 from peftlab.peft.skeleton import skeleton
 from peftlab.records.identity import run_key
-from peftlab.runs.assemble import count_parameters
+from peftlab.runs.counted import count_parameters
 from tests.backbones.tiny_backbones import batch as texts
 from tests.conformance.cells import examine
 from tests.conftest import TINY, Peftlab, run_folder

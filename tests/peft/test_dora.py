@@ -16,7 +16,7 @@ from peftlab.peft.base import attach
 from peftlab.peft.delta import AdaptedLayer
 from peftlab.peft.dora import DoRA, DoRADelta
 from peftlab.peft.surgery import weight_matrix
-from peftlab.runs.assemble import count_parameters
+from peftlab.runs.counted import count_parameters
 from tests.peft.tiny import KINDS, batch, tiny
 
 

@@ -21,7 +21,7 @@ from peftlab.peft.hf_layers import HFPeftAdapter, tuner_layers
 from peftlab.peft.hf_options import option_types, package_folder
 from peftlab.peft.hf_peft import HFPeft
 from peftlab.peft.surgery import weight_matrix
-from peftlab.runs.assemble import count_parameters
+from peftlab.runs.counted import count_parameters
 from tests.alone import peftlab_alone
 from tests.conftest import REPOSITORY, TINY, Peftlab, run_folder
 from tests.interop.exchange import base_model, logits_of, randomise, texts

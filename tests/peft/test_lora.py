@@ -17,7 +17,7 @@ from peftlab.peft.base import attach
 from peftlab.peft.delta import AdaptedLayer
 from peftlab.peft.lora import LoRA
 from peftlab.peft.low_rank import LowRank
-from peftlab.runs.assemble import count_parameters
+from peftlab.runs.counted import count_parameters
 from tests.peft.randomised import randomised
 from tests.peft.tiny import KINDS, batch, tiny
 

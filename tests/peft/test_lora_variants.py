@@ -20,7 +20,7 @@ from peftlab.peft.lora import LoRA
 from peftlab.peft.low_rank import LowRank
 from peftlab.peft.parts import Placed
 from peftlab.peft.surgery import weight_matrix
-from peftlab.runs.assemble import count_parameters
+from peftlab.runs.counted import count_parameters
 from tests.conftest import TINY, Peftlab, run_folder
 from tests.peft.tiny import KINDS, batch, tiny
 

@@ -18,7 +18,7 @@ from peftlab.peft.base import attach
 from peftlab.peft.key_value_prefix import KeyValuePrefix, PrefixAdapter
 from peftlab.peft.p_tuning_v2 import PTuningV2
 from peftlab.peft.prefix_tuning import PrefixTuning
-from peftlab.runs.assemble import count_parameters
+from peftlab.runs.counted import count_parameters
 from tests.backbones.tiny_backbones import ARCHITECTURES, batch, shake, tiny, tiny_config
 from tests.peft.tiny import batch as id_batch
 

@@ -20,7 +20,7 @@ from peftlab.peft.dynamic_dora import DynamicDoRA
 from peftlab.peft.lora import LoRA
 from peftlab.peft.rank_budget import Prunable, RankBudgetStrategy, allocate, prunable, ranks
 from peftlab.records.identity import run_tags
-from peftlab.runs.assemble import count_parameters
+from peftlab.runs.counted import count_parameters
 from tests.conftest import TINY, Peftlab, run_folder
 from tests.peft.tiny import KINDS, batch, tiny
 

@@ -19,7 +19,7 @@ from peftlab.peft.multitask_prompt import MultitaskPrompt
 from peftlab.peft.p_tuning import PTuning
 from peftlab.peft.prompt_tuning import PromptTuning
 from peftlab.peft.soft_prompt import PromptAdapter, SoftPrompt
-from peftlab.runs.assemble import count_parameters
+from peftlab.runs.counted import count_parameters
 from tests.backbones.tiny_backbones import ARCHITECTURES, batch, shake, tiny, tiny_config
 from tests.peft.tiny import batch as id_batch
 

@@ -16,7 +16,7 @@ from peftlab.backbones.transformer import TransformerConfig
 from peftlab.composition import checked
 from peftlab.peft.base import attach
 from peftlab.peft.lora import LoRA
-from peftlab.runs.assemble import count_parameters
+from peftlab.runs.counted import count_parameters
 from peftlab.sweeps.declaration import Sweep
 from peftlab.sweeps.jobs import Outcome
 from peftlab.sweeps.plan import DeclaredPlan, Variant
