@@ -50,7 +50,7 @@ check: install
 	$(BIN)/mypy
 
 # Side by side with transformers.Trainer + HF peft on the same data and recipe: training, evaluation, memory, a sweep of 12
-# short jobs, the first step; how near a step comes to its products, and what more reviews cost. An hour, on a quiet
+# short jobs, the first step; how near a step comes to its products, and what more reviews cost. For a quiet
 # machine; DATA: a folder with ag_news/ and imdb/. JSON, a table and a picture in build/bench.
 bench: install
 	mkdir -p build/bench
@@ -61,7 +61,7 @@ bench: install
 	$(BIN)/python benchmarks/speed_table.py build/bench --picture build/bench/speed.png
 
 # Instructions beside TRL; the memory that peftlab estimate says beside what runs take; what a sweep costs beside its jobs; a
-# report of 10,000 records; how often its marks and intervals err. A quarter of an hour.
+# report of 10,000 records; how often its marks and intervals err.
 bench-more: install
 	$(BIN)/python benchmarks/against_trl.py
 	$(BIN)/python benchmarks/estimates.py

@@ -303,5 +303,6 @@ def write_config_file(reproduction: Reproduction) -> None:
 
 def environment() -> dict[str, str]:
     """For the process that runs again: this one's, without what would make it a rank of another run."""
-    apart = {"PYTHONSAFEPATH": "1", AS_TYPED: "1"}  # the folder it runs in adds neither modules nor configs
+    # The folder it runs in adds no configs, and of modules those alone that a person has allowed there.
+    apart = {"PYTHONSAFEPATH": "1", AS_TYPED: "1"}
     return of_its_own(os.environ) | apart
