@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from peftlab.objectives.base import objective
 from peftlab.objectives.parts.confusion import from_confusion
-from peftlab.objectives.parts.split import SplitMetrics
+from peftlab.objectives.parts.split import KeptOutputs, SplitMetrics, grown
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -43,3 +43,28 @@ def test_a_class_that_does_not_occur_is_left_out_of_macro_f1() -> None:
     assert from_confusion([[3, 1, 0], [0, 4, 0], [0, 0, 0]])["macro_f1"] == pytest.approx(
         f1_score([0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 1], average="macro")
     )
+
+
+def test_rows_kept_over_batches_lie_in_one_block_of_memory() -> None:
+    """A small block a batch, among the large ones that a forward pass frees, makes a process grow with every batch."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(number, 3, generator=generator) for number in (7, 0, 4096, 1, 5000, 64, 64)]
+    held: list[torch.Tensor] = []
+    moved = 0
+    for number, batch in enumerate(batches):
+        before = held[0].data_ptr() if held else None
+        held = [grown(held, batch)]
+        assert torch.equal(held[0], torch.cat(batches[: number + 1]))
+        assert held[0].data_ptr() != batch.data_ptr()
+        moved += before is not None and held[0].data_ptr() != before
+    assert moved == 2  # where 4,103 rows came to more than 4,096, and 9,104 to more than twice as many as these
+
+
+def test_kept_outputs_start_anew_after_a_reset() -> None:
+    kept = KeptOutputs(2)
+    for _ in range(2):
+        kept.update([2, 0], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        kept.update([1], torch.tensor([[5.0, 6.0]]))
+        assert [len(kept.rows), len(kept.outputs)] == [1, 1]
+        assert kept.compute().tolist() == [[3.0, 4.0], [5.0, 6.0], [1.0, 2.0]]
+        kept.reset()

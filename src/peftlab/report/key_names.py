@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 from peftlab.errors import ConfigError, listed, nearest
@@ -20,8 +21,9 @@ class HasConfig(Protocol):
 Run = TypeVar("Run", bound=HasConfig)
 
 
+@lru_cache(maxsize=10_000, typed=True)  # ten thousand configs repeat the same few values; true, 1 and 1.0 are three
 def shown(value: Any) -> str:
-    """A config value as the command line writes it."""
+    """A config value as the command line writes it: a number, a text, true, false or null."""
     if value is None:
         return "null"
     if isinstance(value, bool):

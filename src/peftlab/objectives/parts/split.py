@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,6 +100,32 @@ class Sums(Metric):
         return self.sums
 
 
+FIRST_ROWS = 4096
+
+
+def grown(held: Sequence[Tensor], more: Tensor) -> Tensor:
+    """The rows held so far and ``more``, at the beginning of one block of memory, which doubles when it is full.
+
+    A block of its own for each batch would lie among the large ones that a forward pass frees: cut in two by it, they
+    are too small for the next batch, and where freed memory is kept (:mod:`peftlab.allocator`) a process grows by a
+    layer's activations with every batch.
+
+    Args:
+        held: what this function returned before, alone, or nothing.
+        more: (B, …), copied.
+    """
+    block = held[0] if held else None
+    before = 0 if block is None else len(block)
+    shape = (before + len(more), *more.shape[1:])
+    if block is None or block.untyped_storage().nbytes() < math.prod(shape) * more.element_size():
+        block = more.new_empty(max(FIRST_ROWS, 2 * shape[0]), *shape[1:])
+        if before:
+            block[:before] = held[0]
+    rows = block.as_strided(shape, more.new_empty(0, *shape[1:]).stride(), 0)
+    rows[before:] = more
+    return rows
+
+
 class Collected(Metric):
     """Rows of numbers, kept as they are, of all processes: for figures that no running sum gives exactly."""
 
@@ -112,7 +139,7 @@ class Collected(Metric):
 
     def update(self, *columns: Tensor) -> None:
         """Add rows: ``width`` columns of (B,), kept as float32, which predictions and labels are."""
-        self.rows.append(torch.stack([column.detach().float() for column in columns], dim=1))
+        self.rows = [grown(self.rows, torch.stack([column.detach().float() for column in columns], dim=1))]
 
     def _sync_dist(self, *how: Any, **more: Any) -> None:
         """A process without rows takes part with none: gathering wants a tensor of each."""
@@ -143,8 +170,8 @@ class KeptOutputs(Metric):
 
     def update(self, rows: Sequence[int], outputs: Tensor) -> None:
         """Add the ``outputs`` (B, C) of ``rows``, B numbers."""
-        self.rows.append(torch.tensor(list(rows), dtype=torch.int64, device=outputs.device))
-        self.outputs.append(outputs.detach().float())
+        self.rows = [grown(self.rows, torch.tensor(list(rows), dtype=torch.int64, device=outputs.device))]
+        self.outputs = [grown(self.outputs, outputs.detach().float())]
 
     def _sync_dist(self, *how: Any, **more: Any) -> None:
         """A process without rows takes part with none: gathering wants a tensor of each."""
