@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peftlab.records.integrity import record_checksum
+from peftlab.records.integrity import record_text
 
 SEEDS = 5
 SECONDS, MIB = 10.0, 1024.0
@@ -52,7 +52,7 @@ def write_records(folder: Path, runs: int, model: dict[str, Any]) -> int:
         for split in ("validation", "test"):
             made["metrics"][split]["accuracy"] = 0.8 + 0.01 * (group % 8) + generator.gauss(0, 0.01)
         made["parameters"]["trainable"] = 1000 * 2 ** (group % 8)
-        text = json.dumps(made | {"checksum": record_checksum(made)}, indent=2)
+        text = record_text(made)
         size = len(text)
         path = folder / "many" / made["key"]
         path.mkdir(parents=True)

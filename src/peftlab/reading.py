@@ -41,8 +41,13 @@ def read_json(path: Path) -> Any:
         OSError: if it cannot be read.
         Unreadable: if it is not JSON in UTF-8.
     """
+    return parse_json(read_bytes(path))
+
+
+def parse_json(data: bytes) -> Any:
+    """The same of ``data``."""
     try:
-        return json.loads(read_bytes(path).decode("utf-8"))
+        return json.loads(data.decode("utf-8"))
     except RecursionError as error:
         raise Unreadable("brackets within brackets without end") from error
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -20,6 +21,27 @@ def test_a_report_replaces_what_a_report_wrote(scratch: Path) -> None:
     write_report(scratch / "docs", {"report.md": "three", "a.png": b"2"}, chosen=True)
     assert (scratch / "docs/report.md").read_text() == "three"
     assert set(json.loads((scratch / "docs" / MANIFEST).read_text())["files"]) == {"report.md", "a.png", "new.csv"}
+
+
+def test_what_a_report_has_no_more_is_removed(scratch: Path) -> None:
+    tables = {"results.tex": "r", "comparison.tex": "c", "report.md": "one", "noted.tex": "n"}
+    write_report(scratch, tables, chosen=True)
+    (scratch / "noted.tex").write_text("n, and a remark of mine")
+    (scratch / "own.tex").write_text("mine")
+    write_report(scratch, {"results.tex": "r"}, chosen=True, kinds=(".tex",))
+    assert {path.name for path in scratch.glob("*.*")} == {
+        "results.tex", "noted.tex", "own.tex", "report.md", MANIFEST,
+    }  # fmt: skip
+
+
+def test_a_list_of_files_removes_none_elsewhere(scratch: Path) -> None:
+    mine = scratch / "mine.tex"
+    mine.write_text("mine")
+    known = {"format": 1, "files": {"../mine.tex": [hashlib.sha256(b"mine").hexdigest()]}}
+    (scratch / "report").mkdir()
+    (scratch / "report" / MANIFEST).write_text(json.dumps(known))
+    write_report(scratch / "report", {"results.tex": "r"}, chosen=True, kinds=(".tex",))
+    assert mine.read_text() == "mine"
 
 
 @pytest.mark.parametrize("before", [{}, {"report.md": "one"}])

@@ -91,6 +91,10 @@ def _formats(given: str | None) -> tuple[str, ...]:
     return chosen or FORMATS
 
 
+_KINDS = {"tex": (".tex",), "figures": (".png", ".pdf")}
+"""Of formats that have more files or fewer, by what a report is of: the endings of these."""
+
+
 def write(report: Report, target: Path, formats: Sequence[str], *, chosen: bool = False) -> list[str]:
     """Write the report's files into ``target``; return their names.
 
@@ -127,5 +131,6 @@ def write(report: Report, target: Path, formats: Sequence[str], *, chosen: bool 
         from peftlab.report.render.page import render_page
 
         files["report.html"] = render_page(report, gallery, target, files="figures" in formats)
-    write_report(target, files, chosen=chosen)
+    kinds = [ending for name, endings in _KINDS.items() if name in formats for ending in endings]
+    write_report(target, files, chosen=chosen, kinds=tuple(kinds))
     return list(files)

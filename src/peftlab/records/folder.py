@@ -17,10 +17,17 @@ import yaml
 
 from peftlab.errors import PeftlabError, RunError, RunInUse, first_line
 from peftlab.files import exchange, open_lock, replaced_name, take_lock, write_atomically
-from peftlab.reading import Unreadable, read_json, read_yaml
+from peftlab.reading import Unreadable, parse_json, read_bytes, read_yaml
 from peftlab.records.divergence import ENDED, diverged, in_words, without_bare_words
 from peftlab.records.holder import SILENT_SECONDS, Holder, heard_of, told
-from peftlab.records.integrity import PREDICTIONS, WAY_OUT, broken_integrity, record_checksum, require_as_recorded
+from peftlab.records.integrity import (
+    PREDICTIONS,
+    WAY_OUT,
+    broken_integrity,
+    record_text,
+    require_as_recorded,
+    untouched,
+)
 
 if TYPE_CHECKING:
     from peftlab.config import RunConfig
@@ -116,18 +123,16 @@ class RunFolder:
             RunError: if it is damaged, no record of peftlab, or of an unknown schema version.
         """
         try:
-            record = parsed_record(self.record)
+            text, record = _read_record(self.record)
         except FileNotFoundError:
             return None
-        if checked and "checksum" in record and (problem := broken_integrity(record)):
+        if checked and "checksum" in record and not untouched(text) and (problem := broken_integrity(record)):
             raise RunError(f"{self.record} {problem}. {WAY_OUT}")
         return record
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write the record with its checksum, atomically."""
-        record = without_bare_words(record)
-        whole = record | {"checksum": record_checksum(record)}
-        write_atomically(self.record, json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_atomically(self.record, record_text(without_bare_words(record)))
 
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved config."""
@@ -258,9 +263,15 @@ def parsed_record(path: Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         RunError: if it is damaged, no record of peftlab, or of an unknown schema version.
     """
+    return _read_record(path)[1]
+
+
+def _read_record(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """The file's bytes, and :func:`parsed_record` of them."""
     way_out = " Delete the file; the run then resumes from its checkpoint." if path.name == "record.json" else ""
     try:
-        record = read_json(path)
+        text = read_bytes(path)
+        record = parse_json(text)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -282,7 +293,7 @@ def parsed_record(path: Path) -> dict[str, Any]:
         )
     if not isinstance(record.get("status"), str):
         raise RunError(f"{path} is not as peftlab writes it: it says no status.{way_out}")
-    return record
+    return text, record
 
 
 def finished_run(given: str) -> tuple[RunFolder, RunConfig, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ ADAPTER = "adapter.safetensors"
 PREDICTIONS = "predictions.parquet"
 """What was predicted of each test row; runs of earlier versions have none, and no model is made of it."""
 
+TEXT = "text_sha256"
+"""Field of a record: the sha256 of its file's bytes before this line. Those of earlier versions have none."""
+
+_END = "\n}\n"
+_LAST_LINES = re.compile(rb'[0-9a-f]{64}",\n  "checksum": "[0-9a-f]{64}"\n}\n')
+
 HASHED = ("config.yaml", "metrics.csv", "adapter.json", ADAPTER)
 """Files whose sha256 the record of a finished run has; the records of earlier versions have only the adapter's."""
 
@@ -25,8 +32,30 @@ def record_checksum(record: dict[str, Any]) -> str:
     return _checksum(json.loads(json.dumps(record)))  # what a reader will find: lists for tuples, text for keys
 
 
+def record_text(record: dict[str, Any]) -> str:
+    """``record`` as its file has it, with two checksums at its end.
+
+    That of the values is true however somebody lays the file out. That of the bytes before it spares writing all
+    values again to know it: ten thousand records are read at once.
+    """
+    values = {name: value for name, value in record.items() if name not in (TEXT, "checksum")}
+    text = _written(values).removesuffix(_END)
+    values[TEXT] = hashlib.sha256(text.encode()).hexdigest()
+    return _written(values | {"checksum": record_checksum(values)})
+
+
+def untouched(text: bytes) -> bool:
+    """Whether ``text`` is to the byte what :func:`record_text` wrote; if not, its values may still be the same."""
+    before, _, after = text.rpartition(f',\n  "{TEXT}": "'.encode())
+    return _LAST_LINES.fullmatch(after) is not None and hashlib.sha256(before).hexdigest().encode() == after[:64]
+
+
+def _written(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def _checksum(read: dict[str, Any]) -> str:
-    """:func:`record_checksum` of what was read from JSON; ten thousand are read at once."""
+    """:func:`record_checksum` of what was read from JSON."""
     values = {name: value for name, value in read.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -119,17 +120,23 @@ def _of_record(path: str, record: dict[str, Any]) -> Listed:
 def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for split in SPLITS:
         for name, value in _leaves((record.get(RECORD_PART) or {}).get(split) or {}):
-            yield sys.intern(MetricName(split, name).in_history), value
+            yield _in_history(split, name), value
     for part in _PARTS:
         for name, value in _leaves(record.get(part) or {}):
             yield sys.intern(f"{part}.{name}"), value
 
 
+@cache
+def _in_history(split: str, name: str) -> str:
+    return sys.intern(MetricName(split, name).in_history)
+
+
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in node.items():
-        if isinstance(value, Mapping):
+        kind = type(value)  # as JSON has them: there are no other kinds
+        if kind is dict:
             yield from _leaves(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float | str) and not isinstance(value, bool):
+        elif kind is float or kind is int or kind is str:
             yield f"{prefix}{name}", value
 
 
@@ -140,10 +147,10 @@ def told_apart(runs: Sequence[Listed]) -> list[dict[str, str]]:
     """Of each run, what its config says that those of others do not: ``{peft: lora, rank: 4, seed: 1}``."""
     known = [run for run in runs if run.config]
     rules = next((run.rules for run in known if run.rules is not None), None)
-    values: dict[str, set[str]] = {}
+    values = defaultdict[str, set[str]](set)
     for run in known:
         for key, value in run.config.items():
-            values.setdefault(key, set()).add(shown(value))
+            values[key].add(shown(value))
 
     def tells(key: str) -> bool:
         return key in ("seed", DATA_HASH) or rules is None or decides(key, rules)

@@ -1,4 +1,4 @@
-"""Files of a report in a folder that somebody chose: only what an earlier report wrote there is replaced.
+"""Files of a report in a folder that somebody chose: only what an earlier report wrote there is replaced or removed.
 
 Which files those are says a small file beside them, by the hash of what was written: a file of the same name that it
 does not know, or that was edited since, is somebody's own.
@@ -21,13 +21,14 @@ PNG_MARK = {"Software": "peftlab"}
 """Metadata of a single picture that may go anywhere, and be replaced there."""
 
 
-def write_report(target: Path, files: Mapping[str, str | bytes], *, chosen: bool) -> None:
+def write_report(target: Path, files: Mapping[str, str | bytes], *, chosen: bool, kinds: tuple[str, ...] = ()) -> None:
     """Write ``files`` into the folder ``target``.
 
     Args:
         target: made where it is not there.
         files: content by name.
         chosen: whether the folder was named by the user, and not peftlab's own for reports.
+        kinds: endings of names that are all among ``files``: another such file of an earlier report is removed.
 
     Raises:
         ConfigError: naming files that are there and are no earlier report's; nothing is written then.
@@ -53,7 +54,13 @@ def write_report(target: Path, files: Mapping[str, str | bytes], *, chosen: bool
     _remember(target, known | {name: [*known.get(name, ()), *hashes] for name, hashes in new.items()})
     for name, content in contents.items():
         write_atomically(target / name, content)
-    _remember(target, known | new)
+    known |= new
+    for name in known.keys() - new.keys():  # a comparison with a baseline that is none any more would be believed
+        if name.endswith(kinds) and Path(name).name == name and (target / name).is_file():
+            if _hash(read_bytes(target / name)) in known[name]:
+                (target / name).unlink()
+            del known[name]
+    _remember(target, known)
 
 
 def require_own_picture(path: Path) -> None:
