@@ -236,3 +236,18 @@ def test_a_grid_of_rows_and_its_labels() -> None:
         ("lora_1_1e-3", "rank 1", ["peft.rank=1", "optim.lr=1e-3"]),
         ("lora_2_1e-3", "rank 2", ["peft.rank=2", "optim.lr=1e-3"]),
     ]
+
+
+def test_values_that_a_label_has_no_place_for_are_added() -> None:
+    """Otherwise rows of a table would have one name."""
+
+    def labels(label: str, grid: dict[str, Any]) -> list[str]:
+        return [cell.title for cell in declared(cells=[{**CELL, "label": label, "grid": grid}]).cells]
+
+    assert labels("LoRA", {"peft.rank": [1, 2], "optim.lr": ["1e-3"]}) == ["LoRA, rank=1", "LoRA, rank=2"]
+    assert labels("at {peft.rank}", {"peft.rank": [1], "optim.lr": ["1e-3", "2e-3"]}) == [
+        "at 1, lr=1e-3",
+        "at 1, lr=2e-3",
+    ]
+    both = {"data.dropout": [0, 0.5], "peft.dropout": [0, 0.5]}
+    assert labels("LoRA", both)[1] == "LoRA, data.dropout=0, peft.dropout=0.5"

@@ -31,6 +31,7 @@ from peftlab.fields import NAME_PATTERN, FiniteFloat, NonNegativeFloat, NonNegat
 from peftlab.metric_names import MetricName
 from peftlab.objectives.base import TASK_MEANS, figure_called, objectives
 from peftlab.report.columns import Column
+from peftlab.report.key_names import short_names
 
 Text = Annotated[str, Field(min_length=1)]
 Values = dict[str, Annotated[list[Any], Field(min_length=1)]]
@@ -127,7 +128,8 @@ class Arm:
     id: Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
     """Its name in this file and in sweep.json; a grid adds its values."""
     label: str = ""
-    """What the table calls it; ``{key}`` stands for the value of a key of ``grid``."""
+    """What the table calls it; ``{key}`` stands for the value of a key of ``grid``, and values that it has no place for
+    are added to it."""
     group: str = ""
     """The block of the table that it stands in."""
     overrides: list[str] = field(default_factory=list)
@@ -152,10 +154,16 @@ class Arm:
 
     def expanded(self) -> Iterator[Arm]:
         """One cell for each combination of the grid; itself without one."""
-        for chosen in combinations(self.grid or {}):
+        grid = self.grid or {}
+        unsaid = [
+            key for key, values in grid.items() if self.label and len(values) > 1 and f"{{{key}}}" not in self.label
+        ]
+        short = short_names(unsaid)
+        for chosen in combinations(grid):
             label, more = self.label, assignments(chosen)
             for key, value in chosen.items():
                 label = label.replace(f"{{{key}}}", str(value))
+            label = ", ".join([label, *assignments({short[key]: chosen[key] for key in unsaid})])
             suffix = "".join(f"_{value}" for value in chosen.values())
             yield replace(self, id=f"{self.id}{suffix}", label=label, overrides=[*self.overrides, *more], grid=None)
 
