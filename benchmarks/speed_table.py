@@ -26,7 +26,11 @@ def main() -> None:
     for what, ours, theirs, turns in rows:
         print(f"| {what} | {ours} | {theirs} | {spread(turns)} |")
     print()
-    for line in (*product(read(given.folder, "products")), *growth(read(given.folder, "growth"))):
+    for line in (
+        *learning(read(given.folder, "trainer")),
+        *product(read(given.folder, "products")),
+        *growth(read(given.folder, "growth")),
+    ):
         print(line)
     if given.picture is not None:
         draw([(what, turns) for what, _, _, turns in rows if not what.endswith("MiB")], given.picture)
@@ -42,7 +46,8 @@ def read(folder: Path, name: str) -> dict[str, Any]:
 
 def speeds(found: dict[str, Any]) -> list[Row]:
     """Training of each row; of evaluation and memory those of LoRA without dropout."""
-    rows = [row(f"{name}: samples/s", sides, "samples_per_second", ".1f") for name, sides in found.items()]
+    rows = [row(f"{name}: samples/s", sides, "samples_per_second", ".1f")
+            for name, sides in found.items() if "ratios" in sides]  # fmt: skip
     for name in ("LoRA", "LoRA, dropout"):
         if name in found:
             rows.append(row(f"{name}: evaluated/s", found[name], "evaluated_per_second", ".1f"))
@@ -68,6 +73,19 @@ def sweep(found: dict[str, Any]) -> list[Row]:
         mine, theirs = statistics.median(one["peftlab"]), statistics.median(one["peer"])
         rows.append(("first step after", f"{mine:.1f} s", f"{theirs:.1f} s", [1 / ratio for ratio in one["ratios"]]))
     return rows
+
+
+def learning(found: dict[str, Any]) -> list[str]:
+    if "learning" not in found:
+        return []
+    one = found["learning"]
+    lines = []
+    for what, (difference, low, high) in one["differences"].items():
+        mine, theirs = (statistics.mean(run[what] for run in one[side]) for side in ("peftlab", "peer"))
+        runs = f"{len(one['peer'])} seeds of {one['peer'][0]['steps']} steps"
+        lines.append(f"Learning, {runs}, test {what}: {mine:.4f} beside {theirs:.4f}, difference "
+                     f"{difference:+.4f} ({low:+.4f} … {high:+.4f})")  # fmt: skip
+    return lines
 
 
 def product(found: dict[str, Any]) -> list[str]:
