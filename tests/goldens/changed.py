@@ -8,6 +8,8 @@ from peftlab.config import RunConfig
 
 TAGS = {"dynamic_dora": "dynamic-dora-1"}
 """Method → the tag of :mod:`peftlab.records.identity_tags` since which it trains to other numbers."""
+ROUNDED = {"dora": "dora-product-1"}
+"""The same, where the numbers are equal up to rounding: they are compared with a tolerance on any machine."""
 
 DEFAULTS: dict[str, tuple[str, ...]] = {
     "peft=dora": ("peft.dropout_mode=low_rank",),

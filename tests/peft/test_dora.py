@@ -135,6 +135,55 @@ def test_the_norm_is_detached_or_not() -> None:
     torch.testing.assert_close(gradients[True]["magnitude"], gradients[False]["magnitude"])
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"detach_norm": False}, {"dropout": 0.3}, {"dropout": 0.3, "dropout_mode": "low_rank"}]
+)
+def test_one_pass_is_the_formula_written_out(
+    kind: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and all gradients, of what lies below too, in float64; dropout draws the same masks."""
+    found = []
+    for in_one_pass in (True, False):
+        layer = first_layer(adapted(kind, targets=["query", "value"], **fields), "attn" if kind == "gpt2" else "self")
+        layer = layer.double().train()
+        if layer.bias is not None:
+            torch.nn.init.normal_(layer.base.bias, generator=torch.Generator().manual_seed(1))
+        delta = next(iter(layer.deltas.values()))
+        assert delta._one_type(torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+        if not in_one_pass:
+            monkeypatch.setattr(DoRADelta, "_one_type", lambda *_: False)
+        x = torch.randn(2, 5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        torch.manual_seed(2)
+        out = layer(x)
+        (out.sin() * torch.arange(out.numel()).view(out.shape)).sum().backward()
+        monkeypatch.undo()
+        gradients = {name: parameter.grad for name, parameter in layer.deltas.named_parameters()}
+        found.append({"out": out.detach(), "x": x.grad, **gradients})
+    assert found[0].keys() == found[1].keys()
+    for name, expected in found[1].items():
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(found[0][name], expected, atol=1e-11 * float(expected.abs().max()), rtol=1e-9)
+
+
+@pytest.mark.parametrize("change", ["bfloat16", "autocast", "embedding"])
+def test_other_types_take_the_formula_written_out(change: str) -> None:
+    layer = first_layer(
+        adapted("bert", targets=["query", "embedding"]), "embedding" if change == "embedding" else "self"
+    )
+    delta = only_delta(layer)
+    x = torch.randn(2, 5, 32)
+    assert delta._one_type(x, layer.base(x)) if change != "embedding" else True
+    if change == "embedding":
+        ids = torch.tensor([[5, 9, 5]])
+        assert not delta._one_type(ids, layer.base(ids))
+    elif change == "bfloat16":
+        assert not delta._one_type(x.bfloat16(), layer.base(x).bfloat16())
+    else:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not delta._one_type(x, layer.base(x))
+
+
 def test_without_dropout_its_mode_tells_no_runs_apart() -> None:
     """And the key is that of runs from when the mode was another by default."""
     assert DoRA() == DoRA(dropout_mode="peft") == DoRA(dropout_mode="low_rank")

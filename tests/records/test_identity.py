@@ -31,7 +31,7 @@ KEYS: list[tuple[tuple[str, ...], str]] = [
     (("backbone=text_classifier", *ROWS, "peft.targets=[query,value]"), "52fd121e6041"),
     (("backbone=tiny", *ROWS), "5512636eec88"),
     (("backbone=tiny", *ROWS, "peft=head"), "50cf1ad1b101"),
-    (("backbone=text_classifier", *ROWS, "peft=dora", "optim=sgd", "peft.targets=[query,value]"), "884edf923eab"),
+    (("backbone=text_classifier", *ROWS, "peft=dora", "optim=sgd", "peft.targets=[query,value]"), "cb6a041253ee"),
     (("backbone=tiny", *ROWS, "peft=compose"), "d68144447f34"),
     (("backbone=tiny", *ROWS, "peft=vera", "schedule=constant"), "c41df0ebbb4b"),
     (("backbone=tiny", *ROWS, *TWO_METHODS), "b93dd67638db"),

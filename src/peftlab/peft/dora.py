@@ -21,6 +21,10 @@ as the authors' code has it (github.com/NVlabs/DoRA) and HF peft. It needs a sec
 low_rank``, a choice of ours, drops on the low-rank path alone and needs one. The paper does not say. Without dropout
 there is one rule, and the mode is written down as ``low_rank``.
 
+Rescaling and the low-rank product are one pass over the output forward and three backward, which keep one tensor of its
+size (:class:`_Rescaled`), where all of it is of the factors' type; written out as above, which mixed types are, it is
+some ten passes and keeps two. Both are the same up to rounding.
+
 Slices of fused projections have a magnitude of their own; embeddings have one entry of m for each dimension.
 Departures from the authors' code: none.
 
@@ -34,6 +38,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from peftlab.backbones.floats import at_least_single
 from peftlab.peft.adapter import Adapter
@@ -120,6 +126,8 @@ class DoRADelta(LowRank):
         """m ⊙ (W x + s · B A x) / ‖W + s · B A‖ + b, from ``out`` = W x + b (…, out)."""
         rows = self.rows or slice(None)
         factor = self.factor(weight_matrix(base)[rows])
+        if self._one_type(x, out):
+            return self._in_one_pass(x, out, base, factor)
         if self.drops_base and self.training:
             dropped = self.dropout(x)
             product, delta = base(dropped)[..., rows], self.project(self._float(dropped))
@@ -131,6 +139,26 @@ class DoRADelta(LowRank):
             product = product - at_least_single(bias[rows])
         change: Tensor = (factor - 1) * product + factor * delta
         return out + change.to(out.dtype)
+
+    def _one_type(self, x: Tensor, out: Tensor) -> bool:
+        """Whether nothing has to change its type on the way, nor is looked up."""
+        same = x.dtype == out.dtype == self.lora_A.dtype and not torch.is_autocast_enabled(x.device.type)
+        return same and not self.embedding and self.A_start is None
+
+    def _in_one_pass(self, x: Tensor, out: Tensor, base: nn.Module, factor: Tensor) -> Tensor:
+        """:meth:`forward` where :meth:`_one_type` holds."""
+        rows = self.rows or slice(None)
+        read, rescale = self.dropout(x), factor
+        product: Tensor = out
+        apart: Tensor | None = None
+        if self.drops_base and self.training:
+            product, apart, rescale = base(read)[..., rows], out, factor - 1
+        bias = getattr(base, "bias", None)
+        shift = None if bias is None else (1 - factor) * bias[rows]  # only W x is rescaled, and the products have b
+        up = (self.scale * factor)[:, None] * self.lora_B
+        low = F.linear(read, self.lora_A)
+        changed: Tensor = _Rescaled.apply(apart, product, rescale, low, up, shift)  # type: ignore[no-untyped-call]
+        return changed
 
     def factor(self, weight: Tensor) -> Tensor:
         """m / ‖W + s · B A‖ (out,) in float32, from the frozen ``weight`` (out, in)."""
@@ -157,3 +185,38 @@ class DoRADelta(LowRank):
     def update(self, weight: Tensor) -> Tensor:
         """The folded weight − W: the magnitude changes it beyond rank r."""
         return self.folded(weight, None)[0] - at_least_single(weight)
+
+
+class _Rescaled(torch.autograd.Function):
+    """h = a + g ⊙ p + c + B u, and its gradients, in as few passes over tensors of the output's size as there can be.
+
+    Args of ``apply``: a (…, out) or None, p (…, out), g (out,), u (…, r), B (out, r), c (out,) or None.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, apart: Tensor | None, product: Tensor, rescale: Tensor, low: Tensor, up: Tensor, shift: Tensor | None
+    ) -> Tensor:
+        """h (…, out)."""
+        flat, reduced = product.reshape(-1, product.shape[-1]), low.reshape(-1, low.shape[-1])
+        changed = reduced @ up.T if shift is None else torch.addmm(shift, reduced, up.T)
+        changed.addcmul_(flat, rescale)
+        if apart is not None:
+            changed += apart.reshape(changed.shape)
+        ctx.save_for_backward(flat, rescale, reduced, up)
+        ctx.shape = product.shape
+        return changed.view(product.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Those that are needed, in the order of the arguments."""
+        product, rescale, low, up = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        flat = gradient.reshape(product.shape)
+        room = flat * product
+        of_rescale = room.sum(dim=0)
+        of_product = torch.mul(flat, rescale, out=room).view(ctx.shape) if needed[1] else None
+        of_low = (flat @ up).view(*ctx.shape[:-1], -1) if needed[3] else None
+        of_shift = flat.sum(dim=0) if needed[5] else None
+        return gradient if needed[0] else None, of_product, of_rescale, of_low, flat.T @ low, of_shift

@@ -162,6 +162,11 @@ TAGS: tuple[Tag, ...] = (
         "LoReFT edits at most half of a prompt's tokens from either side, as its authors' code does: of an odd number "
         "the middle one is left alone",
     ),
+    Tag(
+        "dora-product-1",
+        lambda config: any(_trains("peftlab.peft.dora.DoRA", "dora", config)),
+        "DoRA rescales a layer's output in one pass: the same up to rounding, with other last bits",
+    ),
 )
 """All of them, oldest first.
 
