@@ -167,6 +167,11 @@ TAGS: tuple[Tag, ...] = (
         lambda config: any(_trains("peftlab.peft.dora.DoRA", "dora", config)),
         "DoRA rescales a layer's output in one pass: the same up to rounding, with other last bits",
     ),
+    Tag(
+        "fast-dropout-1",
+        lambda config: config["backbone"].get("fast_dropout") is True,
+        "the bytes of backbone.fast_dropout come from SFC64, seeded by torch's generator: other masks, the same rates",
+    ),
 )
 """All of them, oldest first.
 
