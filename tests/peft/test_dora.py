@@ -179,6 +179,8 @@ def test_other_types_take_the_formula_written_out(change: str) -> None:
         assert not delta._one_type(ids, layer.base(ids))
     elif change == "bfloat16":
         assert not delta._one_type(x.bfloat16(), layer.base(x).bfloat16())
+        delta.bfloat16()  # of precision=bf16-true
+        assert not delta._one_type(x.bfloat16(), layer.base(x).bfloat16())
     else:
         with torch.autocast("cpu", torch.bfloat16):
             assert not delta._one_type(x, layer.base(x))

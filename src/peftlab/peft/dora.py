@@ -141,8 +141,11 @@ class DoRADelta(LowRank):
         return out + change.to(out.dtype)
 
     def _one_type(self, x: Tensor, out: Tensor) -> bool:
-        """Whether nothing has to change its type on the way, nor is looked up."""
-        same = x.dtype == out.dtype == self.lora_A.dtype and not torch.is_autocast_enabled(x.device.type)
+        """Whether nothing is looked up, and all is of the type in which the rescaling is computed: 32 or 64 bits."""
+        same = x.dtype == out.dtype == self.lora_A.dtype in (
+            torch.float32,
+            torch.float64,
+        ) and not torch.is_autocast_enabled(x.device.type)
         return same and not self.embedding and self.A_start is None
 
     def _in_one_pass(self, x: Tensor, out: Tensor, base: nn.Module, factor: Tensor) -> Tensor:
