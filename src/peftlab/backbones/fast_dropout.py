@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -51,8 +52,10 @@ def kept(p: float) -> int:
 def keep_mask(shape: tuple[int, ...], p: float) -> Tensor:
     """Whether each element is kept, bool: eight are drawn at once, from a seed of torch's generator of the CPU."""
     size, most = torch.Size(shape).numel(), kept(p)
-    seed = int(torch.randint(2**63 - 1, (1,), dtype=torch.int64))
-    drawn = np.random.SFC64(seed).random_raw(-(-size // 8)).view(np.uint8)[:size]
+    words, seed = -(-size // 8), torch.randint(2**63 - 1, (1,), dtype=torch.int64)
+    if isinstance(seed, FakeTensor):  # an estimate asks what it takes
+        return (torch.empty(words, dtype=torch.int64).view(torch.uint8)[:size] < most).view(shape)
+    drawn = np.random.SFC64(int(seed)).random_raw(words).view(np.uint8)[:size]
     return torch.from_numpy(drawn <= np.uint8(most - 1)).view(shape)
 
 
