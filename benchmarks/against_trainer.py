@@ -90,10 +90,9 @@ def row(name: str, given: argparse.Namespace) -> dict[str, Any]:
     mine: list[dict[str, float]] = []
     theirs: list[dict[str, float]] = []
     for _ in range(given.repeats):
-        mine.append(ours([*overrides, *OURS["dropout" in name]], cached=name == CACHED))
-        theirs.append(_peer_alone(overrides))
-        for what in ("steps", "trainable"):
-            assert mine[-1][what] == theirs[-1][what], (what, mine[-1], theirs[-1])
+        one, other = both_sides(overrides, *OURS["dropout" in name], cached=name == CACHED)
+        mine.append(one)
+        theirs.append(other)
     print(f"\n{name}")
     medians = []
     for side, runs in (("peftlab", mine), ("Trainer + peft", theirs)):
@@ -117,9 +116,9 @@ def learning() -> dict[str, Any]:
 
     mine, theirs = [], []
     for seed in range(SEEDS):
-        overrides = [*OVERRIDES, *LEARNED, f"seed={seed}"]
-        mine.append(ours(overrides))
-        theirs.append(_peer_alone(overrides))
+        one, other = both_sides([*OVERRIDES, *LEARNED, f"seed={seed}"])
+        mine.append(one)
+        theirs.append(other)
     print(f"\n{LEARNING}: {mine[0]['steps']} steps, seeds 0 to {SEEDS - 1}")
     differences = {}
     for what in ("loss", "accuracy"):
@@ -136,11 +135,15 @@ def learning() -> dict[str, Any]:
     return {"peftlab": mine, "peer": theirs, "differences": differences}
 
 
-def _peer_alone(overrides: list[str]) -> dict[str, float]:
-    """The other side, in a process of its own."""
+def both_sides(overrides: list[str], *more: str, cached: bool = False) -> tuple[dict[str, float], dict[str, float]]:
+    """A run of ours, told ``more``, and the other side's in a process of its own: the same steps and parameters."""
+    mine = ours([*overrides, *more], cached=cached)
     command = [sys.executable, __file__, "--peer", json.dumps(overrides)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    for what in ("steps", "trainable"):
+        assert mine[what] == theirs[what], (what, mine, theirs)
+    return mine, theirs
 
 
 def ours(overrides: list[str], *, cached: bool = False) -> dict[str, float]:

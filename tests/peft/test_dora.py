@@ -168,22 +168,22 @@ def test_one_pass_is_the_formula_written_out(
 
 @pytest.mark.parametrize("change", ["bfloat16", "autocast", "embedding"])
 def test_other_types_take_the_formula_written_out(change: str) -> None:
-    layer = first_layer(
-        adapted("bert", targets=["query", "embedding"]), "embedding" if change == "embedding" else "self"
-    )
-    delta = only_delta(layer)
-    x = torch.randn(2, 5, 32)
-    assert delta._one_type(x, layer.base(x)) if change != "embedding" else True
+    targets = ["query", "embedding"]
+    layer = first_layer(adapted("bert", targets=targets), "embedding" if change == "embedding" else "self")
+    delta, x = only_delta(layer), torch.randn(2, 5, 32)
     if change == "embedding":
-        ids = torch.tensor([[5, 9, 5]])
-        assert not delta._one_type(ids, layer.base(ids))
-    elif change == "bfloat16":
-        assert not delta._one_type(x.bfloat16(), layer.base(x).bfloat16())
-        delta.bfloat16()  # of precision=bf16-true
-        assert not delta._one_type(x.bfloat16(), layer.base(x).bfloat16())
-    else:
+        x = torch.tensor([[5, 9, 5]])
+        assert not delta._one_type(x, layer.base(x))
+        return
+    assert delta._one_type(x, layer.base(x))
+    if change == "autocast":
         with torch.autocast("cpu", torch.bfloat16):
             assert not delta._one_type(x, layer.base(x))
+        return
+    low = x.bfloat16(), layer.base(x).bfloat16()
+    assert not delta._one_type(*low)
+    delta.bfloat16()  # of precision=bf16-true
+    assert not delta._one_type(*low)
 
 
 def test_without_dropout_its_mode_tells_no_runs_apart() -> None:
