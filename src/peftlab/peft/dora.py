@@ -21,9 +21,9 @@ as the authors' code has it (github.com/NVlabs/DoRA) and HF peft. It needs a sec
 low_rank``, a choice of ours, drops on the low-rank path alone and needs one. The paper does not say. Without dropout
 there is one rule, and the mode is written down as ``low_rank``.
 
-Rescaling and the low-rank product are one pass over the output forward (two with dropout) and three backward, which keep
-one tensor of its size (:class:`_Rescaled`), where all is of 32 bits, or of 64. Written out as above, which other and
-mixed types are, it is some ten passes and keeps two. Both are the same up to rounding.
+Rescaling and the low-rank product are one pass over the output forward (two with dropout) and three backward, which
+keep one tensor of its size (:class:`_Rescaled`), where all is of 32 bits, or of 64. Written out as above, which other
+and mixed types are, it is some ten passes and keeps two. Both are the same up to rounding.
 
 Slices of fused projections have a magnitude of their own; embeddings have one entry of m for each dimension.
 Departures from the authors' code: none.
