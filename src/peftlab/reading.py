@@ -54,6 +54,16 @@ def parse_json(data: bytes) -> Any:
         raise Unreadable(f"it is no JSON: {error}") from error
 
 
+def parse_json_fast(data: bytes) -> Any:
+    """The same, in half the time, for who reads thousands: what does it takes a while to import."""
+    from pydantic_core import from_json
+
+    try:
+        return from_json(data)
+    except ValueError:
+        return parse_json(data)  # the two differ in halves of surrogates, which this one takes, and in their words
+
+
 def read_yaml(path: Path, loader: Any = _Loader) -> Any:
     """What the YAML file ``path`` holds.
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import resource
+import struct
 from pathlib import Path
 
 import pytest
 import yaml
 
-from peftlab.reading import MOST_DEPTH, MOST_NODES, Unreadable, read_bytes, read_json, read_yaml
+from peftlab.reading import (
+    MOST_DEPTH,
+    MOST_NODES,
+    Unreadable,
+    parse_json,
+    parse_json_fast,
+    read_bytes,
+    read_json,
+    read_yaml,
+)  # fmt: skip
 from tests.conftest import Peftlab
 from tests.runs.small_runs import finished
 
@@ -49,6 +61,41 @@ def test_yaml_that_harms(scratch: Path, content: bytes, said: str) -> None:
 def test_what_is_just_allowed(scratch: Path) -> None:
     Path("f").write_text("[" * MOST_DEPTH + "]" * MOST_DEPTH)
     assert str(read_yaml(Path("f"))) == "[" * MOST_DEPTH + "]" * MOST_DEPTH
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1, "b": [true, null, "ä\\u00e4\\ud83d\\ude00"], "a": {"c": ""}}',
+        "[0, -0, -0.0, 1e5, 1E-7, 1e400, 123456789012345678901234567890, 12345678901234567890.0]",
+        "[NaN, Infinity, -Infinity]",
+        '["half of a pair: \\ud800"]',
+        "[" * 150 + "]" * 150,
+        "[" * 300 + "]" * 300,
+        " 1 ",
+    ],
+)  # fmt: skip
+def test_the_fast_reader_of_json_reads_the_same(text: str) -> None:
+    assert repr(parse_json_fast(text.encode())) == repr(parse_json(text.encode()))
+
+
+def test_the_fast_reader_of_json_reads_numbers_to_the_bit() -> None:
+    generator = random.Random(0)
+    drawn = [struct.unpack("d", struct.pack("Q", generator.getrandbits(64)))[0] for _ in range(20_000)]
+    numbers = [number for number in drawn if math.isfinite(number)]
+    assert list(map(repr, parse_json_fast(repr(numbers).encode()))) == list(map(repr, numbers))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 100_000, b"\xff\xfe", b"{", b"", b"[1,]", b"01", b'"\x01"', b'"\xff"', b"\xef\xbb\xbf1", b"nan"],
+)
+def test_the_fast_reader_of_json_refuses_the_same_in_the_same_words(content: bytes) -> None:
+    with pytest.raises(Unreadable) as plain:
+        parse_json(content)
+    with pytest.raises(Unreadable) as fast:
+        parse_json_fast(content)
+    assert str(fast.value) == str(plain.value)
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe", b"{", b""])

@@ -19,7 +19,8 @@ ENDED = ("finished", STATUS)
 
 def diverged(record: Mapping[str, Any]) -> bool:
     """Whether the training of a run, which has ended, diverged."""
-    losses = (row[TRAIN_LOSS.in_history] for row in record.get("history", ()) if TRAIN_LOSS.in_history in row)
+    loss = TRAIN_LOSS.in_history
+    losses = [row[loss] for row in record.get("history", ()) if loss in row]
     return record.get("status") == STATUS or not all(map(finite, losses))
 
 

@@ -92,15 +92,25 @@ def begun_on_other_devices(config: RunConfig) -> Iterator[tuple[RunFolder, Train
 
 def _below(path: Path) -> list[Path]:
     """Run folders at or below ``path``; what lies inside a run (logs, checkpoints) is not looked at."""
-    runs: list[Path] = []
-    for folder, below, files in os.walk(path):
-        names = {*below, *files}
-        if "record.json" in names or ("config.yaml" in names and names & _MARKS):
-            runs.append(Path(folder))
-            below.clear()
-        else:
-            below[:] = sorted(name for name in below if not name.startswith("."))
-    return runs
+    return [Path(folder) for folder in _walk(os.fspath(path))]
+
+
+def _walk(folder: str) -> Iterator[str]:
+    if os.path.lexists(f"{folder}/record.json"):
+        yield folder
+        return
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except OSError:  # as os.walk does: what cannot be looked into has no runs for us
+        return
+    names = {entry.name for entry in entries}
+    if "config.yaml" in names and names & _MARKS:
+        yield folder
+        return
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+            yield from _walk(f"{folder}/{entry.name}")
 
 
 def value_of(config: Mapping[str, Any], key: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
@@ -65,21 +65,22 @@ class Listed:
 
 def read_listed(folders: Sequence[RunFolder]) -> list[Listed]:
     """Every run of ``folders``, whatever has become of it, in order."""
-    if cpus() == 1 or len(folders) < MANY:
-        return _read_some(folders)
+    many = len(folders) >= MANY
+    if cpus() == 1 or not many:
+        return _read_some(folders, many)
     size = -(-len(folders) // (4 * cpus()))
     parts = [folders[begin : begin + size] for begin in range(0, len(folders), size)]
-    return list(chain.from_iterable(map_in_forks(_read_some, parts)))
+    return list(chain.from_iterable(map_in_forks(_read_some, parts, [many] * len(parts))))
 
 
-def _read_some(folders: Sequence[RunFolder]) -> list[Listed]:
-    return [_read(folder) for folder in folders]
+def _read_some(folders: Sequence[RunFolder], many: bool) -> list[Listed]:
+    return [_read(folder, many) for folder in folders]
 
 
-def _read(folder: RunFolder) -> Listed:
+def _read(folder: RunFolder, many: bool) -> Listed:
     path, name = str(folder.path), folder.path.parent.name
     try:
-        record = folder.read_record()
+        record = folder.read_record(among_many=many)
         return _without_record(folder) if record is None else _of_record(path, record)
     except (PeftlabError, KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         reason = f"its record is damaged: no {error}" if isinstance(error, KeyError) else str(error)
@@ -108,7 +109,7 @@ def _of_record(path: str, record: dict[str, Any]) -> Listed:
         status=STATUS if status == "finished" and diverged(record) else status,
         config=config,
         rules=recorded_rules(record),
-        values=dict(_values(record)),
+        values=_values(record),
         selects=objective["selects"],
         better=objective["metrics"][objective["selects"]],
         epochs=sum(map(ends_epoch, record.get("history", ()))),
@@ -117,13 +118,24 @@ def _of_record(path: str, record: dict[str, Any]) -> Listed:
     )
 
 
-def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _values(record: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for split in SPLITS:
-        for name, value in _leaves((record.get(RECORD_PART) or {}).get(split) or {}):
-            yield _in_history(split, name), value
+        _add_leaves(found, (record.get(RECORD_PART) or {}).get(split) or {}, _in_history, split)
     for part in _PARTS:
-        for name, value in _leaves(record.get(part) or {}):
-            yield sys.intern(f"{part}.{name}"), value
+        _add_leaves(found, record.get(part) or {}, _in_record, part)
+    return found
+
+
+def _add_leaves(
+    found: dict[str, Any], node: Mapping[str, Any], named: Callable[[str, str], str], part: str, prefix: str = ""
+) -> None:
+    for name, value in node.items():
+        kind = type(value)  # as JSON has them: there are no other kinds
+        if kind is dict:
+            _add_leaves(found, value, named, part, f"{prefix}{name}.")
+        elif kind is float or kind is int or kind is str:
+            found[named(part, prefix + name)] = value
 
 
 @cache
@@ -131,13 +143,9 @@ def _in_history(split: str, name: str) -> str:
     return sys.intern(MetricName(split, name).in_history)
 
 
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        kind = type(value)  # as JSON has them: there are no other kinds
-        if kind is dict:
-            yield from _leaves(value, f"{prefix}{name}.")
-        elif kind is float or kind is int or kind is str:
-            yield f"{prefix}{name}", value
+@cache
+def _in_record(part: str, name: str) -> str:
+    return sys.intern(f"{part}.{name}")
 
 
 # -- what tells them apart --------------------------------------------------------------------------------
@@ -147,10 +155,11 @@ def told_apart(runs: Sequence[Listed]) -> list[dict[str, str]]:
     """Of each run, what its config says that those of others do not: ``{peft: lora, rank: 4, seed: 1}``."""
     known = [run for run in runs if run.config]
     rules = next((run.rules for run in known if run.rules is not None), None)
-    values = defaultdict[str, set[str]](set)
+    kinds = defaultdict[str, set[tuple[type, Any]]](set)  # true, 1 and 1.0 are equal, and shown as three
     for run in known:
         for key, value in run.config.items():
-            values[key].add(shown(value))
+            kinds[key].add((type(value), value))
+    values = {key: {shown(value) for _, value in found} for key, found in kinds.items()}
 
     def tells(key: str) -> bool:
         return key in ("seed", DATA_HASH) or rules is None or decides(key, rules)

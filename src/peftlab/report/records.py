@@ -105,7 +105,8 @@ def read_runs(found: Found, paths: Iterable[str], curves: Sequence[str]) -> list
     if not found.run_folders:
         there = f" There are: {', '.join(found.seen[:8])}." if found.seen else " It is empty."
         raise RunError(f"no record.json found: no run there has finished or failed.{there}")
-    wanted = _Wanted([(path, path.split(".")) for path in dict.fromkeys(paths)], tuple(curves))
+    split = [(path, path.split(".")) for path in dict.fromkeys(paths)]
+    wanted = _Wanted(split, tuple(curves), among_many=len(found.run_folders) >= MANY_RECORDS)
     runs, first_at = [], dict[str, str]()
     for read in _read_all(found.run_folders, wanted):
         if isinstance(read, LeftOut):
@@ -145,11 +146,12 @@ class _Wanted:
 
     paths: list[tuple[str, list[str]]]
     curves: tuple[str, ...]
+    among_many: bool
 
 
 def _read_all(folders: Sequence[tuple[str, frozenset[str]]], wanted: _Wanted) -> list[Run | LeftOut]:
     """Every record, in order."""
-    if cpus() == 1 or len(folders) < MANY_RECORDS:
+    if cpus() == 1 or not wanted.among_many:
         return _read_some(folders, wanted)
     size = -(-len(folders) // (4 * cpus()))
     parts = [folders[begin : begin + size] for begin in range(0, len(folders), size)]
@@ -170,7 +172,7 @@ def _read_some(folders: Sequence[tuple[str, frozenset[str]]], wanted: _Wanted) -
 def _read(
     folder: str, files: frozenset[str], wanted: _Wanted, shared: dict[tuple[str, ...], Mapping[str, str]]
 ) -> Run | LeftOut:
-    record = _record(folder)
+    record = _record(folder, among_many=wanted.among_many)
     if isinstance(record, LeftOut):
         return record
     try:
@@ -180,10 +182,10 @@ def _read(
         return LeftOut(f"{folder}/record.json", reason)
 
 
-def _record(folder: str) -> dict[str, Any] | LeftOut:
+def _record(folder: str, *, among_many: bool = False) -> dict[str, Any] | LeftOut:
     path = f"{folder}/record.json"
     try:
-        return RunFolder(Path(folder)).read_record() or LeftOut(path, "has gone")
+        return RunFolder(Path(folder)).read_record(among_many=among_many) or LeftOut(path, "has gone")
     except PeftlabError as error:
         reason = _why_no_record(path) or str(error).removeprefix(path).strip().split(". ")[0].rstrip(".")
     except (OSError, ValueError, RecursionError) as error:

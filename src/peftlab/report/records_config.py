@@ -22,22 +22,29 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted key → value; the class of a group stands under the group's own name, lists and mappings as JSON."""
     found: dict[str, Any] = {}
     for name, value in config.items():
-        key = sys.intern(prefix.rstrip(".") if name == TARGET else f"{prefix}{name}")
+        key, kind = _key(prefix, name), type(value)  # as JSON and YAML have them
         if name == TARGET:
-            found[key] = choice(key, stable_name(str(value)))
-        elif isinstance(value, dict) and prefix == "":
+            found[key] = choice(key, str(value))
+        elif kind is str:
+            found[key] = sys.intern(value)
+        elif kind is dict and prefix == "":
             found |= flat(value, f"{name}.")
-        elif isinstance(value, dict | list):
+        elif kind is dict or kind is list:
             found[key] = sys.intern(json.dumps(value, ensure_ascii=False))
         else:
-            found[key] = sys.intern(value) if type(value) is str else value
+            found[key] = value
     return found
+
+
+@cache
+def _key(prefix: str, name: str) -> str:
+    return sys.intern(prefix.rstrip(".") if name == TARGET else f"{prefix}{name}")
 
 
 @cache
 def choice(group: str, target: str) -> str:
     """What people call the class of a group: the method's file for ``peft`` (``lora``), else the class (``SGD``)."""
-    module, _, name = target.rpartition(".")
+    module, _, name = stable_name(target).rpartition(".")
     return module.rpartition(".")[2] if group == "peft" and module else name
 
 
