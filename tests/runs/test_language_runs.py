@@ -285,3 +285,24 @@ def test_answers_that_may_outgrow_the_model_are_refused_before_training(
     )  # fmt: skip
     assert result.status == 2
     assert "129 tokens together, more than this llama has positions for" in result.err
+
+
+def test_rows_that_do_not_fit_are_found_before_the_trunk_is_computed(
+    scratch: Path, peftlab: Peftlab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEFTLAB_CACHE", str(scratch / "cache"))
+    write_model(Path("model"))
+    write_rows(Path("rows"))
+    with Path("rows/test.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"prompt": "grey it is" + " 3" * 80, "response": "grey"}) + "\n")
+    upper = ["backbone.cache_frozen=true", "peft.targets=['.*layers[.]1[.].*_proj']"]
+    result = peftlab("train", *RUN, *upper)
+    assert result.status == 2
+    assert "rows/test.jsonl, row 13 (line 13)" in result.err
+    assert "frozen trunk" not in result.out
+    assert not (scratch / "cache" / "trunk").exists()
+    write = Path("rows/test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:-1]
+    Path("rows/test.jsonl").write_text("".join(write), encoding="utf-8")
+    result = peftlab("train", *RUN, *upper, "trainer.max_epochs=1")
+    assert result.status == 0
+    assert result.out.index("trainable ") < result.out.index("frozen trunk: the first 1 of 2 blocks")

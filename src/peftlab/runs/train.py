@@ -194,6 +194,7 @@ def _train(
     if ranks.rank == 0:
         tokens = run.data.token_facts()
         print_before(config, RunFolder.of(config), splits, run.assembled.backbone, run.parameters, tokens)
+    run.take_trunk()  # minutes, perhaps: after the rows of every split were found fit
     if config.trainer.measure_before and ranks.rank == 0:
         run.measure_before()
     try:
@@ -229,12 +230,16 @@ class _Run:
         self.parameters = count_parameters(assembled.adapter)
         self.data = TextDataModule(config.data, splits, assembled.backbone.tokenizer, config.seed)
         self.module = lightning_module(config, assembled, splits)
-        began = time.perf_counter()
-        self.module.trunk = frozen_trunk(config, assembled, self.data, says=ranks.rank == 0)
-        self.trunk_seconds = None if self.module.trunk is None else time.perf_counter() - began
+        self.trunk_seconds: float | None = None
         self.logger: Logger | list[Logger] | None = None
         self._frozen_before = frozen_fingerprint(assembled.adapter)
         self._before: dict[str, Any] | None = None
+
+    def take_trunk(self) -> None:
+        """Compute the frozen trunk, or take it from the cache, if the config asks for one."""
+        began = time.perf_counter()
+        self.module.trunk = frozen_trunk(self.config, self.assembled, self.data, says=self.ranks.rank == 0)
+        self.trunk_seconds = None if self.module.trunk is None else time.perf_counter() - began
 
     def measure_before(self) -> None:
         """Test what is about to be trained, in one process; a run that goes on from a checkpoint tests it again."""
