@@ -107,7 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         (_, *rest), config_dir = with_config_dir(given)
         if config_dir is not None:
-            _say(f"peftlab {command}: --config-dir {config_dir}, as you have allowed in this folder (peftlab allow)")
+            from peftlab.training.ranks import Ranks
+
+            if Ranks.here().rank == 0:  # of several, under srun and torchrun, one says it
+                allowed = f"--config-dir {config_dir}, as you have allowed in this folder (peftlab allow)"
+                _say(f"peftlab {command}: {allowed}")
             if arguments is None:  # Lightning starts other ranks by these words
                 sys.argv[1:] = [command, *rest]
         with uncollected():

@@ -77,6 +77,10 @@ def test_it_is_said_once(peftlab: Peftlab, project: Path, home: Path, reviews: P
     checked = peftlab("check", "--config", *words)
     assert yaml.safe_load(checked.out)["peft"]["_target_"] == "my_lora.MyLoRA"
     assert "peftlab check: --config-dir configs, as you have allowed in this folder (peftlab allow)" in checked.err
+    with pytest.MonkeyPatch.context() as patch:  # the second of two that srun has started
+        for name, value in (("STEP_NUM_TASKS", "2"), ("PROCID", "1"), ("LOCALID", "1")):
+            patch.setenv(f"SLURM_{name}", value)
+        assert "as you have allowed" not in peftlab("methods", "my_lora").err
     assert "LoRA of my own" in peftlab("methods", "my_lora").out
     assert candidates(["train", "peft=mi"], COMMANDS) == ["peft=mine"]
     assert candidates(["train", "peft=mine", "peft."], COMMANDS) == ["peft.rank="]
