@@ -11,7 +11,7 @@ import pytest
 
 from tests.report.made_up import record
 
-HEAVY = ("torch", "hydra", "omegaconf", "numpy", "transformers", "peftlab.config")
+HEAVY = ("torch", "hydra", "omegaconf", "numpy", "transformers", "pydantic", "peftlab.config")
 
 
 @pytest.mark.parametrize("words", [["runs", "many"], ["diff", "many/a", "many/b"], ["status", "many"]])

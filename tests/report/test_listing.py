@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +62,24 @@ def test_every_fate_of_a_run_is_listed(tmp_path: Path) -> None:
     }  # fmt: skip
     assert (found["e"].epochs, found["e"].config["peft.rank"], found["b"].error) == (1, 4, "RuntimeError: no")
     assert "is damaged" in found["d"].error
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("metrics", "none", "metrics is no mapping"),
+        ("metrics", {"test": [0.5]}, "metrics.test is no mapping"),
+        ("timing", 3, "timing is no mapping"),
+    ],
+)
+def test_figures_that_are_none_are_told_when_the_record_is_read(
+    tmp_path: Path, part: str, value: Any, said: str
+) -> None:
+    damaged = record(0.8, key="b") | {part: value}
+    write(tmp_path / "t", [record(0.8, key="a"), damaged])
+    found = {run.key: run for run in listed(tmp_path)}
+    assert (found["a"].status, found["b"].status) == ("finished", "unreadable")
+    assert said in found["b"].error
 
 
 def test_many_are_read_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from peftlab.errors import PeftlabError
-from peftlab.report.columns import Column, Form, cell_of
+from peftlab.report.columns import Column, cell_of
+from peftlab.report.number_text import Form
 from peftlab.sweeps.plan import DeclaredPlan
 from peftlab.sweeps.reading import read_sweep
 from peftlab.sweeps.record_paths import PARTS, check_record_path

@@ -16,8 +16,8 @@ from peftlab.records.divergence import without_bare_words
 from peftlab.records.find import run_folders
 from peftlab.records.folder import RunFolder, finished_run
 from peftlab.report.by_text import ByText, Disagreement, with_texts
-from peftlab.report.columns import fixed
 from peftlab.report.difference import Difference, Line, difference
+from peftlab.report.number_text import fixed
 from peftlab.report.render.terminal import console, print_lines, print_table
 from peftlab.report.table import Cell, Head, Row, Section, Table, Tone
 

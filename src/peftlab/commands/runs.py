@@ -16,7 +16,6 @@ from peftlab.metric_names import MetricName
 from peftlab.process import uncollected
 from peftlab.records.divergence import without_bare_words
 from peftlab.records.find import run_folders
-from peftlab.report.columns import NOTHING, fixed, plain_number
 from peftlab.report.key_names import shown
 from peftlab.report.listing import (
     Listed,
@@ -28,6 +27,7 @@ from peftlab.report.listing import (
     told_apart,
     value_of,
 )  # fmt: skip
+from peftlab.report.number_text import NOTHING, fixed, plain_number
 from peftlab.report.render.terminal import console, print_lines, print_table
 from peftlab.report.table import Head, plain_table
 
@@ -123,13 +123,14 @@ def _print(
     differs = dict(zip((run.folder for run in runs), told_apart(runs), strict=True))
     own = [differs[run.folder] for run in shown_runs]
     shared = shared_by_most(own)
+    printed = shown_runs[:most]
     one_name = len({run.name for run in runs}) == 1
     heads = [Head("run" if one_name else "name/key", whole=True)]
     heads += [Head("what differs", gives_way=bool(columns)), Head("state", whole=True)]
     if columns:
         values = [value_of(name, runs, "--columns") for name in columns]
         heads += [Head(name, number=True, optional=True) for name in columns]
-        cells = [[_number(value(run)) for value in values] for run in shown_runs]
+        cells = [[_number(value(run)) for value in values] for run in printed]
     else:
         selects = {run.selects for run in runs if run.selects}
         of = next(iter(selects)) if len(selects) == 1 else "figure"
@@ -138,16 +139,17 @@ def _print(
         heads += [Head("ended (UTC)", optional=True)]
         cells = [
             [str(run.epochs), *(_figure(run.figure(split)) for split in ("validation", "test")), _minute(run.ended_at)]
-            for run in shown_runs
+            for run in printed
         ]
     rows = [
         (run.key if one_name else f"{run.name}/{run.key}", _in_words(says, shared), run.status, *cell)
-        for run, says, cell in zip(shown_runs, own, cells, strict=True)
+        for run, says, cell in zip(printed, own[:most], cells, strict=True)
     ]
     if shared:
         print_lines(out, [f"Unless a run says otherwise: {_in_words(shared, {})}"])
-    elsewhere = "--json" if most is None or len(rows) <= most else "--all (lines) and --json (columns)"
-    print_table(out, plain_table(heads, rows, title=title), most_rows=most, elsewhere=elsewhere)
+    more = len(shown_runs) - len(printed)
+    elsewhere = "--all (lines) and --json (columns)" if more else "--json"
+    print_table(out, plain_table(heads, rows, title=title), also=more, elsewhere=elsewhere)
 
 
 def _in_words(says: Mapping[str, str], but: Mapping[str, str]) -> str:

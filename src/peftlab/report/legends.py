@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from peftlab.report.analysis import Analysis
-from peftlab.report.columns import TRAINABLE, TRAINABLE_WITHOUT_HEAD, WITHOUT_DEVIATION
+from peftlab.report.columns import TRAINABLE, TRAINABLE_WITHOUT_HEAD
 from peftlab.report.groups import Group
+from peftlab.report.number_text import WITHOUT_DEVIATION
 from peftlab.report.statistics import LEVEL, RESAMPLES
 from peftlab.report.words import counted, names, runs_of_each, with_the_head
 

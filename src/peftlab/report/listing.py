@@ -45,8 +45,8 @@ class Listed:
     """Dotted key → value, the hash of its data as ``data.hash``; bookkeeping included."""
     rules: Rules | None = None
     """Which of its keys decide the numbers, as the record says; None: there is no record."""
-    values: dict[str, Any] = field(default_factory=dict)
-    """Place in the record → number or text: ``timing.train_seconds``; a metric by its name in a history."""
+    parts: dict[str, Any] = field(default_factory=dict)
+    """What the record holds of figures, as it holds them."""
     selects: str = ""
     """The figure that selects."""
     better: str = "max"
@@ -57,10 +57,23 @@ class Listed:
     """In UTC, as ISO 8601 has it."""
     error: str = ""
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """Place in the record → number or text: ``timing.train_seconds``; a metric by its name in a history."""
+        found: dict[str, Any] = {}
+        for split in SPLITS:
+            _add_leaves(found, self._metrics(split), _in_history, split)
+        for part in _PARTS:
+            _add_leaves(found, self.parts.get(part) or {}, _in_record, part)
+        return found
+
     def figure(self, split: str) -> float | None:
         """The selecting figure on ``split``."""
-        found = self.values.get(MetricName(split, self.selects).in_history)
-        return None if found is None else float(found)
+        found = self._metrics(split).get(self.selects)
+        return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+    def _metrics(self, split: str) -> Mapping[str, Any]:
+        return (self.parts.get(RECORD_PART) or {}).get(split) or {}
 
 
 def read_listed(folders: Sequence[RunFolder]) -> list[Listed]:
@@ -109,7 +122,7 @@ def _of_record(path: str, record: dict[str, Any]) -> Listed:
         status=STATUS if status == "finished" and diverged(record) else status,
         config=config,
         rules=recorded_rules(record),
-        values=_values(record),
+        parts=_parts(record),
         selects=objective["selects"],
         better=objective["metrics"][objective["selects"]],
         epochs=sum(map(ends_epoch, record.get("history", ()))),
@@ -118,12 +131,13 @@ def _of_record(path: str, record: dict[str, Any]) -> Listed:
     )
 
 
-def _values(record: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for split in SPLITS:
-        _add_leaves(found, (record.get(RECORD_PART) or {}).get(split) or {}, _in_history, split)
-    for part in _PARTS:
-        _add_leaves(found, record.get(part) or {}, _in_record, part)
+def _parts(record: Mapping[str, Any]) -> dict[str, Any]:
+    found = {part: record[part] for part in (RECORD_PART, *_PARTS) if record.get(part)}
+    figures = found.get(RECORD_PART)
+    inner = [(f"{RECORD_PART}.{split}", figures.get(split)) for split in SPLITS] if type(figures) is dict else []
+    for name, part in (*found.items(), *inner):
+        if part and type(part) is not dict:
+            raise TypeError(f"its record is damaged: {name} is no mapping")
     return found
 
 

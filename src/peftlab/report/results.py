@@ -7,19 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftlab.report.analysis import Analysis
-from peftlab.report.columns import (
-    NOTHING,
-    TELLING,
-    WITHOUT_DEVIATION,
-    Column,
-    cell_of,
-    cell_of_texts,
-    fixed,
-    single_text,
-)
+from peftlab.report.columns import Column, cell_of, cell_of_texts
 from peftlab.report.groups import Group
 from peftlab.report.legends import shared_seeds
 from peftlab.report.notes import settings
+from peftlab.report.number_text import NOTHING, TELLING, WITHOUT_DEVIATION, fixed, single_text
 from peftlab.report.records import Run
 from peftlab.report.statistics import Comparison, summarise
 from peftlab.report.table import Cell, Head, Mark, Row, Section, Table

@@ -13,7 +13,8 @@ from peftlab.errors import ConfigError, listed, nearest
 from peftlab.fields import NAME_PATTERN
 from peftlab.metric_names import MetricName, record_part
 from peftlab.reading import Unreadable, read_yaml
-from peftlab.report.columns import FORMATS, Column, require_form_means_something
+from peftlab.report.columns import Column, require_form_means_something
+from peftlab.report.number_text import FORMATS
 from peftlab.schema import check_keys, validate
 from peftlab.sweeps.declaration import (
     Arm,

@@ -14,7 +14,8 @@ from peftlab.metric_names import MetricName
 from peftlab.objectives.base import figure_called
 from peftlab.records.divergence import diverged
 from peftlab.records.identity_tags import standing
-from peftlab.report.columns import NOTHING, TRAINABLE, TRAINABLE_WITHOUT_HEAD, Column, cell_of, fixed
+from peftlab.report.columns import TRAINABLE, TRAINABLE_WITHOUT_HEAD, Column, cell_of
+from peftlab.report.number_text import NOTHING, fixed
 from peftlab.report.records_config import COMPUTED
 from peftlab.report.render.markdown import escaped, markdown_table
 from peftlab.report.render.terminal import print_lines, print_table

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from peftlab.report.build import Request, build
-from peftlab.report.columns import Column, common_digits
+from peftlab.report.columns import Column
+from peftlab.report.number_text import common_digits
 from peftlab.report.render.latex import latex_tables
 from peftlab.report.render.markdown import render_markdown
 from peftlab.report.render.paper import ROOM, blocks_of, broken, head_lines, width_of

@@ -18,8 +18,8 @@ import pytest
 from peftlab.errors import ConfigError
 from peftlab.report import run_numbers
 from peftlab.report.build import Request, build
-from peftlab.report.columns import Form, _number_text, common_digits, plain_number
 from peftlab.report.figures.style import Gallery
+from peftlab.report.number_text import Form, common_digits, number_text, plain_number
 from peftlab.report.render.environment import FOLDER
 from peftlab.report.render.latex import latex_tables
 from peftlab.report.render.markdown import markdown_table
@@ -96,7 +96,7 @@ def test_figures_are_written_as_those_of_the_report(scratch: Path) -> None:
     made, plain, common = returned(page, scratch, f"return [{texts}, {json.dumps(ties)}.map(plainNumber), {digits}]")
     assert common == list(map(common_digits, columns))
     assert len(set(common)) > 4
-    assert made == [_number_text(*one) for one in given]
+    assert made == [number_text(*one) for one in given]
     assert plain == [plain_number(number) for number in ties]
 
 

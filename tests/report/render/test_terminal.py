@@ -18,7 +18,8 @@ import pytest
 from rich.console import Console
 
 from peftlab.report.build import Request, build
-from peftlab.report.columns import Column, cell_of, column_of, fixed
+from peftlab.report.columns import Column, cell_of, column_of
+from peftlab.report.number_text import fixed
 from peftlab.report.render import terminal_report
 from peftlab.report.render.markdown import render_markdown
 from peftlab.report.render.terminal import PlainConsole, print_facts, print_hanging, print_lines, print_table

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftlab.report.analysis import Analysis
-from peftlab.report.columns import fixed
+from peftlab.report.number_text import fixed
 from peftlab.report.table import csv_text
 
 # Paul Tol's "bright" and "muted": told apart by the colour-blind. The shape of a marker tells them apart as well.

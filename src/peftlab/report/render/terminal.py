@@ -107,21 +107,25 @@ def print_facts(out: Console, facts: Iterable[tuple[str, str]]) -> None:
     out.print(made)
 
 
-def print_table(out: Console, table: Table, *, most_rows: int | None = None, elsewhere: str = "") -> None:
+def print_table(
+    out: Console, table: Table, *, most_rows: int | None = None, also: int = 0, elsewhere: str = ""
+) -> None:
     """Print ``table`` without its notes. What has no room is broken into lines, never cut.
 
     Args:
         out: where to.
         table: what. Of its columns the optional ones are left out where there is not room for all.
         most_rows: with more rows, the others are counted only.
+        also: so many more that are not in ``table``.
         elsewhere: what has the columns and rows that are left out.
     """
     columns = _Column.all_of(table, signs=out.color_system is None)
     shown = _with_room(columns, out.width)
     out.print(_drawn(table, shown, out.width, most_rows))
     rows = sum(1 for _ in table.rows)
-    if most_rows is not None and rows > most_rows:
-        print_lines(out, [f"… and {rows - most_rows} more rows; all are in {elsewhere}."])
+    more = also + (0 if most_rows is None else max(0, rows - most_rows))
+    if more:
+        print_lines(out, [f"… and {more:,} more rows; all are in {elsewhere}."])
     if absent := [column.head.title for column in columns if column not in shown]:
         print_lines(out, [f"Too narrow here for: {', '.join(absent)}; {elsewhere} has them."])
 
