@@ -44,7 +44,12 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands(page: Path) -> list[list[str]]:
     """The commands of a page."""
     lines = (line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines() if line.strip())
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    return [words for line in lines if (words := shlex.split(without_escapes(line), comments=True))]
+
+
+def without_escapes(line: str) -> str:
+    """A line of bash whose ``$'…'`` are plain quotes around what they mean."""
+    return re.sub(r"\$'([^']*)'", lambda quoted: f"'{quoted[1].replace(chr(92) + 'n', chr(10))}'", line)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ REQUIRED = {
     "text": ["data.path=reviews.jsonl"],
     "qlora": ["data.path=reviews.jsonl"],
     "trec_instructions": ["data.path=reviews.jsonl"],
+    "rte_instructions": ["data.path=reviews.jsonl"],
     "llama": ["backbone.name_or_path=some/llama"],
     "hub": ["data.id=some/reviews"],
     "hf": ["backbone.name_or_path=some/bert"],

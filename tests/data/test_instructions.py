@@ -288,3 +288,23 @@ def test_a_chat_template_in_a_file_of_its_own_is_part_of_the_key(tmp_path: Path)
     after = keys()
     assert before[0] != after[0]
     assert before[1] == after[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ({"template": {"prompt": "{text}\\nTopic:", "response": "{label}"}}, "data.template.prompt has \\n in it"),
+        ({"template": {"prompt": "{text}", "response": "\\t{label}"}}, "data.template.response has \\t in it"),
+        ({"generate": {"max_new_tokens": 4, "stop": ["\\n"]}}, "data.generate.stop has \\n in it"),
+        ({"template": {"prompt": "{text}\nTopic:", "response": "{label}"}}, None),
+        ({"chat_template": "{{ messages[0]['content'] + '\\n' }}"}, None),
+    ],
+)
+def test_line_breaks_that_are_two_signs_are_told(
+    tmp_path: Path, more: dict[str, Any], key: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hydra leaves them between quotes as they are: the model would read a backslash and an n."""
+    rows = [{"text": f"a {number}", "label": "b", "prompt": f"a {number}", "response": "b"} for number in range(20)]
+    Instructions(path=write(tmp_path, rows), **more).load()
+    said = [record.getMessage() for record in caplog.records if "as two signs" in record.getMessage()]
+    assert [text.startswith(key) for text in said] == ([] if key is None else [True])

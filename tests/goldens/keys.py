@@ -192,6 +192,7 @@ CONFIGS: tuple[tuple[str, ...], ...] = (
     ("data=arc_challenge",),
     ("data=openbookqa",),
     (*_FILES, "backbone=tiny", "logger=several"),
+    ("experiment=rte_instructions", "data.path={folder}/official"),
 )  # fmt: skip
 
 PATH_IS_PART_OF_THE_KEY = ("backbone.name_or_path=", "backbone.glove=", "peft.methods=")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ from peftlab.data.hub_source import HubSource
 from peftlab.data.published import split_file
 from peftlab.data.readers import SUFFIXES
 from peftlab.errors import DataError, listed
+from peftlab.fields import names_files
+
+logger = logging.getLogger(__name__)
 
 
 class OwnFiles(DataSet):
@@ -98,6 +104,7 @@ class FilesOrHub(OwnFiles):
             needed: columns that every row must have.
             optional: those that may be empty.
         """
+        _note_written_breaks(self)
         if self.hub is None:
             found = self._split_files()
             names = {split: file.name for split, file in found.items()}
@@ -136,3 +143,29 @@ def _siblings(path: Path) -> str:
     if not path.parent.is_dir():
         return f" Nor is there a folder {path.parent}."
     return f" {path.parent} holds: {listed((entry.name for entry in path.parent.iterdir()), 12)}."
+
+
+def _note_written_breaks(data: Any) -> None:
+    """Say which texts of ``data``, a config, hold a line break as two signs: who wrote them means one, as a rule."""
+    for field in fields(data):
+        if names_files(field) or field.name == "chat_template":  # Jinja reads them as Python does
+            continue
+        for key, text in _texts_in(getattr(data, field.name), f"data.{field.name}"):
+            if found := re.search(r"\\[nt]", text):
+                logger.warning(
+                    "%s has %s in it as two signs, and the model reads them so. Where a line break or a tab is meant, "
+                    "write the override between $' and ' in bash, or the text between double quotes in a YAML file.",
+                    key,
+                    found[0],
+                )
+
+
+def _texts_in(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _texts_in(inner, f"{key}.{name}")
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from _texts_in(inner, key)
