@@ -125,9 +125,6 @@ class Trial:
         os.kill(int(killed.pid), signal.SIGKILL)
         self.stages.append(f"job {run} killed -9")
         os.kill(int(first.pid), signal.SIGCONT)
-        # On a fast machine all jobs would be over before its time is: its own waits until it is asked to end.
-        waiting = int(second.pid)
-        self.slurm.ask("scontrol", "update", f"JobId={second.job}", "TimeLimit=1")
         time.sleep(2)
         self.slurm.ask("scontrol", "requeue", first.job)
         self.status(f"{first.job} requeued")
@@ -138,6 +135,10 @@ class Trial:
         self.slurm.start("slurmctld", "n2")
         self.until(self.slurm.ready, "Slurm is back")
         self.status("Slurm is back")
+        # On a fast machine all jobs would be over before the time of one is: its own waits until it is asked to end. On
+        # a slow one it would be killed while it waits, half a minute later, if it were asked before all this.
+        waiting = int(second.pid)
+        self.slurm.ask("scontrol", "update", f"JobId={second.job}", "TimeLimit=1")
         self.until(lambda: _asked(waiting), f"the job of {second.job} is asked to end")
         os.kill(waiting, signal.SIGCONT)
         self.until(lambda: "turn 2 begins" in self.log_of(second.job), f"{second.job} is in its second turn", push=True)
