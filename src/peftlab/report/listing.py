@@ -230,9 +230,10 @@ def value_of(name: str, runs: Sequence[Listed], option: str) -> Callable[[Listed
         return own[name]
     metric = MetricName.from_record(name)
     wanted = name if metric is None else metric.in_history
-    values = {key for run in runs for key in run.values}
+    figures_of = {run.folder: run.values for run in runs}  # made once: an order asks for each several times
+    values = {key for found in figures_of.values() for key in found}
     if wanted in values:
-        return lambda run: run.values.get(wanted)
+        return lambda run: figures_of[run.folder].get(wanted)
     keys = {key for run in runs for key in run.config}
     key = name.removeprefix("config.")
     ends = [known for known in keys if known == key or known.endswith(f".{key}")]
