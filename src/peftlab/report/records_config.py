@@ -41,10 +41,14 @@ def _key(prefix: str, name: str) -> str:
     return sys.intern(prefix.rstrip(".") if name == TARGET else f"{prefix}{name}")
 
 
-@cache
 def choice(group: str, target: str) -> str:
     """What people call the class of a group: the method's file for ``peft`` (``lora``), else the class (``SGD``)."""
-    module, _, name = stable_name(target).rpartition(".")
+    return _called(group, stable_name(target))
+
+
+@cache
+def _called(group: str, stable: str) -> str:
+    module, _, name = stable.rpartition(".")
     return module.rpartition(".")[2] if group == "peft" and module else name
 
 
