@@ -7,19 +7,24 @@ import os
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import pytest
 from lightning.pytorch.demos.boring_classes import BoringModel
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 
 from peftlab.objectives.base import objective
 from peftlab.training.config import TrainerConfig
+from peftlab.training.module import TrainingModule
 from peftlab.training.ranks import world_size
 from peftlab.training.rows import in_words
 from peftlab.training.selection import monitored
 from peftlab.training.trainer import ProgressLines, SamplesProgressBar, build_trainer
+from tests.conftest import Peftlab
+from tests.runs.small_runs import CLASSIFIER
 
 
 def test_a_login_node_of_a_cluster_is_no_reason_for_a_hint(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +110,18 @@ def test_a_row_is_broken_between_its_quantities() -> None:
         "            validation loss 1.7912  accuracy 0.2105   2.4 s  72.1 samples/s",
     ]
     assert in_words(objective("classification"), row, train, validation, 2, 200) == told
+
+
+def test_the_next_forward_pass_has_the_room_of_the_gradients(
+    peftlab: Peftlab, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a step that is done none is left; of one that several batches make they wait for the next batch."""
+    forward, seen = TrainingModule.training_step, list[bool]()
+
+    def training_step(self: TrainingModule, batch: Any, batch_idx: int) -> Tensor:
+        seen.append(any(parameter.grad is not None for parameter in self.parameters()))
+        return forward(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingModule, "training_step", training_step)
+    peftlab("train", *CLASSIFIER, f"data.path={reviews}", "name=n", "trainer.accumulate_grad_batches=2")
+    assert seen[:4] == [False, True, False, True]

@@ -204,9 +204,13 @@ class TrainingModule(L.LightningModule):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Step, then let the method act (a rank budget, for example)."""
+        """Step, then let the method act (a rank budget, for example).
+
+        The gradients go at once, not after the next forward pass as by default: what they take, that pass can have.
+        """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.adapter.on_step(self.global_step + 1, self._total_steps())
+        optimizer.zero_grad(set_to_none=True)
         if self.first_step_at is None:
             self.first_step_at = time.time()
 
