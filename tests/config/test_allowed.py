@@ -66,6 +66,8 @@ def imported() -> bool:
 def test_it_is_said_once(peftlab: Peftlab, project: Path, home: Path, reviews: Path) -> None:
     words = [*TINY, f"data.path={reviews}", "trainer.max_epochs=1", "peft=mine"]
     assert "peftlab allow my_lora" in peftlab("check", "-cd", "configs", *words).err
+    several = peftlab("check", "-cd", "configs", "-m", *words, "seed=0,1")
+    assert several.err.count("peftlab allow my_lora") == 1, "of two jobs that have it"
     told = peftlab("allow", "my_lora", "--config-dir", "configs")
     assert told.status == 0
     assert not imported(), "allowing is not importing"

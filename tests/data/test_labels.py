@@ -108,6 +108,11 @@ def test_rows_of_python_are_named_as_python_counts_them() -> None:
     assert said(frame).startswith("data=DataFrame, row 30 (its index): the text (column 'text') is empty.")
     assert said(frame).endswith("\n  row 10: the same")
     assert frame.loc[30, "text"] == ""
+    mixed = frame.set_axis(range(4)).assign(label=[None, "b", "a", "b"])
+    assert said(mixed).splitlines()[0].startswith("data=DataFrame, row 0 (its index): the label")
+    assert said(mixed).splitlines()[2].startswith("  row 1, row 3: the text (column 'text') is empty.")
+    last = pandas.concat([mixed, mixed.iloc[:1].set_axis([4])])
+    assert said(last).splitlines()[2] == "  row 4: the same", "as the row in front of it"
     named = frame.set_axis(["q1", "q2", "q3", "q4"])
     assert said(named).startswith("data=DataFrame, row 'q2' (its index): ")
     assert said(frame[2:]).startswith("data=DataFrame, row 10 (its index): "), "of a part of a frame too"

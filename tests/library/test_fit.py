@@ -300,6 +300,8 @@ def test_what_cannot_be_predicted(reviews: Path) -> None:
     assert "text 1 (counted from 0): the text is empty" in refused(lambda: run.predict(["a", " "]))
     assert "text 0 (counted from 0) is no text but int (3)" in refused(lambda: run.predict([3]))  # type: ignore[list-item]
     assert "this run has one task" in refused(lambda: run.predict(["a"], task="x"))
+    for table in (pandas.DataFrame({"text": ["a"]}), {"text": ["a"]}):
+        assert "run.predict(list(table['text']))" in refused(lambda given=table: run.predict(given))  # type: ignore[misc]
 
 
 def test_twice_in_one_process_and_from_a_thread(reviews: Path) -> None:

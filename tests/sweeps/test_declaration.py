@@ -251,3 +251,10 @@ def test_values_that_a_label_has_no_place_for_are_added() -> None:
     ]
     both = {"data.dropout": [0, 0.5], "peft.dropout": [0, 0.5]}
     assert labels("LoRA", both)[1] == "LoRA, data.dropout=0, peft.dropout=0.5"
+
+
+def test_a_label_has_places_for_keys_of_its_own_cell() -> None:
+    cell = {**CELL, "overrides": [*CELL["overrides"], "peft.rank=2"], "label": "LoRA$_{r}$, rank {peft.rank}"}
+    assert [one.title for one in declared(cells=[cell]).cells] == ["LoRA$_{r}$, rank 2"]
+    with pytest.raises(ConfigError, match=r"cell 'lora' has a place for peft\.rnk, which is no key of its grid or its"):
+        declared(cells=[{**cell, "label": "rank {peft.rnk}"}])

@@ -105,14 +105,16 @@ def refusal(table: RawRows, faults: Mapping[int, str]) -> DataError:
     (_, first), *others = faults.items()
     if not others:
         return DataError(first)
-    alike: dict[str, list[str]] = {}
+    same, alike = list[str](), dict[str, list[str]]()
     for row, fault in others[: SHOWN - 1]:
         place = table.place(row)
         short = place.removeprefix(f"{table.name}, ").removesuffix(f" ({table.index_name})")
-        alike.setdefault(fault.removeprefix(place), []).append(short)
+        reason = fault.removeprefix(place)
+        (same if first.endswith(reason) else alike.setdefault(reason, [])).append(short)
     lines = [first, f"{len(faults):,} of {len(table.texts):,} rows cannot be used; the others:"]
-    for fault, places in alike.items():
-        lines.append(f"  {', '.join(places)}{': the same' if first.endswith(fault) else fault}")
+    if same:  # right behind the one that they are the same as
+        lines.append(f"  {', '.join(same)}: the same")
+    lines += [f"  {', '.join(places)}{reason}" for reason, places in alike.items()]
     if len(faults) > SHOWN:
         lines.append(f"  … and {len(faults) - SHOWN:,} more")
     return DataError("\n".join(lines))

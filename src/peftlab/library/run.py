@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,11 @@ class Run:
             RunError: if the model cannot be rebuilt.
         """
         self._require_task(task)
+        if isinstance(texts, Mapping) or hasattr(texts, "columns"):  # iterating over them gives names of columns
+            raise DataError(
+                f"texts is a {type(texts).__name__}, whose columns could be anything. Give the texts of one: "
+                "run.predict(list(table['text'])), or for pairs list(zip(table['first'], table['second']))."
+            )
         given = [texts] if isinstance(texts, str) else list(texts)
         pairs = self.config.data.has_pairs(task)
         return list(self.predictions([_checked(text, number, pairs) for number, text in enumerate(given)], task=task))

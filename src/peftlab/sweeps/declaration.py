@@ -21,18 +21,22 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from peftlab.errors import ConfigError, listed
 from peftlab.fields import NAME_PATTERN, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from peftlab.metric_names import MetricName
 from peftlab.objectives.base import TASK_MEANS, figure_called, objectives
 from peftlab.report.columns import Column
 from peftlab.report.key_names import short_names
 
+_PLACEHOLDER = re.compile(r"\{(\w+(?:\.\w+)+)\}")
+"""A dotted key: other braces of a label may be anybody's, of TeX for example."""
 Text = Annotated[str, Field(min_length=1)]
 Values = dict[str, Annotated[list[Any], Field(min_length=1)]]
 """Key of a run's config → the values it takes."""
@@ -128,8 +132,8 @@ class Arm:
     id: Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
     """Its name in this file and in sweep.json; a grid adds its values."""
     label: str = ""
-    """What the table calls it; ``{key}`` stands for the value of a key of ``grid``, and values that it has no place for
-    are added to it."""
+    """What the table calls it; ``{key}`` stands for the value of a key of ``grid`` or ``overrides``; values of the grid
+    that it has no place for are added to it."""
     group: str = ""
     """The block of the table that it stands in."""
     overrides: list[str] = field(default_factory=list)
@@ -163,9 +167,20 @@ class Arm:
             label, more = self.label, assignments(chosen)
             for key, value in chosen.items():
                 label = label.replace(f"{{{key}}}", str(value))
+            for key, value in self._own_values().items():
+                label = label.replace(f"{{{key}}}", value)
+            if (unknown := _PLACEHOLDER.search(label)) is not None:
+                raise ConfigError(
+                    f"the label of cell '{self.id}' has a place for {unknown[1]}, which is no key of its grid or its "
+                    f"overrides. They have {listed([*grid, *self._own_values()])}."
+                )
             label = ", ".join([label, *assignments({short[key]: chosen[key] for key in unsaid})])
             suffix = "".join(f"_{value}" for value in chosen.values())
             yield replace(self, id=f"{self.id}{suffix}", label=label, overrides=[*self.overrides, *more], grid=None)
+
+    def _own_values(self) -> dict[str, str]:
+        """Key → value of the overrides, as typed."""
+        return {key: value for key, given, value in (word.partition("=") for word in self.overrides) if given}
 
     def candidates(self) -> list[dict[str, Any]]:
         """The combinations of the tune grid, in their order; none without one."""

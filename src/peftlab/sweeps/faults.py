@@ -47,7 +47,9 @@ class Faults:
 
     def note(self, name: str, said: str, kind: type[PeftlabError] = ConfigError) -> None:
         """Note that ``name`` has the fault ``said``."""
-        self.kinds.add(kind)
+        # what is said of several is a message alone: a kind that is made of one fault's facts is said as its base
+        plain = (base for base in kind.__mro__ if base.__init__ is PeftlabError.__init__)  # type: ignore[misc]
+        self.kinds.add(next(plain))
         names = self.found.setdefault(said, [])
         if name not in names:
             names.append(name)
