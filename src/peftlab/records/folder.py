@@ -327,7 +327,17 @@ def finished_run(given: str) -> tuple[RunFolder, RunConfig, dict[str, Any]]:
             "whether they are still the run's cannot be known.",
             file=sys.stderr,
         )
-    return folder, read_config(folder), record
+    from peftlab.records.own_code import changed_code  # needs a config, which who lists folders does not read
+
+    config = read_config(folder)
+    if changed := changed_code(record, config):
+        names = ", ".join(f"{group}={name}" for group, name in changed.items())
+        print(
+            f"note: the code of {names} is not what the run in '{given}' was trained with: what follows is computed "
+            "with the code of today.",
+            file=sys.stderr,
+        )
+    return folder, config, record
 
 
 def read_config(folder: RunFolder) -> RunConfig:

@@ -1,8 +1,9 @@
 """A run's identity: the hash of what decides its numbers.
 
 Fields marked as bookkeeping (names, folders, loggers, progress bars) are left out; local files enter by their
-content, not by their path; classes by their stable names. How the numbers are computed enters where that was changed on
-purpose (:mod:`peftlab.records.identity_tags`).
+content, not by their path; classes by their stable names, and those that are not peftlab's by their code too
+(:mod:`peftlab.records.own_code`). How the numbers are computed enters where that was changed on purpose
+(:mod:`peftlab.records.identity_tags`).
 
 The key is computed from the *plain* config and from what :func:`recorded` says about it. A record holds both, so that
 whoever reads records needs none of the classes (:mod:`peftlab.records.identity_recorded`). Imports no torch itself.
@@ -30,6 +31,8 @@ from peftlab.reading import read_json
 from peftlab.records import identity_tags
 from peftlab.records.identity_rules import FIELD as FIELD
 from peftlab.records.identity_rules import Rules
+from peftlab.records.own_code import FIELD as CODE
+from peftlab.records.own_code import code_content
 from peftlab.remembered import recall, remember, settled, version_of
 from peftlab.training.config import TrainerConfig
 
@@ -64,7 +67,7 @@ def recorded(config: RunConfig) -> dict[str, Any]:
 
     ``bookkeeping``, ``added`` and ``run_folders`` are the :class:`Rules`; ``values`` are fields that enter in another
     form than the config has them; ``content`` are the hashes of the files that the run reads, as they enter the key;
-    ``peft_files`` are those of the method.
+    ``peft_files`` are those of the method. Of classes that are not peftlab's their code is among the content.
     """
     bookkeeping, added, run_folders = list[str](), dict[str, Any](), list[str]()
     values: dict[str, dict[str, Any]] = {}
@@ -83,12 +86,15 @@ def recorded(config: RunConfig) -> dict[str, Any]:
     if own := config.peft.identity_values():
         values["peft"] = values.get("peft", {}) | own
     peft_files = config.peft.files()
+    found = content(config.data, config.backbone, peft_files, config.continue_from, config.probe)
+    if code := code_content(config, [*GROUPS]):
+        found[CODE] = code
     return {
         "bookkeeping": bookkeeping,
         "added": added,
         "run_folders": run_folders,
         "values": values,
-        "content": content(config.data, config.backbone, peft_files, config.continue_from, config.probe),
+        "content": found,
         "peft_files": [str(file) for file in peft_files],
     }
 

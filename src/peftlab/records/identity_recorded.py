@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from peftlab.class_names import stable_name
 from peftlab.errors import RunError
 from peftlab.records.identity_rules import FIELD, Rules
+from peftlab.records.own_code import FIELD as CODE
 
 if TYPE_CHECKING:
     from peftlab.backbones.config import BackboneConfig
@@ -109,7 +110,7 @@ def content_now(
     backbone: BackboneConfig,
     moved: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What the files of a recorded run would enter its key with, as they are now.
+    """What the files of a recorded run would enter its key with, as they are now; code of one's own as it was.
 
     Args:
         config: of the record, plain, earlier runs where they are now.
@@ -128,7 +129,10 @@ def content_now(
         files = [_beside(Path(file), moved) for file in said["peft_files"]]
     else:
         files = list(_earlier_peft_files(config["peft"]))
-    return content(data, backbone, files, config.get("continue_from"), config.get("probe"))
+    found = content(data, backbone, files, config.get("continue_from"), config.get("probe"))
+    if CODE in (then := said.get("content", {})):
+        found[CODE] = then[CODE]  # what is imported is code that runs: whoever verifies imports none
+    return found
 
 
 def _beside(file: Path, moved: Mapping[str, str]) -> Path:
