@@ -142,7 +142,7 @@ def test_data_that_changed_are_said_and_give_other_results(peftlab: Peftlab, run
     reviews.write_text("\n".join([line.replace("good", "GOOD").replace("GOOD", "good") for line in lines[:-2]]) + "\n")
     result = peftlab("reproduce", run, "--check-data")
     assert result.status == 1
-    assert "the content of a file (data, weights, an earlier run) has changed" in result.out
+    assert "the content of a file (data, weights, an earlier run, code of yours) has changed" in result.out
     assert "the data have changed: hash" in result.out
     assert "OTHER data " in result.out
     assert "OTHER adapter.safetensors" in result.out

@@ -162,8 +162,8 @@ def prepare(given: str, to: Path, places: Sequence[str]) -> Reproduction:
     if key != record["key"]:
         notes.append(
             f"What is read here gives the key {key}, not {record['key']}: the content of a file (data, weights, an "
-            "earlier run, code of yours) has changed, or this peftlab has fields that the record does not know, or spells "
-            "a value otherwise (trainer.precision in full)."
+            "earlier run, code of yours) has changed, or this peftlab has fields that the record does not know, or "
+            "spells a value otherwise (trainer.precision in full)."
         )
     notes += _about_tags(identity_tags.difference(tags, run_tags(now)), record, today)
     if to_pin:
