@@ -147,5 +147,17 @@ def test_wandb_offline(peftlab: Peftlab, reviews: Path, mode: str, monkeypatch: 
     assert wandb.run is None, "finished, so the next job in this process starts its own"
 
 
+def test_wandb_without_a_login_is_one_line(peftlab: Peftlab, reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    words = [word for word in TINY if not word.startswith("logger")]
+    told = peftlab("train", *words, f"data.path={reviews}", "logger=wandb", "logger.mode=online")
+    assert told.status == 2
+    assert "logger.mode=online: W&B says: No API key configured." in told.err
+    assert "logger.mode=offline" in told.err
+    assert "Traceback" not in told.err
+
+
 def test_none(peftlab: Peftlab, reviews: Path) -> None:
     assert not (train(peftlab, reviews, "logger=none") / "logs").exists()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from peftlab.class_names import stable_name
-from peftlab.errors import ConfigError, listed, nearest
+from peftlab.errors import ConfigError, first_line, listed, nearest
 from peftlab.schema import import_class, validate
 from peftlab.terminal import say
 from peftlab.training.config import LoggerConfig
@@ -80,26 +80,36 @@ class WandB(LoggerConfig):
     """Further labels of the run in W&B."""
 
     def build(self, *, name: str, key: str, folder: Path, config: dict[str, Any]) -> Logger:
-        """Lightning's W&B logger around a run of its own."""
+        """Lightning's W&B logger around a run of its own.
+
+        Raises:
+            ConfigError: with what W&B says, if it does not let this run begin.
+        """
         import wandb
         from lightning.pytorch.loggers import WandbLogger
 
         folder.mkdir(parents=True, exist_ok=True)
         mode, named = chosen_mode(self.mode), names(config, key, folder.parent)
-        run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            group=named.group,
-            job_type=named.job_type,
-            name=named.name,
-            id=key,
-            resume="allow" if mode == "online" else None,
-            dir=str(folder.resolve()),  # W&B's own process may have another working directory
-            config=config,
-            tags=self.tags,
-            mode=mode,
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        try:
+            run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                group=named.group,
+                job_type=named.job_type,
+                name=named.name,
+                id=key,
+                resume="allow" if mode == "online" else None,
+                dir=str(folder.resolve()),  # W&B's own process may have another working directory
+                config=config,
+                tags=self.tags,
+                mode=mode,
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except wandb.Error as error:  # no key, a refused one, no such team, no answer
+            raise ConfigError(
+                f"logger=wandb logger.mode={self.mode}: W&B says: {first_line(error)} Log in (`wandb login`, or "
+                "WANDB_API_KEY), or write to this folder and send it later: logger.mode=offline."
+            ) from error
         return WandbLogger(experiment=run)
 
     def finish(self) -> None:
