@@ -87,7 +87,7 @@ def _from_hub(repository: str, revision: str | None, key: str, *, weights: bool)
         ) from error
     except Exception as error:  # connection errors come as OSError, httpx or requests errors, by version
         raise BackboneError(
-            f"{asked}: no folder of that name in {Path.cwd()}, not in the local hub cache, and the hub gave no answer. "
+            f"{asked}: not in the local hub cache, no folder of that name in {Path.cwd()}, and the hub gave no answer. "
             f"{_OFFLINE_WAYS}"
         ) from error
 
