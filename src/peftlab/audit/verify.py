@@ -32,7 +32,7 @@ from peftlab.records.history import columns_of
 from peftlab.records.identity import key_of, semantic_of
 from peftlab.records.identity_recorded import content_now, recorded_identity
 from peftlab.records.integrity import HASHED, broken_integrity, lost_hashes
-from peftlab.records.own_code import FIELD as CODE
+from peftlab.records.own_code import recorded_code
 from peftlab.shipped import require_known_fields
 from peftlab.training.places import OF_EPOCH
 
@@ -181,7 +181,7 @@ def _key(verdict: Verdict, record: dict[str, Any], parts: dict[str, Any]) -> Non
         now = content_now(here, said, parts["data"], backbone, places)
     except (PeftlabError, OSError) as error:
         verdict.not_checked.append(Finding("key", f"needs files that are not here: {error}"))
-    if code := said.get("content", {}).get(CODE):
+    if code := recorded_code(record):
         where = ", ".join(str(value_of(config, f"{group}._target_")) for group in sorted(code))
         verdict.not_checked.append(Finding("key", f"the code of {where}: it is in the key, and verifying imports none"))
     then = said.get("content", now)

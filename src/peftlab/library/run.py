@@ -71,8 +71,8 @@ class Run:
         self._require_task(task)
         if isinstance(texts, Mapping) or hasattr(texts, "columns"):  # iterating over them gives names of columns
             raise DataError(
-                f"texts is a {type(texts).__name__}, whose columns could be anything. Give the texts of one: "
-                "run.predict(list(table['text'])), or for pairs list(zip(table['first'], table['second']))."
+                f"texts is a {type(texts).__name__}. Give the texts of one of its columns, "
+                "run.predict(list(table['text'])), or of two for pairs, list(zip(table['first'], table['second']))."
             )
         given = [texts] if isinstance(texts, str) else list(texts)
         pairs = self.config.data.has_pairs(task)

@@ -87,7 +87,7 @@ def recorded(config: RunConfig) -> dict[str, Any]:
         values["peft"] = values.get("peft", {}) | own
     peft_files = config.peft.files()
     found = content(config.data, config.backbone, peft_files, config.continue_from, config.probe)
-    if code := code_content(config, [*GROUPS]):
+    if code := code_content(config, [group for group in GROUPS if group not in bookkeeping]):
         found[CODE] = code
     return {
         "bookkeeping": bookkeeping,

@@ -11,38 +11,51 @@ import ast
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from peftlab.records.identity_rules import FIELD as IDENTITY
 
 FIELD = "code_content"
 """Of the content of files, by group of the config; records of earlier versions do not have it."""
 _OWN = "peftlab"
 
 
-def code_content(config: Any, groups: Sequence[str]) -> dict[str, str]:
+def code_content(config: Any, groups: Iterable[str]) -> dict[str, str]:
     """Group → hash of the code that its classes come from, where they are not peftlab's.
 
     Args:
         config: a run's, checked.
-        groups: names of its parts.
+        groups: names of those of its parts that decide numbers.
     """
     found = {}
     for group in groups:
         classes = {type(node) for node in _dataclasses(getattr(config, group))}
-        foreign = sorted(_code_of(kind) for kind in classes if kind.__module__.partition(".")[0] != _OWN)
+        foreign = {_code_of(kind) for kind in classes if kind.__module__.partition(".")[0] != _OWN}
         if foreign:
-            found[group] = hashlib.sha256("".join(dict.fromkeys(foreign)).encode()).hexdigest()
+            found[group] = hashlib.sha256("".join(sorted(foreign)).encode()).hexdigest()
     return found
 
 
+def recorded_code(record: Mapping[str, Any]) -> dict[str, str]:
+    """What :func:`code_content` was when ``record`` was written; one of an earlier version does not say it."""
+    found: Any = record
+    for part in (IDENTITY, "content", FIELD):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return {str(group): str(code) for group, code in found.items()} if isinstance(found, Mapping) else {}
+
+
 def changed_code(record: Mapping[str, Any], config: Any) -> dict[str, str]:
-    """Group → class of ``config``, where its code is another one than the record says; it may not say it."""
-    then = ((record.get("identity") or {}).get("content") or {}).get(FIELD) or {}
-    now = code_content(config, [*then])
-    return {group: type(getattr(config, group)).__name__ for group in then if now.get(group) != then[group]}
+    """Group → class of ``config``, where its code is another one than ``record`` says."""
+    then = recorded_code(record)
+    parts = {field.name for field in fields(config)}
+    now = code_content(config, parts.intersection(then))
+    return {group: type(getattr(config, group)).__name__ for group in now if now[group] != then[group]}
 
 
 def _dataclasses(node: Any) -> Iterator[Any]:
@@ -72,14 +85,13 @@ def _of_module(kind: type) -> str:
 
 
 def _of_classes(module: str) -> str:
-    sources, there = [], sys.modules.get(module)
-    for name, value in sorted(vars(there).items()) if there is not None else ():
+    """Of the classes that are made in ``module``; what is typed into a prompt has no source, and is not seen."""
+    found = []
+    for _, value in sorted(getattr(sys.modules.get(module), "__dict__", {}).items()):
         if isinstance(value, type) and value.__module__ == module:
-            try:
-                sources.append(inspect.getsource(value))
-            except (OSError, TypeError):  # typed into a prompt: nothing can be said of it
-                sources.append(f"class {name}: ...")
-    return _hash("\n".join(map(inspect.cleandoc, sources)))
+            with suppress(OSError, TypeError):
+                found.append(_hash(textwrap.dedent(inspect.getsource(value))))
+    return hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 def _hash(source: str) -> str:

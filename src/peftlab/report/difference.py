@@ -12,7 +12,7 @@ from peftlab.records.folder import RunFolder, read_config_values
 from peftlab.records.identity_recorded import recorded_rules
 from peftlab.report.by_text import ByText, by_text
 from peftlab.report.key_names import by_importance, shown
-from peftlab.report.records_config import decides, flat
+from peftlab.report.records_config import code_keys, decides, flat
 from peftlab.report.records_facts import facts_of
 
 NOT_THERE = "–"
@@ -91,7 +91,7 @@ def difference(first: RunFolder, second: RunFolder, *, rows: bool = False) -> Di
 
 def _config(folders: Sequence[RunFolder], records: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
     configs = [
-        flat(record["config"] if "config" in record else read_config_values(folder))
+        flat(record["config"] if "config" in record else read_config_values(folder)) | code_keys(record)
         for folder, record in zip(folders, records, strict=True)
     ]
     rules = next((recorded_rules(record) for record in records if record), None)

@@ -21,12 +21,11 @@ from peftlab.records.identity_recorded import recorded_rules
 from peftlab.records.identity_rules import Rules
 from peftlab.report.forks import cpus, map_in_forks
 from peftlab.report.key_names import by_importance, keep_where, short_names, shown, telling_keys
-from peftlab.report.records_config import DATA_HASH, decides, flat
+from peftlab.report.records_config import DATA_HASH, HASH_LETTERS, code_keys, decides, flat
 from peftlab.training.places import ends_epoch
 
 MANY = 1_000
 """From so many runs on, starting processes to read them takes less time than it saves."""
-HASH_LETTERS = 12
 _PARTS = ("parameters", "timing", "memory", "forgetting", "probe", "selection")
 """What is kept of a record beside config and metrics."""
 
@@ -111,7 +110,7 @@ def _without_record(folder: RunFolder) -> Listed:
 
 
 def _of_record(path: str, record: dict[str, Any]) -> Listed:
-    config, objective = flat(record["config"]), objective_facts(record)
+    config, objective = flat(record["config"]) | code_keys(record), objective_facts(record)
     if known := (record.get("data") or {}).get("hash"):
         config[DATA_HASH] = sys.intern(str(known)[:HASH_LETTERS])
     status = record["status"]

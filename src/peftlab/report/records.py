@@ -27,17 +27,13 @@ from peftlab.records.identity_recorded import recorded_rules
 from peftlab.records.identity_rules import Rules
 from peftlab.records.identity_tags import Standing, standing
 from peftlab.report.forks import cpus, map_in_forks
-from peftlab.report.records_config import COMPUTED, DATA_HASH, TARGET, flat, identity_of
+from peftlab.report.records_config import COMPUTED, DATA_HASH, HASH_LETTERS, TARGET, code_keys, flat, identity_of
 from peftlab.report.records_facts import facts_of
 from peftlab.report.records_find import Found, LeftOut
 from peftlab.training.places import epochs_done
 
 MANY_RECORDS = 1_000
 """From so many on, starting processes to read them takes less time than it saves."""
-
-
-HASH_LETTERS = 12
-"""Letters of the data's hash that are shown."""
 
 
 @dataclass(slots=True)
@@ -53,8 +49,8 @@ class Run:
     config: dict[str, Any]
     """Dotted key → value, lists as JSON; bookkeeping included, so that one can filter by it."""
     identity: str
-    """The config without the seed and without bookkeeping, the hash of the data, and how the numbers were computed
-    where that is not as today: equal for runs that differ in their seed only."""
+    """The config without the seed and without bookkeeping, the hashes of code that is not peftlab's and of the data,
+    and how the numbers were computed where that is not as today: equal for runs that differ in their seed only."""
     rules: Rules
     """Which fields of the config enter the key, as the record says; shared between runs."""
     targets: Mapping[str, str]
@@ -224,15 +220,15 @@ def _run(
     if status == "finished" and trained_to_no_number(record):  # earlier versions trained on, and called it finished
         status, error = STATUS, error or in_words(record)
     facts, rules = facts_of(record), recorded_rules(record)
-    config = _without_path(config, record)
+    config, code = _without_path(config, record), code_keys(record)
     return Run(
         folder=folder,
         key=record["key"],
         status=status,
         name=record["name"],
         seed=int(record["seeds"]["seed"]),
-        config=flat(config),
-        identity=_identity(config, rules),
+        config=flat(config) | code,
+        identity=_identity(config, rules) if not code else sys.intern(f"{_identity(config, rules)} {code}"),
         rules=rules,
         targets={
             name: stable_name(str(part.get(TARGET, ""))) for name, part in config.items() if isinstance(part, dict)

@@ -10,10 +10,15 @@ from typing import Any
 
 from peftlab.class_names import stable_name
 from peftlab.records.identity_rules import Rules
+from peftlab.records.own_code import recorded_code
 
 TARGET = "_target_"
 DATA_HASH = "data.hash"
 """Stands among the config keys though it is none: what files hold, which are named there by paths alone."""
+CODE = "code"
+"""``peft.code`` stands among the config keys too: the hash of the code of a class that is not peftlab's."""
+HASH_LETTERS = 12
+"""Letters that are shown of a hash."""
 COMPUTED = "computed"
 """Stands there too, of runs that were computed otherwise than today: ``before dora-dropout-2``."""
 
@@ -34,6 +39,11 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[key] = value
     return found
+
+
+def code_keys(record: Mapping[str, Any]) -> dict[str, str]:
+    """``{peft.code: …}`` of a record whose method is not peftlab's: what it computes, its config does not say."""
+    return {f"{group}.{CODE}": sys.intern(code[:HASH_LETTERS]) for group, code in recorded_code(record).items()}
 
 
 @cache

@@ -35,8 +35,8 @@ from peftlab.objectives.base import TASK_MEANS, figure_called, objectives
 from peftlab.report.columns import Column
 from peftlab.report.key_names import short_names
 
-_PLACEHOLDER = re.compile(r"\{(\w+(?:\.\w+)+)\}")
-"""A dotted key: other braces of a label may be anybody's, of TeX for example."""
+_PLACE = re.compile(r"\{([\w.]+)\}")
+"""Where a label has the value of a key."""
 Text = Annotated[str, Field(min_length=1)]
 Values = dict[str, Annotated[list[Any], Field(min_length=1)]]
 """Key of a run's config → the values it takes."""
@@ -164,23 +164,33 @@ class Arm:
         ]
         short = short_names(unsaid)
         for chosen in combinations(grid):
-            label, more = self.label, assignments(chosen)
-            for key, value in chosen.items():
-                label = label.replace(f"{{{key}}}", str(value))
-            for key, value in self._own_values().items():
-                label = label.replace(f"{{{key}}}", value)
-            if (unknown := _PLACEHOLDER.search(label)) is not None:
-                raise ConfigError(
-                    f"the label of cell '{self.id}' has a place for {unknown[1]}, which is no key of its grid or its "
-                    f"overrides. They have {listed([*grid, *self._own_values()])}."
-                )
+            more = assignments(chosen)
+            label = self._filled({**self._own_values(), **{key: str(value) for key, value in chosen.items()}})
             label = ", ".join([label, *assignments({short[key]: chosen[key] for key in unsaid})])
             suffix = "".join(f"_{value}" for value in chosen.values())
             yield replace(self, id=f"{self.id}{suffix}", label=label, overrides=[*self.overrides, *more], grid=None)
 
+    def _filled(self, values: Mapping[str, str]) -> str:
+        """The label, with ``values`` in their places.
+
+        Raises:
+            ConfigError: naming a place for a dotted key that is not there; other braces may be anybody's, as TeX's.
+        """
+
+        def value(place: re.Match[str]) -> str:
+            if place[1] not in values and "." in place[1]:
+                raise ConfigError(
+                    f"the label of cell '{self.id}' has a place for {place[1]}, which is no key of its grid or its "
+                    f"overrides. They have {listed(values)}."
+                )
+            return values.get(place[1], place[0])
+
+        return _PLACE.sub(value, self.label)
+
     def _own_values(self) -> dict[str, str]:
         """Key → value of the overrides, as typed."""
-        return {key: value for key, given, value in (word.partition("=") for word in self.overrides) if given}
+        words = (word.partition("=") for word in self.overrides)
+        return {key.lstrip("+"): value for key, given, value in words if given}
 
     def candidates(self) -> list[dict[str, Any]]:
         """The combinations of the tune grid, in their order; none without one."""
