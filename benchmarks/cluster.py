@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,10 @@ class Trial:
         self.until(self.slurm.ready, "Slurm is back")
         self.status("Slurm is back")
         # On a fast machine all jobs would be over before the time of one is: its own waits until it is asked to end. On
-        # a slow one it would be killed while it waits, half a minute later, if it were asked before all this.
+        # a slow one it would be killed while it waits, half a minute later, if it were asked before all this; and a
+        # limit that lies behind it already would wake it and end it at once, not ask.
         waiting = int(second.pid)
-        self.slurm.ask("scontrol", "update", f"JobId={second.job}", "TimeLimit=1")
+        self.slurm.ask("scontrol", "update", f"JobId={second.job}", f"TimeLimit={self.minutes_of(second.job) + 2}")
         self.until(lambda: _asked(waiting), f"the job of {second.job} is asked to end")
         os.kill(waiting, signal.SIGCONT)
         self.until(lambda: "turn 2 begins" in self.log_of(second.job), f"{second.job} is in its second turn", push=True)
@@ -238,13 +240,22 @@ class Trial:
     def workers(self) -> list[str]:
         return self.slurm.ask("squeue", "--noheader", "--array", "--format=%i").split()
 
+    def minutes_of(self, worker: str) -> int:
+        """For how many whole minutes it has worked."""
+        started = self.slurm.ask("squeue", "--noheader", f"--job={worker}", "--format=%S").strip()
+        return int((datetime.now() - datetime.fromisoformat(started)).total_seconds() // 60)  # both as clocks here show
+
     def log_of(self, worker: str) -> str:
         (path,) = self.place.glob(f"remote/small/.slurm/logs/*-{worker}.txt")
         return path.read_text()
 
     def until(self, condition: Callable[[], bool], what: str, *, push: bool = False, seconds: float = 240) -> None:
-        """Wait; with ``push``, workers that were queued again begin at once and not after Slurm's two minutes."""
-        end = time.monotonic() + seconds
+        """Wait; with ``push``, workers that were queued again begin after five seconds, not after Slurm's two minutes.
+
+        In the very second in which it was queued again a node would refuse it: its former turn's credential, which is
+        revoked, is of that second too.
+        """
+        end, seen = time.monotonic() + seconds, dict[str, float]()
         while not condition():
             if time.monotonic() > end:
                 raise SystemExit(f"waited {seconds:.0f} s in vain until {what}\n{self.slurm.ask('squeue', '--array')}")
@@ -253,7 +264,9 @@ class Trial:
                 self.slurm.ask("squeue", "--noheader", "--array", "--format=%i %T %r").splitlines() if push else ()
             ):
                 worker, state, reason = line.split(maxsplit=2)
-                if state == "PENDING" and reason == "BeginTime":
+                if state != "PENDING" or reason != "BeginTime":
+                    seen.pop(worker, None)
+                elif time.monotonic() - seen.setdefault(worker, time.monotonic()) > 5:
                     with contextlib.suppress(RuntimeError):
                         self.slurm.ask("scontrol", "update", f"JobId={worker}", "StartTime=now")
             time.sleep(0.5)

@@ -169,9 +169,12 @@ def told_apart(runs: Sequence[Listed]) -> list[dict[str, str]]:
     known = [run for run in runs if run.config]
     rules = next((run.rules for run in known if run.rules is not None), None)
     kinds = defaultdict[str, set[tuple[type, Any]]](set)  # true, 1 and 1.0 are equal, and shown as three
+    before: dict[str, Any] = {}
     for run in known:
         for key, value in run.config.items():
-            kinds[key].add((type(value), value))
+            if before.get(key, run) is not value:  # a million values of 10,000 runs, nearly all the one before
+                before[key] = value
+                kinds[key].add((type(value), value))
     values = {key: {shown(value) for _, value in found} for key, found in kinds.items()}
 
     def tells(key: str) -> bool:
