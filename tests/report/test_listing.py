@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from peftlab.errors import ConfigError
+from peftlab.metric_names import TRAIN_LOSS
 from peftlab.records.find import run_folders
 from peftlab.records.folder import RunFolder
 from peftlab.report import listing
 from peftlab.report.listing import best_of, in_order, only, read_listed, shared_by_most, told_apart, value_of
 from peftlab.report.render.terminal import PlainConsole
+from peftlab.training.places import OF_EPOCH
 from tests.conftest import Peftlab
 from tests.report.made_up import failed, record, three_methods, write
 
@@ -214,3 +216,18 @@ def test_a_run_can_be_copied_from_a_narrow_list(
     assert "3 finished" in peftlab("runs", "seed=1,2,3").out
     refused = peftlab("runs", "test/accuracy>0.5")
     assert (refused.status, "a condition is KEY=VALUE" in refused.err) == (2, True), refused.err
+
+
+def test_what_is_passed_over_of_many_records_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = [
+        {"epoch": 0, "of_epoch": 0.5, "step": 5, "validation/loss": 0.7},
+        {"epoch": 0, "step": 10, "train/loss": 0.5, "validation/per_class": {"f1": [0.1, 0.2]}},
+    ]
+    made = record(0.8, key="a", history=history, memory={"peak_mib": 12.5}, selection={"epoch": 0})
+    write(tmp_path / "t", [made, record(0.8, key="b", history=[{"epoch": 0, "train/loss": None}])])
+    write(tmp_path / "t", [failed(record(0.8, key="c"), "RuntimeError: no"), record(0.8, key="d", history=None)])
+    whole = listed(tmp_path)
+    monkeypatch.setattr(listing, "MANY", 1)
+    assert listed(tmp_path) == whole
+    assert [(run.status, run.epochs) for run in whole[:3]] == [("finished", 1), ("diverged", 1), ("failed", 0)]
+    assert set(listing.WantedOfHistory.__annotations__) == {OF_EPOCH, TRAIN_LOSS.in_history}

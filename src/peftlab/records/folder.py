@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 import yaml
 
@@ -38,6 +39,14 @@ SCHEMA_VERSION = 1
 
 ASIDE = ".forced-"
 """What the name of a folder begins with in which a run is made again; no reader of runs looks into it."""
+
+
+class RecordHead(TypedDict, total=False):
+    """What reading a record asks of it, whatever else is wanted."""
+
+    schema_version: Any
+    status: Any
+    checksum: Any
 
 
 @dataclass(frozen=True)
@@ -113,21 +122,23 @@ class RunFolder:
         """Per-step values of the chosen logger."""
         return self.path / "logs"
 
-    def read_record(self, *, checked: bool = True, among_many: bool = False) -> dict[str, Any] | None:
+    def read_record(self, *, checked: bool = True, among_many: bool = False, parts: Any = Any) -> dict[str, Any] | None:
         """The record, or None if there is none yet.
 
         Args:
             checked: refuse one that is not what its checksum says.
             among_many: it is one of thousands that are read, so that a faster reader is worth its import.
+            parts: a :class:`RecordHead` with what is wanted of one among many; the rest may not be there.
 
         Raises:
             RunError: if it is damaged, no record of peftlab, or of an unknown schema version.
         """
         try:
-            text, record = _read_record(self.record, parse_json_fast if among_many else parse_json)
+            parse = partial(parse_json_fast, parts=parts) if among_many else parse_json
+            text, record = _read_record(self.record, parse)
         except FileNotFoundError:
             return None
-        if checked and "checksum" in record and not untouched(text) and (problem := broken_integrity(record)):
+        if checked and "checksum" in record and not untouched(text) and (problem := broken_integrity(parse_json(text))):
             raise RunError(f"{self.record} {problem}. {WAY_OUT}")
         return record
 

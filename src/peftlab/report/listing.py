@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
-from typing import Any
+from typing import Any, TypedDict
 
 from peftlab.errors import ConfigError, PeftlabError, RunError, counted, listed, nearest
 from peftlab.metric_names import RECORD_PART, SPLITS, MetricName
 from peftlab.objectives.recorded import objective_facts
 from peftlab.records.divergence import STATUS, diverged
-from peftlab.records.folder import RunFolder, read_config_values
+from peftlab.records.folder import RecordHead, RunFolder, read_config_values
 from peftlab.records.history import epochs_in
 from peftlab.records.identity_recorded import recorded_rules
 from peftlab.records.identity_rules import Rules
@@ -28,6 +28,30 @@ MANY = 1_000
 """From so many runs on, starting processes to read them takes less time than it saves."""
 _PARTS = ("parameters", "timing", "memory", "forgetting", "probe", "selection")
 """What is kept of a record beside config and metrics."""
+
+
+WantedOfHistory = TypedDict("WantedOfHistory", {"of_epoch": Any, "train/loss": Any}, total=False)
+
+
+class Wanted(RecordHead, total=False):
+    """What is read of each of many records: a third of one, and most of the rest is its history."""
+
+    name: Any
+    key: Any
+    config: Any
+    identity: Any
+    data: Any
+    objective: Any
+    history: list[WantedOfHistory]
+    ended_at: Any
+    error: Any
+    metrics: Any
+    parameters: Any
+    timing: Any
+    memory: Any
+    forgetting: Any
+    probe: Any
+    selection: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +116,7 @@ def _read_some(folders: Sequence[RunFolder], many: bool) -> list[Listed]:
 def _read(folder: RunFolder, many: bool) -> Listed:
     path, name = str(folder.path), folder.path.parent.name
     try:
-        record = folder.read_record(among_many=many)
+        record = folder.read_record(among_many=many, parts=Wanted)
         return _without_record(folder) if record is None else _of_record(path, record)
     except (PeftlabError, KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         reason = f"its record is damaged: no {error}" if isinstance(error, KeyError) else str(error)
