@@ -4,8 +4,8 @@
 
 IMDb from ``$PEFTLAB_DATA/imdb`` (train.parquet, test.parquet: text, label). The order of an epoch is drawn over all its
 rows, so that its first steps are a sample of it; batches have four texts of at most 128 tokens. None is held out: the
-few that are validated are of the test file too. In turns; each run
-starts with an empty cache, so that its largest memory is that of reading and tokenising too.
+few that are validated are of the test file too. In turns; each run starts with an empty cache, so that its largest
+memory is that of reading and tokenising too.
 """
 
 from __future__ import annotations

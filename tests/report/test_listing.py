@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from peftlab.errors import ConfigError
-from peftlab.metric_names import TRAIN_LOSS
+from peftlab.metric_names import RECORD_PART, TRAIN_LOSS
 from peftlab.records.find import run_folders
 from peftlab.records.folder import RunFolder
 from peftlab.report import listing
@@ -231,3 +231,4 @@ def test_what_is_passed_over_of_many_records_is_not_missed(tmp_path: Path, monke
     assert listed(tmp_path) == whole
     assert [(run.status, run.epochs) for run in whole[:3]] == [("finished", 1), ("diverged", 1), ("failed", 0)]
     assert set(listing.WantedOfHistory.__annotations__) == {OF_EPOCH, TRAIN_LOSS.in_history}
+    assert {RECORD_PART, *listing._PARTS} <= listing.Wanted.__annotations__.keys()

@@ -34,7 +34,7 @@ WantedOfHistory = TypedDict("WantedOfHistory", {"of_epoch": Any, "train/loss": A
 
 
 class Wanted(RecordHead, total=False):
-    """What is read of each of many records: a third of one, and most of the rest is its history."""
+    """What is read of each of many records; their histories are most of what is passed over."""
 
     name: Any
     key: Any
