@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from peftlab.metric_names import SPLITS, MetricName
+from peftlab.metric_names import SPLITS, TRAIN_LOSS, MetricName, TrainLossOfRow
 from tests.conftest import REPOSITORY
 
 SOURCE = REPOSITORY / "src"
@@ -47,6 +47,10 @@ def test_each_spelling_is_read_again(name: MetricName, in_record: str, in_histor
 def test_what_is_no_metric(other: str) -> None:
     assert MetricName.from_record(other) is None
     assert MetricName.from_history(other) is None
+
+
+def test_the_row_of_a_history_that_types_know_has_the_train_loss_where_histories_have_it() -> None:
+    assert list(TrainLossOfRow.__annotations__) == [TRAIN_LOSS.in_history]
 
 
 def test_no_other_module_spells_a_name() -> None:

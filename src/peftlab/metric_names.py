@@ -8,6 +8,7 @@ table calls it ``validation accuracy``. No other module puts these together or t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 SPLITS = ("train", "validation", "test")
 RECORD_PART = "metrics"
@@ -78,3 +79,5 @@ def record_part(split: str) -> str:
 
 
 TRAIN_LOSS = MetricName("train", "loss")
+TrainLossOfRow = TypedDict("TrainLossOfRow", {"train/loss": Any}, total=False)
+"""What a row of a history holds at :data:`TRAIN_LOSS`, for readers that pass over the rest."""

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
-from typing import Any, TypedDict
+from typing import Any
 
 from peftlab.errors import ConfigError, PeftlabError, RunError, counted, listed, nearest
-from peftlab.metric_names import RECORD_PART, SPLITS, MetricName
+from peftlab.metric_names import RECORD_PART, SPLITS, MetricName, TrainLossOfRow
 from peftlab.objectives.recorded import objective_facts
 from peftlab.records.divergence import STATUS, diverged
 from peftlab.records.folder import RecordHead, RunFolder, read_config_values
@@ -30,7 +30,10 @@ _PARTS = ("parameters", "timing", "memory", "forgetting", "probe", "selection")
 """What is kept of a record beside config and metrics."""
 
 
-WantedOfHistory = TypedDict("WantedOfHistory", {"of_epoch": Any, "train/loss": Any}, total=False)
+class WantedOfHistory(TrainLossOfRow, total=False):
+    """What is read of each row of a history."""
+
+    of_epoch: Any
 
 
 class Wanted(RecordHead, total=False):
