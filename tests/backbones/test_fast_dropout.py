@@ -32,6 +32,7 @@ def masks() -> dict[str, Tensor | None]:
         "none": None,
         "padding": padding,
         "expanded": padding.expand(3, 1, 10, 12),
+        "of one row for all": padding[1:2],
         "causal": causal,
         "both": padding & causal,
         "float, a head each": torch.randn(1, 4, 10, 12, generator=torch.Generator().manual_seed(3)),

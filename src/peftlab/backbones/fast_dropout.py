@@ -31,8 +31,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "peftlab_dropout_sdpa"
 """Of the attention, in transformers' registry."""
-BLOCK = 3 * 2**20
-"""Bytes of the scores of one block."""
+BLOCK = 2**20
+"""Bytes of the scores of one block: what a core's own cache holds."""
 
 
 def use_fast_dropout(model: Any) -> None:
@@ -80,12 +80,17 @@ class _Dropped(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(keep)
         ctx.scale = scale
-        return torch.where(keep, x, 0.0).mul_(scale)
+        return _factors(keep, scale).mul_(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (keep,) = ctx.saved_tensors
-        return torch.where(keep, gradients[0], 0.0).mul_(ctx.scale), None, None
+        return _factors(keep, ctx.scale).mul_(gradients[0]), None, None
+
+
+def _factors(keep: Tensor, scale: float) -> Tensor:
+    """0 and ``scale``, float32: made and multiplied with in half the time that a choice by truth values takes."""
+    return keep.view(torch.uint8).to(torch.float32).mul_(scale)
 
 
 def attention(
@@ -165,23 +170,24 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, keep: Tensor, factor: float, scale: float
     ) -> Tensor:
-        ctx.save_for_backward(q, k, v, added, keep)
+        ctx.save_for_backward(q, k, v, keep)
         ctx.factor, ctx.scale = factor, scale
+        ctx.of_row = of_row = _of_rows(added, len(q))
         batch, heads, length, _ = q.shape
         out = q.new_empty(batch, length, heads, v.shape[-1])
         for b, some in _blocks(q, k):
-            weights = _weights(q[b, some] * scale, k, added, b, some).mul_(keep[b, some].view(torch.uint8))
+            weights = _weights(q[b, some] * scale, k[b, some], of_row[b], some).mul_(keep[b, some].view(torch.uint8))
             out[b, :, some] = torch.bmm(weights, v[b, some]).mul_(factor).transpose(0, 1)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        q, k, v, added, keep = ctx.saved_tensors
+        q, k, v, keep = ctx.saved_tensors
         given = gradients[0]
         dq, dk, dv = (torch.empty_like(one.transpose(1, 2), memory_format=torch.contiguous_format) for one in (q, k, v))
         for b, some in _blocks(q, k):
             scaled, kept_here = q[b, some] * ctx.scale, keep[b, some].view(torch.uint8)
-            weights = _weights(scaled, k, added, b, some)
+            weights = _weights(scaled, k[b, some], ctx.of_row[b], some)
             outer = given[b, :, some].transpose(0, 1) * ctx.factor  # (h, T, d)
             d_weights = torch.bmm(outer, v[b, some].mT).mul_(kept_here)
             dv[b, :, some] = torch.bmm((weights * kept_here).mT, outer).transpose(0, 1)
@@ -200,12 +206,20 @@ def _blocks(q: Tensor, k: Tensor) -> Iterator[tuple[int, slice]]:
             yield b, slice(first, first + at_once)
 
 
-def _weights(scaled: Tensor, k: Tensor, added: Tensor | None, b: int, some: slice) -> Tensor:
-    """softmax(Q Kᵀ · scale + mask) of one block, (h, T, S), from its ``scaled`` Q."""
-    scores = torch.bmm(scaled, k[b, some].mT)
+def _of_rows(added: Tensor | None, batch: int) -> list[Tensor | None]:
+    """What is added to the scores of each row of the batch; None: nothing, as to those of a text without padding."""
+    if added is None:
+        return [None] * batch
+    some = [True] * len(added) if isinstance(added, FakeTensor) else added.flatten(1).any(dim=1).tolist()
+    rows: list[Tensor | None] = [one if there else None for one, there in zip(added, some, strict=True)]
+    return rows if len(rows) == batch else rows * batch
+
+
+def _weights(scaled: Tensor, k: Tensor, added: Tensor | None, some: slice) -> Tensor:
+    """softmax(Q Kᵀ · scale + mask) of one block, (h, T, S), from its ``scaled`` Q; ``added`` is of all its row's heads."""
+    scores = torch.bmm(scaled, k.mT)
     if added is not None:
-        of_row = added[b if added.shape[0] > 1 else 0]
-        scores.add_(of_row[some] if of_row.shape[0] > 1 else of_row)
+        scores.add_(added[some] if added.shape[0] > 1 else added)
     return torch.softmax(scores, dim=-1)
 
 
