@@ -61,6 +61,8 @@ class Backbone(nn.Module, ABC):
     """Where a soft prompt stands in a text; None: there is none."""
     pools_mean: bool = False
     """Whether the head reads the mean over a text's tokens, :meth:`text_mean`."""
+    reads_first_alone: bool = False
+    """Whether its last block hands on a text's first position alone, (B, 1, d)."""
     recomputes: bool = False
     """Whether a step computes its blocks a second time in backward."""
     says_next_tokens: bool = False

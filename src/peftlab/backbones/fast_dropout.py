@@ -18,7 +18,6 @@ bytes of 0 and 1, which takes half as long as with truth values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -171,55 +170,66 @@ class _Attention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, keep: Tensor, factor: float, scale: float
     ) -> Tensor:
         ctx.save_for_backward(q, k, v, keep)
-        ctx.factor, ctx.scale = factor, scale
-        ctx.of_row = of_row = _of_rows(added, len(q))
-        batch, heads, length, _ = q.shape
-        out = q.new_empty(batch, length, heads, v.shape[-1])
-        for b, some in _blocks(q, k):
-            weights = _weights(q[b, some] * scale, k[b, some], of_row[b], some).mul_(keep[b, some].view(torch.uint8))
-            out[b, :, some] = torch.bmm(weights, v[b, some]).mul_(factor).transpose(0, 1)
-        return out
+        ctx.factor, ctx.scale, ctx.at_once = factor, scale, _heads_at_once(q, k)
+        ctx.added = _added_to_blocks(added, len(q), q.shape[1], ctx.at_once)
+        out = _laid_out_as_tokens(q, v.shape[-1])
+        given = (q * scale, k.mT, v, keep.view(torch.uint8), out)
+        blocks = (_blocks(one, ctx.at_once) for one in given)
+        for q_, k_, v_, keep_, out_, added_ in zip(*blocks, ctx.added, strict=True):
+            weights = _weights(q_, k_, added_).mul_(keep_.to(q.dtype))
+            torch.bmm(weights, v_, out=out_)
+        return out.mul_(factor).transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         q, k, v, keep = ctx.saved_tensors
-        given = gradients[0]
-        dq, dk, dv = (torch.empty_like(one.transpose(1, 2), memory_format=torch.contiguous_format) for one in (q, k, v))
-        for b, some in _blocks(q, k):
-            scaled, kept_here = q[b, some] * ctx.scale, keep[b, some].view(torch.uint8)
-            weights = _weights(scaled, k[b, some], ctx.of_row[b], some)
-            outer = given[b, :, some].transpose(0, 1) * ctx.factor  # (h, T, d)
-            d_weights = torch.bmm(outer, v[b, some].mT).mul_(kept_here)
-            dv[b, :, some] = torch.bmm((weights * kept_here).mT, outer).transpose(0, 1)
+        scaled, outer = q * ctx.scale, (gradients[0] * ctx.factor).transpose(1, 2)  # (B, H, T, d)
+        dq, dk, dv = (_laid_out_as_tokens(one, one.shape[-1]) for one in (q, k, v))
+        given = (scaled, k, v.mT, keep.view(torch.uint8), outer, dq, dk, dv)
+        blocks = (_blocks(one, ctx.at_once) for one in given)
+        for q_, k_, v_, keep_, outer_, dq_, dk_, dv_, added_ in zip(*blocks, ctx.added, strict=True):
+            weights, kept_ = _weights(q_, k_.mT, added_), keep_.to(q.dtype)
+            d_weights = torch.bmm(outer_, v_).mul_(kept_)
+            torch.bmm(kept_.mul_(weights).mT, outer_, out=dv_)
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            dq[b, :, some] = torch.bmm(d_scores, k[b, some]).mul_(ctx.scale).transpose(0, 1)
-            dk[b, :, some] = torch.bmm(d_scores.mT, scaled).transpose(0, 1)
-        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None, None, None
+            torch.bmm(d_scores, k_, out=dq_)
+            torch.bmm(d_scores.mT, q_, out=dk_)
+        return dq.mul_(ctx.scale), dk, dv, None, None, None, None
 
 
-def _blocks(q: Tensor, k: Tensor) -> Iterator[tuple[int, slice]]:
-    """A row of the batch and some of its heads at a time."""
-    batch, heads, length, _ = q.shape
-    at_once = max(1, min(heads, BLOCK // (q.element_size() * length * k.shape[2])))
-    for b in range(batch):
-        for first in range(0, heads, at_once):
-            yield b, slice(first, first + at_once)
+def _heads_at_once(q: Tensor, k: Tensor) -> int:
+    """How many heads of a row of the batch make a block."""
+    return max(1, min(q.shape[1], BLOCK // (q.element_size() * q.shape[2] * k.shape[2])))
 
 
-def _of_rows(added: Tensor | None, batch: int) -> list[Tensor | None]:
-    """What is added to the scores of each row of the batch; None: nothing, as to those of a text without padding."""
+def _blocks(of: Tensor, at_once: int) -> list[Tensor]:
+    """Views (h, …) of (B, H, …): some heads of each row of the batch, then the next heads of each."""
+    return [row for heads in of.split(at_once, dim=1) for row in heads.unbind()]
+
+
+def _added_to_blocks(added: Tensor | None, batch: int, heads: int, at_once: int) -> list[Tensor | None]:
+    """What is added to the scores of each block; None: nothing, as to those of a text without padding."""
     if added is None:
-        return [None] * batch
+        return [None] * (batch * -(-heads // at_once))
     some = [True] * len(added) if isinstance(added, FakeTensor) else added.flatten(1).any(dim=1).tolist()
-    rows: list[Tensor | None] = [one if there else None for one, there in zip(added, some, strict=True)]
-    return rows if len(rows) == batch else rows * batch
+    some = some * (batch // len(some))
+    wide = added.expand(batch, heads, -1, -1)
+    return [
+        row if there else None for part in wide.split(at_once, dim=1) for row, there in zip(part, some, strict=True)
+    ]
 
 
-def _weights(scaled: Tensor, k: Tensor, added: Tensor | None, some: slice) -> Tensor:
-    """softmax(Q Kᵀ · scale + mask) of one block, (h, T, S), from its ``scaled`` Q; ``added`` is of all its row's heads."""
-    scores = torch.bmm(scaled, k.mT)
+def _laid_out_as_tokens(like: Tensor, width: int) -> Tensor:
+    """Empty (B, H, T, ``width``) for ``like`` (B, H, T, d); its memory is that of (B, T, H, ``width``), as models read it."""
+    batch, heads, length, _ = like.shape
+    return like.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
+def _weights(scaled: Tensor, k: Tensor, added: Tensor | None) -> Tensor:
+    """softmax(Q Kᵀ · scale + mask) of one block, (h, T, S), from its ``scaled`` Q (h, T, d) and its Kᵀ (h, d, S)."""
+    scores = torch.bmm(scaled, k)
     if added is not None:
-        scores.add_(added[some] if added.shape[0] > 1 else added)
+        scores.add_(added)
     return torch.softmax(scores, dim=-1)
 
 

@@ -57,6 +57,9 @@ class TransformerConfig(BackboneConfig):
     cache_frozen: bool = added(False)
     """Compute what the blocks below everything that trains make of each text once, without dropout, into the cache, for
     all epochs, seeds and runs: for heads, last layers, and adapters in the top blocks."""
+    skip_unread: bool = added(False)
+    """Compute the last layer of an encoder of BERT's kind for the first position alone, the only one that its head
+    reads: faster, equal but for the last bits."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention code: torch's scaled_dot_product_attention, or plain matrix products."""
     pooling: Literal["model", "mean"] = "model"
@@ -86,6 +89,11 @@ class TransformerConfig(BackboneConfig):
                     f"given by "
                     f"backbone.{given[0]}. Set backbone.{name}=null."
                 )
+        if self.skip_unread and self.pooling == "mean":
+            raise BackboneError(
+                "backbone.skip_unread=true computes the last layer for a text's first position, and "
+                "backbone.pooling=mean reads them all. Set one of them to its default (false, model)."
+            )
         if self.architecture is not None and not isinstance(self.architecture.get("model_type"), str):
             raise BackboneError(
                 "backbone.architecture must name its model_type, for example "

@@ -77,6 +77,10 @@ def build(
         from peftlab.backbones.fast_dropout import use_fast_dropout
 
         use_fast_dropout(model)
+    if given.skip_unread:
+        from peftlab.backbones.unread import skip_unread
+
+        skip_unread(model, key)
     if given.gradient_checkpointing:
         from peftlab.backbones.checkpointing import use_gradient_checkpointing
 
@@ -100,6 +104,7 @@ def build(
         provenance["head_classes"] = names_in(source.folder)  # taken out again by match_head
     backbone = TransformerBackbone(model, tokenizer, outputs, provenance, pooling=given.pooling)
     backbone.recomputes = given.gradient_checkpointing
+    backbone.reads_first_alone = given.skip_unread
     return backbone
 
 
@@ -120,6 +125,11 @@ def _require_fits_own_head(given: TransformerConfig, model: nn.Module, key: str)
         raise BackboneError(
             f"backbone.pooling={given.pooling}: a language model says a next token after each token, so there is "
             "nothing to pool. Set backbone.pooling=model."
+        )
+    if given.skip_unread:
+        raise BackboneError(
+            "backbone.skip_unread=true: a language model says a next token after each token, so all of them are read. "
+            "Set backbone.skip_unread=false."
         )
     if given.train_head:
         require_head_may_train(model, key)

@@ -130,6 +130,11 @@ class LoReFT(PEFTStrategy, name="loreft"):
                 f"peft=loreft is made for encoders and decoders, and this {backbone.architecture} is both: its text "
                 "has two streams. Choose a method that adapts layers (peft=lora)."
             )
+        if backbone.reads_first_alone:
+            raise PeftlabError(
+                "peft=loreft edits tokens behind each block, and backbone.skip_unread=true leaves one of them behind "
+                "the last. Set backbone.skip_unread=false."
+            )
         place, blocks = transformer_blocks(backbone, "loreft")
         chosen = range(len(blocks)) if self.layers is None else self.layers
         if (most := max(chosen)) >= len(blocks):

@@ -242,6 +242,7 @@ FREE_TO_DIFFER = {
     "fast_dropout",
     "gradient_checkpointing",
     "cache_frozen",
+    "skip_unread",
     "attention",
 }
 """Backbone fields that may be other than the earlier run's: they change how it trains, not what it is."""

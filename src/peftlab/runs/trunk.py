@@ -50,6 +50,7 @@ def frozen_trunk(config: RunConfig, assembled: Assembled, data: TextDataModule, 
         "blocks": trunk.count,
         "kept": trunk.kept,
         "precision": config.trainer.precision,
+        **({"skip_unread": True} if backbone.reads_first_alone else {}),
         "versions": [torch.__version__, transformers.__version__, device.type],
     }
 
