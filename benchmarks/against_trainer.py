@@ -4,7 +4,8 @@
 
 Runs each side in a fresh process, in turns, and prints for each row the medians and the ratios of the turns (timings of
 one machine on one day; the ratio is what travels). In rows with dropout both sides have the model's own, 0.1 of hidden
-states and of attention, peftlab's drawn by ``backbone.fast_dropout``. The other side pads to the longest text of a
+states and of attention, peftlab's drawn by ``backbone.fast_dropout``; of the last layer peftlab computes what the head
+reads (``backbone.skip_unread``, but in the row ``learning``). The other side pads to the longest text of a
 batch and groups texts by length, as peftlab does. Steps and trainable parameters must be equal. Six steps learn
 nothing: whether both sides learn the same is a row of its own, ``learning``, of several seeds and more and shorter
 texts, which fails where test loss or accuracy differ by more than the seeds explain. AG News is read from
@@ -50,7 +51,8 @@ LEARNED = (
     "data.batch_size=16",
 )
 SEEDS, CONFIDENCE = 4, 0.99
-OURS = {True: ("backbone.fast_dropout=true",), False: ()}
+UNREAD = "backbone.skip_unread=true"
+OURS = {True: ("backbone.fast_dropout=true", UNREAD), False: (UNREAD,)}
 """What only peftlab is told, with and without dropout."""
 NEWS_ROW = "LoRA, AG News"
 CACHED = "head, 5 epochs"

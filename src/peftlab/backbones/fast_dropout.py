@@ -18,6 +18,7 @@ bytes of 0 and 1, which takes half as long as with truth values.
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -204,7 +205,7 @@ def _heads_at_once(q: Tensor, k: Tensor) -> int:
 
 def _blocks(of: Tensor, at_once: int) -> list[Tensor]:
     """Views (h, …) of (B, H, …): some heads of each row of the batch, then the next heads of each."""
-    return [row for heads in of.split(at_once, dim=1) for row in heads.unbind()]
+    return [row for heads in torch.split(of, at_once, dim=1) for row in heads.unbind()]
 
 
 def _added_to_blocks(added: Tensor | None, batch: int, heads: int, at_once: int) -> list[Tensor | None]:
@@ -213,14 +214,12 @@ def _added_to_blocks(added: Tensor | None, batch: int, heads: int, at_once: int)
         return [None] * (batch * -(-heads // at_once))
     some = [True] * len(added) if isinstance(added, FakeTensor) else added.flatten(1).any(dim=1).tolist()
     some = some * (batch // len(some))
-    wide = added.expand(batch, heads, -1, -1)
-    return [
-        row if there else None for part in wide.split(at_once, dim=1) for row, there in zip(part, some, strict=True)
-    ]
+    rows = zip(_blocks(added.expand(batch, heads, -1, -1), at_once), cycle(some), strict=False)
+    return [row if there else None for row, there in rows]
 
 
 def _laid_out_as_tokens(like: Tensor, width: int) -> Tensor:
-    """Empty (B, H, T, ``width``) for ``like`` (B, H, T, d); its memory is that of (B, T, H, ``width``), as models read it."""
+    """Empty (B, H, T, ``width``) for ``like`` (B, H, T, d); in memory (B, T, H, ``width``), as models read it."""
     batch, heads, length, _ = like.shape
     return like.new_empty(batch, length, heads, width).transpose(1, 2)
 

@@ -57,11 +57,11 @@ def skip_unread(model: Any, key: str) -> None:
 
 
 def _become(module: nn.Module, how: type) -> None:
-    module.__class__ = _child(how, type(module))
+    module.__class__ = _child(how, type(module))  # type: ignore[arg-type]
 
 
 @cache
-def _child(how: Any, of: Any) -> type:
+def _child(how: type, of: type) -> type:
     """``of`` with the forward pass of ``how``; it goes by the name and the module of ``of``, which others ask for."""
     return type(of.__name__, (how, of), {"__module__": of.__module__, "__doc__": how.__doc__})
 
