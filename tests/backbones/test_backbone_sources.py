@@ -14,6 +14,7 @@ from peftlab.backbones.transformer import TransformerConfig
 from peftlab.errors import BackboneError
 from peftlab.files import cache_folder
 from tests.backbones.tiny_backbones import batch, tiny
+from tests.conftest import REPOSITORY, Peftlab
 from tests.data.hub_server import FakeHub
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -190,6 +191,40 @@ def test_a_model_of_the_hub_then_of_its_cache(folder: Path, tmp_path: Path) -> N
     first, second = build_in_a_process("someone/tiny-bert", "someone/other", environment=offline).splitlines()
     assert f"'commit': '{commit}'" in first
     assert second.startswith("BackboneError: backbone.name_or_path=someone/other: not in the local hub cache")
+
+
+@pytest.mark.whole
+def test_a_run_is_evaluated_at_its_commit_wherever_the_branch_is(folder: Path, tmp_path: Path, reviews: Path) -> None:
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    tiny("bert", seed=1).model.save_pretrained(tmp_path / "next")
+    moved = files | {"model.safetensors": (tmp_path / "next" / "model.safetensors").read_bytes()}
+    with FakeHub() as hub:
+        commit = hub.add_model("someone/tiny-bert", files)
+        environment = hub.environment(tmp_path / "hf", PYTHONPATH=str(REPOSITORY / "src"))
+
+        def call(*words: str) -> str:
+            command = [sys.executable, "-m", "peftlab", *words]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout
+
+        words = ("data=text_files", f"data.path={reviews}", "data.max_length=16", "trainer.max_epochs=1", "logger=none")
+        call("train", "backbone=hf", "backbone.name_or_path=someone/tiny-bert", "peft=lora", "name=t", *words)
+        assert hub.add_model("someone/tiny-bert", moved) != commit
+        (run,) = Path("outputs/t").iterdir()
+        call("evaluate", str(run))
+
+
+def test_what_has_changed_says_where_it_lies_and_what_to_do(peftlab: Peftlab, folder: Path, reviews: Path) -> None:
+    words = ("data=text_files", f"data.path={reviews}", "data.max_length=16", "trainer.max_epochs=1", "logger=none")
+    given = ("backbone=hf", f"backbone.name_or_path={folder}", "peft=lora", "name=t")
+    assert peftlab("train", *given, *words).status == 0
+    tiny("bert", seed=1).model.save_pretrained(folder)
+    (run,) = Path("outputs/t").iterdir()
+    said = peftlab("evaluate", run)
+    assert said.status == 2
+    assert f"the files in {folder} have changed since. Put those back that the run was trained on." in said.err
+    assert "{" not in said.err
 
 
 def test_cache_folder_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

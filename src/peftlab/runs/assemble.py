@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,9 @@ def reassemble(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[st
 def as_it_began(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[str, Any]]:
     """A finished run's model before what it trained is loaded; see :func:`reassemble`."""
     facts = read_facts(folder)
+    recorded = (folder.read_record() or {}).get("backbone", {})
     if config.backbone.from_run is None:
+        config = replace(config, backbone=_at_its_commit(config.backbone, recorded))
         backbone = build_backbone(config, facts["label_names"], run_folder=folder.path)
         match_head(backbone, facts["label_names"], seed=config.seed)
     else:
@@ -153,10 +155,30 @@ def as_it_began(folder: RunFolder, config: RunConfig) -> tuple[Assembled, dict[s
         raise RunError(
             f"the backbone built now is not the one '{folder.path}' was trained on "
             f"(fingerprint {assembled.fingerprint[:12]}, expected {facts['backbone_fingerprint'][:12]}): "
-            f"its weights have changed at the source ({backbone.provenance}). "
-            "Pin backbone.revision, or point backbone.name_or_path at the old weights."
+            f"{_what_has_changed(backbone.provenance, recorded)}"
         )
     return assembled, facts
+
+
+def _at_its_commit(backbone: BackboneConfig, recorded: dict[str, Any]) -> BackboneConfig:
+    """``backbone`` at the commit of the hub that the record names, wherever its branch is now."""
+    commit = recorded.get("commit")
+    return backbone if commit is None else replace(backbone, revision=commit)  # type: ignore[call-arg]
+
+
+def _what_has_changed(found: dict[str, Any], recorded: dict[str, Any]) -> str:
+    """Why a backbone is another one, by where it comes from, and what to do."""
+    if found["source"] == "folder":
+        return f"the files in {found['path']} have changed since. Put those back that the run was trained on."
+    if found["source"] == "package":
+        return (
+            f"it comes from {found['package']} {found['version']}, and came from version {recorded.get('version')}. "
+            "Install that one."
+        )
+    return (
+        f"its source ({found['source']}) gives other weights than it did. Its versions are in record.json, under "
+        "versions: install those, or train the run anew (force=true)."
+    )
 
 
 def start_from_run(config: RunConfig, label_names: Sequence[str]) -> Backbone:
