@@ -20,9 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from peftlab.report.render.terminal import console, print_table
+from peftlab.report.table import Head, plain_table
 
 CLOSE = 0.2
 TEXTS = ("data=imdb_packaged", "backbone=minilm", "data.max_length=256", "data.batch_size=32", "data.limit_train=64")
@@ -70,11 +69,12 @@ def main() -> None:
             words = (*(word.replace("ROWS", str(rows)) for word in words), *SHORT, f"output_dir={folder}/runs")
             found[name] = one(title, words, Path(folder) / name)
             print(json.dumps({name: found[name]}), flush=True)
-    table = Table("", "process", "weights", "trains", "activations", "allocator", "estimated", "measured", "ratio")
-    for facts in found.values():
-        numbers = (f"{facts[name]:,.0f}" for name in PARTS)
-        table.add_row(facts["title"], *numbers, f"{facts['ratio']:.2f}")
-    print_table(console(), table)
+    heads = [Head(""), *(Head(name, number=True) for name in (*PARTS, "ratio"))]
+    lines = [
+        [facts["title"], *(f"{facts[name]:,.0f}" for name in PARTS), f"{facts['ratio']:.2f}"]
+        for facts in found.values()
+    ]
+    print_table(console(), plain_table(heads, lines))
     print("MiB; estimated from shapes, measured: the largest resident memory of the run's process")
     if given.out is not None:
         given.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
