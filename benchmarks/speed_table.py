@@ -121,7 +121,7 @@ def draw(rows: list[tuple[str, list[float]]], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7.2, 0.6 + 0.32 * len(rows)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(7.2, 0.8 + 0.32 * len(rows)), layout="constrained")
     for place, (_, turns) in enumerate(rows):
         axes.plot(turns, [place] * len(turns), "o", color="#4477aa", alpha=0.5, markersize=5)
         axes.plot([statistics.median(turns)], [place], "|", color="#222222", markersize=13, markeredgewidth=1.6)
@@ -129,7 +129,7 @@ def draw(rows: list[tuple[str, list[float]]], file: Path) -> None:
     axes.set_yticks(range(len(rows)), [what.partition(": samples")[0] for what, _ in rows])
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    axes.set_xlabel("times as fast as transformers.Trainer + HF peft (dots: turns, stroke: median)")
+    axes.set_xlabel("times as fast as transformers.Trainer + HF peft\n(dots: turns, stroke: median)")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=150)
