@@ -12,8 +12,8 @@ attention is a byte a weight.
 It acts where a model is in training, on a CPU and in float32, on ``nn.Dropout`` modules and on attention that
 ``transformers`` looks up as ``sdpa``; anywhere else the plain code runs. Bytes come from SFC64 (Doty-Humphrey; numpy's
 ``random_raw``, which is six times as fast as torch's generator and the same in all versions), which torch's generator
-seeds for each mask, so that a step's seed decides them, whatever the number of threads. Masks are multiplied with as
-bytes of 0 and 1, which takes half as long as with truth values.
+seeds for each mask, so that a step's seed decides them, whatever the number of threads. Masks are kept as bytes, and
+become float32 where they multiply, which takes half as long as a choice by truth values.
 """
 
 from __future__ import annotations
