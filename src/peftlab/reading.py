@@ -31,7 +31,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         OSError: if it cannot be read, or is no file: a named pipe would be waited for without end.
     """
-    with os.fdopen(open_regular(path), "rb") as file:
+    with os.fdopen(open_regular(path), "rb", buffering=0) as file:
         return file.read()
 
 

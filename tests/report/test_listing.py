@@ -15,15 +15,18 @@ from peftlab.errors import ConfigError
 from peftlab.metric_names import RECORD_PART, TRAIN_LOSS
 from peftlab.records.find import run_folders
 from peftlab.records.folder import RunFolder
-from peftlab.report import listing
-from peftlab.report.listing import best_of, in_order, only, read_listed, shared_by_most, told_apart, value_of
+from peftlab.records.identity_recorded import recorded_rules
+from peftlab.report import listed as reading
+from peftlab.report.listed import Listed, read_listed
+from peftlab.report.listing import best_of, in_order, only, shared_by_most, told_apart, value_of
+from peftlab.report.records_config import code_keys, flat
 from peftlab.report.render.terminal import PlainConsole
 from peftlab.training.places import OF_EPOCH
 from tests.conftest import Peftlab
 from tests.report.made_up import failed, record, three_methods, write
 
 
-def listed(folder: Path) -> list[listing.Listed]:
+def listed(folder: Path) -> list[Listed]:
     return read_listed(run_folders([str(folder)]))
 
 
@@ -87,8 +90,8 @@ def test_figures_that_are_none_are_told_when_the_record_is_read(
 def test_many_are_read_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     three_methods(tmp_path / "t")
     alone = listed(tmp_path)
-    monkeypatch.setattr(listing, "MANY", 2)
-    monkeypatch.setattr(listing, "cpus", lambda: 2)
+    monkeypatch.setattr(reading, "MANY", 2)
+    monkeypatch.setattr(reading, "cpus", lambda: 2)
     assert listed(tmp_path) == alone
 
 
@@ -226,9 +229,34 @@ def test_what_is_passed_over_of_many_records_is_not_missed(tmp_path: Path, monke
     made = record(0.8, key="a", history=history, memory={"peak_mib": 12.5}, selection={"epoch": 0})
     write(tmp_path / "t", [made, record(0.8, key="b", history=[{"epoch": 0, "train/loss": None}])])
     write(tmp_path / "t", [failed(record(0.8, key="c"), "RuntimeError: no"), record(0.8, key="d", history=None)])
+    monkeypatch.setattr(reading, "MANY", 1)
     whole = listed(tmp_path)
-    monkeypatch.setattr(listing, "MANY", 1)
-    assert listed(tmp_path) == whole
     assert [(run.status, run.epochs) for run in whole[:3]] == [("finished", 1), ("diverged", 1), ("failed", 0)]
-    assert set(listing.WantedOfHistory.__annotations__) == {OF_EPOCH, TRAIN_LOSS.in_history}
-    assert {RECORD_PART, *listing._PARTS} <= listing.Wanted.__annotations__.keys()
+    assert whole[0].values["memory.peak_mib"] == 12.5
+    assert set(reading.WantedOfHistory.__annotations__) == {OF_EPOCH, TRAIN_LOSS.in_history}
+    assert {RECORD_PART, *reading._FIGURES} <= reading.Wanted.__annotations__.keys()
+
+
+def test_a_list_says_of_each_run_what_its_record_does(tmp_path: Path) -> None:
+    """Parts that records repeat are read once, figures when they are asked for: nobody sees it."""
+    odd = {"ä\u2028": "😀", "n": 1.0, "whole": 1, "yes": True, "deep": {"a": [1, {"b": None}]}, "no": None}
+    made = [record(0.8, key=f"{n}", seed=n % 2, keys={"peft.rank": [1, 1.0, True, "1"][n % 4]}) for n in range(8)]
+    for one in made:
+        one["config"]["data"] |= odd
+    made[5]["metrics"]["test"]["accuracy"] = float("inf")  # no JSON that every reader takes
+    made[7]["config"]["name"] = "half of a pair: \ud800"  # nor is this
+    code = {"content": {"code_content": {"peft": "c" * 64}}}
+    for one in made[::3]:  # the others are of a peftlab that did not say it
+        one["identity"] = {"bookkeeping": ["name", "logger"], "added": {"peft.x": 1}, "run_folders": []} | code
+    write(tmp_path / "t", made)
+    for run, one in zip(listed(tmp_path), made, strict=True):
+        assert repr(dict(run.config)) == repr(
+            flat(one["config"]) | code_keys(one) | {"data.hash": one["data"]["hash"][:12]}
+        )
+        assert run.rules == recorded_rules(one)
+        assert run.figure("test") == one["metrics"]["test"]["accuracy"] == run.values["test/accuracy"]
+        assert run.values["timing.train_seconds"] == one["timing"]["train_seconds"]
+    shared = [{id(field) for field in run.fields} for run in listed(tmp_path)]
+    assert len(shared[0] & shared[4]) >= len(made[0]["config"]) - 1, "of equal bytes there is one object"
+    ranks = [row["rank"] for row in told_apart(listed(tmp_path))]
+    assert ranks == ["1", "1", "true", "1"] * 2

@@ -10,7 +10,8 @@ from peftlab.errors import RunError
 from peftlab.process import uncollected
 from peftlab.records.find import run_folders
 from peftlab.records.folder import RunFolder
-from peftlab.report.listing import only, read_listed
+from peftlab.report.listed import read_listed
+from peftlab.report.listing import only
 from peftlab.report.render.terminal import console, print_lines
 from peftlab.runs.removal import remove, size_of, why_kept
 

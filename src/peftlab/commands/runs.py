@@ -17,16 +17,8 @@ from peftlab.process import uncollected
 from peftlab.records.divergence import without_bare_words
 from peftlab.records.find import run_folders
 from peftlab.report.key_names import shown
-from peftlab.report.listing import (
-    Listed,
-    best_of,
-    in_order,
-    only,
-    read_listed,
-    shared_by_most,
-    told_apart,
-    value_of,
-)  # fmt: skip
+from peftlab.report.listed import Listed, read_listed
+from peftlab.report.listing import best_of, in_order, only, shared_by_most, told_apart, value_of
 from peftlab.report.number_text import NOTHING, fixed, plain_number
 from peftlab.report.render.terminal import console, print_lines, print_table
 from peftlab.report.table import Head, plain_table

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftlab.metric_names import MetricName
 from peftlab.records.find import run_folders
-from peftlab.report.listing import Listed, read_listed
+from peftlab.report.listed import Listed, read_listed
 from peftlab.report.records_config import DATA_HASH
 
 if TYPE_CHECKING:

@@ -41,13 +41,14 @@ def run_folders(given: Sequence[str]) -> list[RunFolder]:
             raise RunError(
                 f"there is no folder '{name}'. Give a run folder (outputs/<name>/<key>) or a folder of them."
             )
-        runs = _below(path)
+        runs = list(_walk(os.fspath(path)))
         if not runs:
             raise RunError(
                 f"'{name}' holds no run: there is no record.json in it or below it. Runs are in <output_dir>/<name>."
             )
+        whole = os.path.abspath(path)  # noqa: PTH100  keeps links, takes '..' out
         for run in runs:
-            found.setdefault(os.path.abspath(run), RunFolder(run))  # noqa: PTH100  keeps links, takes '..' out
+            found.setdefault(whole + run.removeprefix(os.fspath(path)), RunFolder(Path(run)))
     return list(found.values())
 
 
@@ -90,12 +91,8 @@ def begun_on_other_devices(config: RunConfig) -> Iterator[tuple[RunFolder, Train
                 yield folder, other.trainer
 
 
-def _below(path: Path) -> list[Path]:
-    """Run folders at or below ``path``; what lies inside a run (logs, checkpoints) is not looked at."""
-    return [Path(folder) for folder in _walk(os.fspath(path))]
-
-
 def _walk(folder: str) -> Iterator[str]:
+    """Run folders at or below ``folder``; what lies inside a run (logs, checkpoints) is not looked at."""
     if os.path.lexists(f"{folder}/record.json"):
         yield folder
         return

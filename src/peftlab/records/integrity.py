@@ -21,7 +21,9 @@ TEXT = "text_sha256"
 """Field of a record: the sha256 of its file's bytes before this line. Those of earlier versions have none."""
 
 _END = "\n}\n"
-_LAST_LINES = re.compile(rb'[0-9a-f]{64}",\n  "checksum": "[0-9a-f]{64}"\n}\n')
+_LAST_LINES = re.compile(rf',\n  "{TEXT}": "([0-9a-f]{{64}})",\n  "checksum": "[0-9a-f]{{64}}"\n}}\n\Z'.encode())
+_LONGEST_END = 256
+"""Bytes that the last lines have at most."""
 
 HASHED = ("config.yaml", "metrics.csv", "adapter.json", ADAPTER)
 """Files whose sha256 the record of a finished run has; the records of earlier versions have only the adapter's."""
@@ -46,8 +48,8 @@ def record_text(record: dict[str, Any]) -> str:
 
 def untouched(text: bytes) -> bool:
     """Whether ``text`` is to the byte what :func:`record_text` wrote; if not, its values may still be the same."""
-    before, _, after = text.rpartition(f',\n  "{TEXT}": "'.encode())
-    return _LAST_LINES.fullmatch(after) is not None and hashlib.sha256(before).hexdigest().encode() == after[:64]
+    end = _LAST_LINES.search(text, max(0, len(text) - _LONGEST_END))
+    return end is not None and hashlib.sha256(text[: end.start()]).hexdigest().encode() == end[1]
 
 
 def _written(values: dict[str, Any]) -> str:
