@@ -2,11 +2,11 @@
 
     python benchmarks/sweep_against_trainer.py [--reviews 384] [--ranks 2 4 8 16] [--seeds 3] [--first 3] [--out FILE]
 
-The same reviews, model, method, ranks, seeds, epochs and dropout (0.1 of hidden states and of attention, the model's
-own) on both sides; of the last layer peftlab computes what the head reads (``backbone.skip_unread``). ``peftlab sweep``
-runs into an empty cache and folder, with the records and tables that it makes; the other side is
-``benchmarks/peer_script.py``. Printed: wall clocks, their ratio, the script's seconds of training a run, and mean
-accuracies.
+The same reviews, model, method, ranks, seeds, epochs, batches and dropout (0.1 of hidden states and of attention, the
+model's own), a validation after the epoch and a test on both sides; of the last layer peftlab computes what the head
+reads (``backbone.skip_unread``). ``peftlab sweep`` runs into an empty cache and folder, with the records and tables
+that it makes; the other side is ``benchmarks/peer_script.py``. Printed: wall clocks, their ratio, the script's seconds
+of training a run, and mean accuracies.
 Then, in turns, the seconds from typing a command to the end of its first optimizer step. Needs ``peftlab[offline]``.
 """
 
@@ -29,7 +29,7 @@ TEST = 128
 WORDS = (
     "backbone=minilm", "backbone.dropout=0.1", "backbone.attention_dropout=0.1", "backbone.fast_dropout=true",
     "backbone.skip_unread=true", "peft=lora", "data=text_files", "data.path=.", "data.max_length=256",
-    "data.batch_size=32", "trainer.max_epochs=1", "optim.lr=2e-3", "logger=none",
+    "data.batch_size=32", "data.eval_batch_size=16", "trainer.max_epochs=1", "optim.lr=2e-3", "logger=none",
 )  # fmt: skip
 
 

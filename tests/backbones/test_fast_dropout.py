@@ -40,7 +40,7 @@ def masks() -> dict[str, Tensor | None]:
 
 
 @pytest.mark.parametrize("name", masks())
-@pytest.mark.parametrize("block", [1, 2, 4])
+@pytest.mark.parametrize("block", [1, 2, 3, 4])
 def test_blocks_compute_what_the_formula_says(monkeypatch: pytest.MonkeyPatch, name: str, block: int) -> None:
     monkeypatch.setattr(fast_dropout, "BLOCK", block * 10 * 12 * 8)
     torch.manual_seed(0)
@@ -62,6 +62,16 @@ def test_without_dropped_weights_it_is_torchs_attention() -> None:
     every, causal = torch.ones(2, 3, 9, 9, dtype=torch.bool), torch.ones(9, 9, dtype=torch.bool).tril()
     found = blockwise(q, k, v, causal, every, 1.0, 8**-0.5)
     torch.testing.assert_close(found, expected)
+
+
+def test_frozen_keys_get_no_gradient_and_the_others_theirs() -> None:
+    """As below the lowest layer that trains."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 9, 8, requires_grad=True) for _ in range(3))
+    keep = keep_mask((2, 3, 9, 9), 0.3)
+    expected = torch.autograd.grad(blockwise(q, k, v, None, keep, 1.4, 0.3).square().sum(), (q, v))
+    found = torch.autograd.grad(blockwise(q, k.detach(), v, None, keep, 1.4, 0.3).square().sum(), (q, v))
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.999])

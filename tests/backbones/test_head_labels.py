@@ -112,6 +112,14 @@ def test_weights_that_are_no_numbers(folder: Path, value: float) -> None:
         built(folder, THEIRS)
 
 
+def test_large_weights_are_numbers(folder: Path) -> None:
+    """Whatever their sum is."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["bert.encoder.layer.0.output.dense.weight"].fill_(torch.finfo(torch.float32).max)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert built(folder, THEIRS).model is not None
+
+
 def test_a_run_that_starts_from_another_keeps_that_runs_head(peftlab: Peftlab, folder: Path, scratch: Path) -> None:
     """The earlier run has put the rows into the order of its labels: they are not turned a second time."""
     lines = [

@@ -189,6 +189,7 @@ class _Attention(torch.autograd.Function):
         q, k, v, keep = ctx.saved_tensors
         scaled, outer = _scaled(q, ctx.scale), _scaled(gradients[0].transpose(1, 2), ctx.factor)  # (B, H, T, d)
         dq, dk, dv = (_laid_out_as_tokens(one, one.shape[-1]) for one in (q, k, v))
+        of_keys = ctx.needs_input_grad[1]  # not below the lowest layer that trains, where keys are frozen
         given = (scaled, k, v, keep.view(torch.uint8), outer, dq, dk, dv)
         blocks = (_blocks(one, ctx.at_once) for one in given)
         rooms = _rooms(3, ctx.at_once, keep, q.dtype)
@@ -200,8 +201,9 @@ class _Attention(torch.autograd.Function):
             torch.bmm(kept_.mul_(weights).mT, outer_, out=dv_)
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype, grad_input=kept_)
             torch.bmm(d_scores, k_, out=dq_)
-            torch.bmm(d_scores.mT, q_, out=dk_)
-        return dq.mul_(ctx.scale), dk, dv, None, None, None, None
+            if of_keys:
+                torch.bmm(d_scores.mT, q_, out=dk_)
+        return dq.mul_(ctx.scale), dk if of_keys else None, dv, None, None, None, None
 
 
 def _scaled(x: Tensor, scale: float) -> Tensor:

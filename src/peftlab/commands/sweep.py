@@ -16,7 +16,7 @@ from peftlab.files import write_atomically
 from peftlab.report.published import replace_table, require_markers
 from peftlab.report.render.markdown import escaped
 from peftlab.signals import ASKED
-from peftlab.sweeps import pool
+from peftlab.sweeps import pool, processes
 from peftlab.sweeps.beginning import beginning, file_schema
 from peftlab.sweeps.call import Call
 from peftlab.sweeps.jobs import Outcome
@@ -83,6 +83,8 @@ def _sweep(arguments: Sequence[str]) -> int:
     if given.dry_run:
         return _dry_run(call)
     beforehand = call.plan(reading=True)
+    if not (given.report_only or (beforehand.folder / "sweep.json").exists()):  # what has one may be finished
+        processes.warm_up()
     checked = check_all(beforehand)
     if not given.report_only:
         require_sound(beforehand, checked)

@@ -11,11 +11,12 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import safetensors
 import safetensors.torch
 import torch
+import xxhash
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -32,26 +33,37 @@ ADAPTER_FILE = "adapter.safetensors"
 FACTS_FILE = "adapter.json"
 
 
-def fingerprint(module: nn.Module, *, skip: Collection[str] = (), trainable: bool = True) -> str:
+class Digest(Protocol):
+    """What ``hashlib`` and ``xxhash`` make."""
+
+    def update(self, data: Any, /) -> None:
+        """Take bytes."""
+        ...
+
+    def hexdigest(self) -> str:
+        """Of all bytes so far."""
+        ...
+
+
+def fingerprint(module: nn.Module, *, skip: Collection[str] = ()) -> str:
     """sha256 over the names, types, shapes and bytes of parameters and persistent buffers.
 
     Args:
         module: whose tensors to hash.
         skip: names left out.
-        trainable: also hash parameters that require a gradient.
     """
-    return fingerprint_of(
-        {
-            name: tensor
-            for name, tensor in module.state_dict(keep_vars=True).items()
-            if name not in skip and (trainable or not getattr(tensor, "requires_grad", False))
-        }
-    )
+    state = module.state_dict(keep_vars=True)
+    return fingerprint_of({name: tensor for name, tensor in state.items() if name not in skip})
 
 
-def fingerprint_of(tensors: Mapping[str, Any]) -> str:
-    """The same over ``tensors`` by their names; what is no tensor is left out."""
-    digest = hashlib.sha256()
+def quick_fingerprint_of(tensors: Mapping[str, Any]) -> str:
+    """XXH3 over the same: tells in this process, and nowhere else, whether they have changed; 20 times as fast."""
+    return fingerprint_of(tensors, xxhash.xxh3_128())
+
+
+def fingerprint_of(tensors: Mapping[str, Any], digest: Digest | None = None) -> str:
+    """:func:`fingerprint` over ``tensors`` by their names; what is no tensor is left out."""
+    digest = hashlib.sha256() if digest is None else digest
     for name, tensor in sorted(tensors.items()):
         # bitsandbytes adds the quantisation state as further entries; it is part of the weight.
         if not hasattr(tensor, "shape"):

@@ -10,7 +10,7 @@ from peftlab.backbones.base import Backbone
 from peftlab.errors import RunError
 from peftlab.files import write_atomically
 from peftlab.peft.adapter import Adapter
-from peftlab.peft.saving import adapter_bytes, fingerprint, load_tensors
+from peftlab.peft.saving import adapter_bytes, fingerprint, load_tensors, quick_fingerprint_of
 from peftlab.reading import Unreadable, read_json
 from peftlab.records.folder import RunFolder
 
@@ -31,11 +31,15 @@ def backbone_fingerprint(backbone: Backbone) -> str:
 
 
 def frozen_fingerprint(adapter: Adapter) -> str:
-    """The fingerprint of everything in the model that training must not change, the adapter's frozen tensors too."""
+    """A quick fingerprint of everything that training must not change, the adapter's frozen tensors too."""
     running = set(map(id, adapter.running_state()))
-    backbone = adapter.backbone
-    skip = {name for name, tensor in backbone.state_dict(keep_vars=True).items() if id(tensor) in running}
-    return fingerprint(backbone, skip=skip, trainable=False)
+    return quick_fingerprint_of(
+        {
+            name: tensor
+            for name, tensor in adapter.backbone.state_dict(keep_vars=True).items()
+            if id(tensor) not in running and not getattr(tensor, "requires_grad", False)
+        }
+    )
 
 
 def save_adapter(folder: RunFolder, adapter: Adapter, facts: dict[str, Any]) -> dict[str, str | int]:

@@ -17,8 +17,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,7 @@ def started(does: Callable[..., None], given: tuple[Any, ...], name: str) -> For
     Raises:
         RunError: if no process can be had.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = _context()
     for left in range(2, -1, -1):
         process = context.Process(target=does, args=given, name=name)
         try:
@@ -57,6 +57,19 @@ def started(does: Callable[..., None], given: tuple[Any, ...], name: str) -> For
                 raise RunError(f"no process could be started for the job: {error or 'its server ended'}.") from error
             time.sleep(0.2)
     return process
+
+
+def warm_up() -> None:
+    """Let the server begin its imports, which take seconds, while its launcher still looks at the jobs."""
+    _context()
+    with contextlib.suppress(OSError):  # whoever starts a job will hear of it
+        forkserver.ensure_running()
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 def asked(does: Callable[[Any], Any], question: Any) -> Any:

@@ -10,4 +10,8 @@ import os
 
 os.setpgid(0, 0)
 
-import peftlab.sweeps.worker  # noqa: E402, F401
+from peftlab.process import uncollected  # noqa: E402
+
+with uncollected():
+    import peftlab.sweeps.warm
+    import peftlab.sweeps.worker  # noqa: F401

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from peftlab.backbones import quantize
 from peftlab.peft.adapter import Adapter
-from peftlab.peft.saving import fingerprint_of
+from peftlab.peft.saving import quick_fingerprint_of
 
 
 class ShardedStrategy(DDPStrategy):
@@ -86,7 +86,7 @@ def _blocks(adapter: Adapter) -> Iterator[nn.Module]:
 
 
 def fingerprint_of_parts(adapter: Adapter) -> str:
-    """The fingerprint of this process's part of everything that training must not change."""
+    """A quick fingerprint of this process's part of everything that training must not change."""
     backbone: Any = adapter.backbone
     for module in backbone.modules():
         if isinstance(module, FSDPModule):
@@ -97,4 +97,4 @@ def fingerprint_of_parts(adapter: Adapter) -> str:
         for name, tensor in backbone.state_dict(keep_vars=True).items()
         if isinstance(tensor, Tensor) and not tensor.requires_grad and id(tensor) not in running
     }
-    return fingerprint_of(found | quantize.quant_states(backbone))
+    return quick_fingerprint_of(found | quantize.quant_states(backbone))
