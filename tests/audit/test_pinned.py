@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 from peftlab.audit.pinned import moving, pinned, pins
 from peftlab.audit.reproduce import prepare
 from peftlab.config import from_plain
-from tests.conftest import REPOSITORY, Peftlab
+from tests.conftest import Peftlab
 from tests.data.hub_server import FakeHub
 from tests.runs.small_runs import CLASSIFIER, edit, finished
 
@@ -79,14 +78,7 @@ def table(word: str) -> bytes:
 def test_when_the_main_branch_has_moved_the_bits_are_the_same(scratch: Path) -> None:
     with FakeHub() as hub:
         first = hub.add_dataset("someone/reviews", {"train.parquet": table("first")})
-        environment = hub.environment(scratch / "hf", PYTHONPATH=str(REPOSITORY / "src"))
-
-        def call(*words: str) -> str:
-            command = [sys.executable, "-m", "peftlab", *words]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-            assert done.returncode == 0, done.stdout + done.stderr
-            return done.stdout
-
+        call = partial(hub.call, scratch / "hf")
         words = [word for word in CLASSIFIER if not word.startswith("data=")]
         call("train", *words, "data=hub", "data.id=someone/reviews", "name=t")
         hub.add_dataset("someone/reviews", {"train.parquet": table("second")})

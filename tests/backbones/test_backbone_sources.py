@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from peftlab.backbones.transformer import TransformerConfig
 from peftlab.errors import BackboneError
 from peftlab.files import cache_folder
 from tests.backbones.tiny_backbones import batch, tiny
-from tests.conftest import REPOSITORY, Peftlab
+from tests.conftest import Peftlab
 from tests.data.hub_server import FakeHub
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -200,14 +201,7 @@ def test_a_run_is_evaluated_at_its_commit_wherever_the_branch_is(folder: Path, t
     moved = files | {"model.safetensors": (tmp_path / "next" / "model.safetensors").read_bytes()}
     with FakeHub() as hub:
         commit = hub.add_model("someone/tiny-bert", files)
-        environment = hub.environment(tmp_path / "hf", PYTHONPATH=str(REPOSITORY / "src"))
-
-        def call(*words: str) -> str:
-            command = [sys.executable, "-m", "peftlab", *words]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-            assert done.returncode == 0, done.stdout + done.stderr
-            return done.stdout
-
+        call = partial(hub.call, tmp_path / "hf")
         words = ("data=text_files", f"data.path={reviews}", "data.max_length=16", "trainer.max_epochs=1", "logger=none")
         call("train", "backbone=hf", "backbone.name_or_path=someone/tiny-bert", "peft=lora", "name=t", *words)
         assert hub.add_model("someone/tiny-bert", moved) != commit

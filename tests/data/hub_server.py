@@ -15,12 +15,16 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.conftest import REPOSITORY
 
 _API = re.compile(r"/api/(?P<kind>dataset|model)s/(?P<rest>.+)")
 _RESOLVE = re.compile(r"/(?P<dataset>datasets/)?(?P<repo>[^/]+(?:/[^/]+)?)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
@@ -75,6 +79,14 @@ class FakeHub:
         repo.refs[revision] = digest
         repo.refs.setdefault("main", digest)
         return digest
+
+    def call(self, hf_home: Path, *words: str) -> str:
+        """What ``peftlab words…`` prints, with this hub in the place of the real one; it must succeed."""
+        command = [sys.executable, "-m", "peftlab", *words]
+        environment = self.environment(hf_home, PYTHONPATH=str(REPOSITORY / "src"))
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def environment(self, hf_home: Path, **more: str) -> dict[str, str]:
         """An environment whose hub is this one and whose caches are in ``hf_home``."""

@@ -64,7 +64,7 @@ class Wanted(RecordHead, total=False):
     history: list[WantedOfHistory]
     ended_at: Any
     error: Any
-    metrics: dict[str, msgspec.Raw]
+    metrics: dict[str, msgspec.Raw] | None
     parameters: msgspec.Raw
     timing: msgspec.Raw
     memory: msgspec.Raw
