@@ -89,6 +89,13 @@ def test_the_rate_and_the_expectation(p: float) -> None:
     assert torch.equal(gradient, out.detach())  # of ones: the same elements, scaled alike
 
 
+def test_an_element_times_its_factor_to_the_bit() -> None:
+    x, keep = torch.randn(3, 1000), keep_mask((3, 1000), 0.3)
+    expected = keep.float() * 1.4 * x  # zeros with the sign of x among them
+    found = fast_dropout._times(keep, 1.4, x)
+    assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+
+
 def test_draws_are_those_of_any_version() -> None:
     """A run is made again to the bit with another numpy; its own stream of SFC64 is promised to stay."""
     torch.manual_seed(0)

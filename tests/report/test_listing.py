@@ -174,6 +174,10 @@ def test_the_command(peftlab: Peftlab, tmp_path: Path) -> None:
     assert columns.status == 2
     assert "--columns rank: no run has that." in columns.err
     assert "12" in peftlab("runs", "--columns", "timing.train_seconds", "seed=2").out
+    figures = peftlab("runs", "--columns", "test/accuracy,metrics.test.loss").out
+    found = re.findall(r"finished +(\S+) +(\S+)", figures)
+    assert len(found) == 9
+    assert {len(figure.partition(".")[2]) for pair in found for figure in pair} == {4}, "decimals, in every row"
     for words, says in (
         (["nowhere"], "there is no folder 'nowhere'"),
         (["--best", "0"], "--best 0: give how many, 1 or more"),

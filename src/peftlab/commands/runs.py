@@ -122,7 +122,8 @@ def _print(
     if columns:
         values = [value_of(name, runs, "--columns") for name in columns]
         heads += [Head(name, number=True, optional=True) for name in columns]
-        cells = [[_number(value(run)) for value in values] for run in printed]
+        written = [_figure_or_number if _is_metric(name) else _number for name in columns]
+        cells = [[write(value(run)) for write, value in zip(written, values, strict=True)] for run in printed]
     else:
         selects = {run.selects for run in runs if run.selects}
         of = next(iter(selects)) if len(selects) == 1 else "figure"
@@ -150,6 +151,15 @@ def _in_words(says: Mapping[str, str], but: Mapping[str, str]) -> str:
 
 def _figure(value: float | None) -> str:
     return NOTHING if value is None else fixed(value)
+
+
+def _is_metric(name: str) -> bool:
+    return (MetricName.from_record(name) or MetricName.from_history(name)) is not None
+
+
+def _figure_or_number(value: Any) -> str:
+    """A metric as the selecting figure is written, so that a column has as many decimals in all its rows."""
+    return fixed(value) if isinstance(value, float) and abs(value) < 1000 else _number(value)
 
 
 def _number(value: Any) -> str:
