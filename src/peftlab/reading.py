@@ -66,6 +66,8 @@ def parse_json_fast(data: bytes, parts: Any = Any) -> Any:
     import msgspec
 
     try:
+        if parts is not Any and not data.isascii():
+            data.decode("utf-8")  # the decoder takes any bytes in texts that it passes over
         return _decoder(parts).decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return parse_json(data)  # the two differ in NaN, infinity and halves of surrogates, and in their words

@@ -87,6 +87,26 @@ def test_figures_that_are_none_are_told_when_the_record_is_read(
     assert said in found["b"].error
 
 
+@pytest.mark.parametrize("part", ["config", "peft", "test", "timing", "history"])
+@pytest.mark.parametrize("broken", [b'"x": "\xff"', b'"\xff": 1', b'"x": 01', b'"x": "\\q"', b'"x": "\x01"'])
+def test_a_record_that_is_no_json_is_told_wherever_it_is_broken(tmp_path: Path, part: str, broken: bytes) -> None:
+    """Also in what is read later, or never: nobody who asks for figures meets it then."""
+    folder = tmp_path / "t" / "a"
+    folder.mkdir(parents=True)
+    made = record(0.8, key="a", history=[{"epoch": 0, "train/loss": 1.0}])
+    begin = b"[{" if part == "history" else b"{"
+    text = (
+        json.dumps(made)
+        .encode()
+        .replace(f'"{part}": '.encode() + begin, f'"{part}": '.encode() + begin + broken + b", ")
+    )
+    assert broken in text
+    (folder / "record.json").write_bytes(text)
+    (found,) = listed(tmp_path)
+    assert (found.status, found.values) == ("unreadable", {})
+    assert "record.json is damaged (it is no JSON" in found.error
+
+
 def test_many_are_read_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     three_methods(tmp_path / "t")
     alone = listed(tmp_path)
